@@ -1,0 +1,2 @@
+//! The `posttrain` command line.
+fn main() {}

@@ -1,0 +1,8 @@
+//! What every crate shares: counter-based randomness, content hashes, atomic files, name
+//! suggestions, and where test data lives.
+
+pub mod atomic_file;
+pub mod hash;
+pub mod rng;
+pub mod suggest;
+pub mod testdata;

@@ -1,0 +1,1 @@
+//! Readers, dataset layouts, conversion, mixtures, packing and the tokenised cache.

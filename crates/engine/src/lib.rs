@@ -1,0 +1,1 @@
+//! Tensors, parameters, segment tables and the tape of fused operations.

@@ -1,0 +1,1 @@
+//! CPU kernels: matrix products, attention, elementwise loops, quantised formats, buffers.

@@ -1,0 +1,1 @@
+//! Language-model architectures, configuration and weights of Hugging Face directories, adapters.

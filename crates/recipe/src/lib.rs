@@ -1,0 +1,1 @@
+//! Recipes as people write them, and plans as they will run.

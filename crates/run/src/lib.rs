@@ -1,0 +1,1 @@
+//! Run folders: metrics, events, checkpoints, atomic publication.

@@ -1,0 +1,1 @@
+//! Generated, verifiable problems for the quickstart and for tests.

@@ -1,0 +1,1 @@
+//! Tokenizers, chat templates, loss masks from token provenance, and their audit.
