@@ -1,0 +1,8 @@
+#!/bin/sh
+# Makes every golden file again: golden/make.sh VENV, where VENV has requirements.txt installed.
+set -eu
+venv=${1:?usage: golden/make.sh VENV}
+here=$(dirname "$0")
+for script in models quant train; do
+    "$venv/bin/python" "$here/$script.py"
+done
