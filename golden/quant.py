@@ -74,6 +74,31 @@ def plain_8bit_dequant(codes, absmax, code, block):
     return (flat * plain_blocks(flat.numel(), absmax, block)).reshape(codes.shape)
 
 
+def plain_codes(x, absmax, code, block):
+    """The nearest value of a sorted code: how many midpoints lie strictly below x / absmax."""
+    scale = plain_blocks(x.numel(), absmax, block).clamp(min=1e-38)
+    midpoints = (code[:-1] + code[1:]) / 2
+    by_product, by_quotient = (
+        torch.bucketize((x.flatten().float() * (1.0 / scale)).clamp(-1, 1), midpoints),
+        torch.bucketize((x.flatten().float() / scale).clamp(-1, 1), midpoints),
+    )
+    assert torch.equal(by_product, by_quotient), "an input on a tie: rounding of 1/absmax would decide"
+    return by_product.to(torch.uint8)
+
+
+def check_cpu_codes(what: str, theirs, x, absmax, code, block) -> torch.Tensor:
+    """The 8-bit kernel for the CPU looks values up in a coarse table and may miss the nearest one.
+
+    What its reference kernel (backends/default) computes is the nearest, so that
+    is the truth here. The distance of the CPU kernel's answer is held to what its table allows.
+    """
+    nearest = plain_codes(x, absmax, code, block)
+    scale = plain_blocks(x.numel(), absmax, block)
+    miss = (code[theirs.flatten().long()] - code[nearest.long()]).abs() * scale - 0.02 * scale
+    assert miss.max() <= 0, f"{what}: {miss.max()}"
+    return nearest.reshape(theirs.shape)
+
+
 def same(what: str, a, b) -> None:
     assert torch.equal(a, b), f"{what}: bitsandbytes differs from plain arithmetic by {(a - b).abs().max()}"
 
@@ -89,16 +114,26 @@ def nf4_case(name: str, x: torch.Tensor) -> dict:
 
     packed2, nested = F.quantize_4bit(x, blocksize=NF4_BLOCK, quant_type="nf4", compress_statistics=True)
     same(f"{name} codes", packed, packed2)
-    absmax2 = plain_8bit_dequant(nested.absmax, nested.state2.absmax, nested.state2.code, NESTED_BLOCK) + nested.offset
-    nested_dequant = plain_nf4_dequant(packed, absmax2, x.shape, x.dtype)
+    levels = _get_4bit_code("nf4", torch.device("cpu"))
+    flat = plain_codes(x, state.absmax, levels, NF4_BLOCK)
+    same(f"{name} nearest", flat[0::2], (packed.flatten() >> 4))
+    same(f"{name} nearest", flat[1::2], (packed.flatten() & 15)[: len(flat[1::2])])
+
+    centred, map8, absmax8 = state.absmax - nested.offset, nested.state2.code, nested.state2.absmax
+    nearest = check_cpu_codes(f"{name} nested", nested.absmax, centred, absmax8, map8, NESTED_BLOCK)
+    theirs = plain_8bit_dequant(nested.absmax, absmax8, map8, NESTED_BLOCK) + nested.offset
     if x.shape[1] % NF4_BLOCK == 0:
-        same(f"{name} nested", F.dequantize_4bit(packed2, nested), nested_dequant)
+        their_dequant = plain_nf4_dequant(packed, theirs, x.shape, x.dtype)
+        same(f"{name} nested", F.dequantize_4bit(packed2, nested), their_dequant)
+    absmax2 = plain_8bit_dequant(nearest, absmax8, map8, NESTED_BLOCK) + nested.offset
+    nested_dequant = plain_nf4_dequant(packed, absmax2, x.shape, x.dtype)
     return {
         "input": x,
         "codes": packed.flatten(),
         "absmax": state.absmax,
         "dequant": dequant,
-        "nested.absmax_codes": nested.absmax,
+        "nested.absmax_codes": nearest,
+        "nested.absmax_codes_cpu": nested.absmax,
         "nested.absmax": nested.state2.absmax,
         "nested.offset": nested.offset.reshape(1),
         "nested.absmax_dequant": absmax2,
@@ -124,7 +159,8 @@ def make_linear4bit() -> None:
         layer.bias = torch.nn.Parameter(normal(rng(7), (64,), std=0.1))
         layer = layer.to("cpu")
         state = layer.state_dict()
-        state["dequant"] = nf4_case("plain_bf16", nf4_inputs()["plain_bf16"])["nested.dequant" if double else "dequant"]
+        state["dequant"] = F.dequantize_4bit(layer.weight.data, layer.weight.quant_state)
+        same("Linear4bit", state["dequant"], dequantised(state)["weight"].bfloat16())
         save_tensors(OUT / f"linear4bit_{'double' if double else 'single'}.safetensors", state, {"format": "pt"})
         packed = state["weight.quant_state.bitsandbytes__nf4"]
         print(" ", sorted(state), json.loads(bytes(packed.tolist())))
@@ -170,9 +206,11 @@ def make_blockwise8() -> None:
     }
     for name, (x, code) in cases.items():
         codes, state = F.quantize_blockwise(x, code=code.clone(), blocksize=256)
-        dequant = plain_8bit_dequant(codes, state.absmax, code, 256)
-        same(name, F.dequantize_blockwise(codes, state), dequant)
-        out |= {f"{name}.input": x, f"{name}.codes": codes, f"{name}.absmax": state.absmax, f"{name}.dequant": dequant}
+        same(name, F.dequantize_blockwise(codes, state), plain_8bit_dequant(codes, state.absmax, code, 256))
+        nearest = check_cpu_codes(name, codes, x, state.absmax, code, 256)
+        dequant = plain_8bit_dequant(nearest, state.absmax, code, 256)
+        out |= {f"{name}.input": x, f"{name}.codes": nearest, f"{name}.codes_cpu": codes, f"{name}.absmax": state.absmax}
+        out[f"{name}.dequant"] = dequant
     save_tensors(OUT / "blockwise8.safetensors", out)
 
 
