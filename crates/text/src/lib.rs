@@ -1,1 +1,7 @@
 //! Tokenizers, chat templates, loss masks from token provenance, and their audit.
+
+pub mod error;
+pub mod template;
+
+pub use error::{Origin, TextError};
+pub use template::{ChatTemplate, Message, Moment, Rendering, TemplateInputs};
