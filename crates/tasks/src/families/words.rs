@@ -1,0 +1,39 @@
+//! The small vocabulary that all families share.
+
+use pt_core::rng::Draws;
+
+pub(crate) const NAMES: &[&str] = &["Tom", "Ann", "Ben", "Mia", "Sam", "Eva", "Max", "Lea", "Jim", "Zoe"];
+/// Every thing takes "a" and a plural in "s".
+pub(crate) const THINGS: &[&str] =
+    &["ball", "cup", "book", "coin", "pen", "hat", "key", "toy", "cake", "nut", "card", "ring"];
+pub(crate) const COLOURS: &[&str] = &["red", "blue", "green", "black", "white", "pink", "brown", "gray"];
+pub(crate) const SIZES: &[&str] = &["big", "small", "tiny", "huge"];
+pub(crate) const PLACES: &[&str] = &["bed", "box", "desk", "door", "chair", "shelf"];
+pub(crate) const ANIMALS: &[&str] = &["cat", "dog", "hen", "pig", "cow", "duck", "fox", "bird"];
+pub(crate) const VERBS: &[&str] = &["sees", "finds", "likes", "takes", "hides", "wants"];
+
+const CONSONANTS: &[u8] = b"bdjlmnprvz";
+const VOWELS: &[u8] = b"aeiou";
+
+/// A made-up word of consonants and vowels in turn, starting with a consonant.
+pub(crate) fn made_up_word(n_letters: usize, draws: &mut Draws) -> String {
+    (0..n_letters).map(|i| char::from(*draws.pick(if i % 2 == 0 { CONSONANTS } else { VOWELS }))).collect()
+}
+
+/// `n` different items, in random order.
+///
+/// # Panics
+/// If there are fewer than `n`.
+pub(crate) fn distinct<'a>(items: &[&'a str], n: usize, draws: &mut Draws) -> Vec<&'a str> {
+    assert!(n <= items.len(), "{n} different items of only {}", items.len());
+    let mut order: Vec<&str> = items.to_vec();
+    draws.shuffle(&mut order);
+    order.truncate(n);
+    order
+}
+
+/// A number near `right` that is not it and not negative, as a careless mistake would give.
+pub(crate) fn near_miss(right: i64, draws: &mut Draws) -> i64 {
+    let off = *draws.pick(&[1, 2, 10]);
+    if draws.below(2) == 0 && right >= off { right - off } else { right + off }
+}
