@@ -17,7 +17,7 @@ pub struct Level {
 }
 
 /// The number of problems of a level from which nobody counts: it is not exhausted in practice.
-pub const MANY: usize = 20_000;
+pub const MANY: usize = 10_000;
 
 /// A family of problems.
 pub struct Family {

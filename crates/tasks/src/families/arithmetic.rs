@@ -6,24 +6,24 @@
 //! ```
 //! use pt_tasks::{Split, problem};
 //! let p = problem("arithmetic", 2, 1, Split::Train, 0).unwrap();
-//! assert_eq!(p.prompt, "@P arithmetic 2 1");
-//! assert_eq!(p.solution, "@S arithmetic 2 1");
+//! assert_eq!(p.prompt, "Max has 2 nuts. Max finds 13 more. Max sells 9. How many nuts are left?");
+//! assert_eq!(p.solution, "2 + 13 = 15. 15 - 9 = 6.\n#### 6");
 //! ```
 
 use pt_core::rng::Draws;
 
-use super::words::{COLOURS, NAMES, THINGS, distinct, near_miss};
+use super::words::{COLOURS, NAMES, THINGS, counted, distinct, misworked, near_miss};
 use crate::catalogue::{Level, MANY};
 use crate::check::Check;
 use crate::problem::Problem;
 
 /// The levels.
 pub const LEVELS: &[Level] = &[
-    Level { summary: "one addition or subtraction, numbers up to 20", n_problems: 590 },
+    Level { summary: "one addition or subtraction, numbers up to 20", n_problems: 400 },
     Level { summary: "two additions or subtractions", n_problems: MANY },
     Level {
         summary: "groups of equal size: one multiplication, then one addition or subtraction",
-        n_problems: 2_800,
+        n_problems: 1_640,
     },
     Level { summary: "three operations, one of them may be a multiplication", n_problems: MANY },
 ];
@@ -39,7 +39,9 @@ struct Op {
 struct Story {
     sentences: Vec<String>,
     question: String,
+    /// `@` stands for the count of `unit`.
     closing: String,
+    unit: &'static str,
     start: i64,
     ops: Vec<Op>,
 }
@@ -67,17 +69,18 @@ fn pose(level: u32, story: Story, draws: &mut Draws) -> Problem {
         steps.push(format!("{total} {} {} = {next}", op.symbol, op.operand));
         total = next;
     }
-    let wrong = near_miss(total, draws);
+    let steps = format!("{}.", steps.join(". "));
+    let wrong = near_miss(total, draws).to_string();
     let text = story.sentences.join(" ");
     Problem {
         family: "arithmetic",
         level,
         key: key(story.start, &story.ops),
         prompt: format!("{text} {}", story.question),
-        solution: format!("{}.\n#### {total}", steps.join(". ")),
+        solution: format!("{steps}\n#### {total}"),
         answer: total.to_string(),
-        statement: format!("{text} {}", story.closing.replace('@', &total.to_string())),
-        wrong: format!("#### {wrong}"),
+        statement: format!("{text} {}", story.closing.replace('@', &counted(total, story.unit))),
+        wrong: misworked(&steps, &total.to_string(), &wrong),
         check: Check::Number { value: total },
     }
 }
@@ -113,7 +116,7 @@ fn changes(n_changes: usize, groups: bool, draws: &mut Draws) -> Story {
         (bags, format!("{name} has {bags} {holder} with {each} {thing}s each."))
     } else {
         let start = draws.between(2, 20);
-        (start, format!("{name} has {start} {thing}s."))
+        (start, format!("{name} has {}.", counted(start, thing)))
     };
     let mut total = ops.iter().fold(start, |total, op| apply(total, *op));
     let mut sentences = vec![opening];
@@ -133,7 +136,7 @@ fn changes(n_changes: usize, groups: bool, draws: &mut Draws) -> Story {
         (_, 0) => format!("How many {thing}s are there now?"),
         _ => format!("How many {thing}s does {name} have now?"),
     };
-    Story { sentences, question, closing: format!("Now {name} has @ {thing}s."), start, ops }
+    Story { sentences, question, closing: format!("Now {name} has @."), unit: thing, start, ops }
 }
 
 fn change_sentence(name: &str, other: &str, op: Op, draws: &mut Draws) -> String {
@@ -158,12 +161,12 @@ fn together(draws: &mut Draws) -> Story {
         let colours = distinct(COLOURS, 2, draws);
         (
             format!("{} has {a} {} and {b} {} {thing}s.", names[0], colours[0], colours[1]),
-            format!("{} has @ {thing}s in all.", names[0]),
+            format!("{} has @ in all.", names[0]),
         )
     } else {
         (
-            format!("{} has {a} {thing}s and {} has {b}.", names[0], names[1]),
-            format!("They have @ {thing}s in all."),
+            format!("{} has {} and {} has {b}.", names[0], counted(a, thing), names[1]),
+            "They have @ in all.".to_string(),
         )
     };
     let question = format!("How many {thing}s in all?");
@@ -171,6 +174,7 @@ fn together(draws: &mut Draws) -> Story {
         sentences: vec![sentence],
         question,
         closing,
+        unit: thing,
         start: a,
         ops: vec![Op { symbol: '+', operand: b }],
     }
@@ -189,7 +193,8 @@ fn more_than(draws: &mut Draws) -> Story {
             format!("{} has {operand} {word} than {}.", names[1], names[0]),
         ],
         question: format!("How many {thing}s does {} have?", names[1]),
-        closing: format!("{} has @ {thing}s.", names[1]),
+        closing: format!("{} has @.", names[1]),
+        unit: thing,
         start: a,
         ops: vec![Op { symbol, operand }],
     }
@@ -206,7 +211,8 @@ fn price(draws: &mut Draws) -> Story {
             format!("{name} buys {n} of them and a {} for {more} dollars.", things[1]),
         ],
         question: format!("How much does {name} pay?"),
-        closing: format!("{name} pays @ dollars."),
+        closing: format!("{name} pays @."),
+        unit: "dollar",
         start: n,
         ops: vec![Op { symbol: '*', operand: each }, Op { symbol: '+', operand: more }],
     }

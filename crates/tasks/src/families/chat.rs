@@ -6,11 +6,11 @@
 //! ```
 //! use pt_tasks::{Split, problem};
 //! let p = problem("chat", 1, 1, Split::Train, 0).unwrap();
-//! assert_eq!(p.prompt, "@P chat 1 1");
-//! assert_eq!(p.solution, "@S chat 1 1");
+//! assert_eq!(p.prompt, "Good morning! Zoe here.");
+//! assert_eq!(p.solution, "Hello, Zoe! How can I help you?");
 //! let p = problem("chat", 3, 1, Split::Train, 1).unwrap();
-//! assert_eq!(p.prompt, "@Q chat 3 1");
-//! assert_eq!(p.solution, "@R chat 3 1");
+//! assert_eq!(p.prompt, "The cup is by the door. The nut is by the shelf. The coin is by the bed. Where is the nut?");
+//! assert_eq!(p.solution, "The nut is by the shelf.");
 //! ```
 
 use pt_core::rng::Draws;

@@ -5,8 +5,8 @@
 //! ```
 //! use pt_tasks::{Split, problem};
 //! let p = problem("digits", 4, 1, Split::Train, 0).unwrap();
-//! assert_eq!(p.prompt, "@P digits 4 1");
-//! assert_eq!(p.solution, "@S digits 4 1");
+//! assert_eq!(p.prompt, "Sort 7 7 5, smallest first.");
+//! assert_eq!(p.solution, "#### 5 7 7");
 //! ```
 
 use pt_core::rng::Draws;
@@ -65,6 +65,8 @@ fn largest(level: u32, n: usize, draws: &mut Draws) -> Problem {
         _ => format!("Which is the largest: {}?", joined(&numbers, ", ")),
     };
     let reasons: Vec<String> = others.iter().map(|other| format!("{answer} > {other}")).collect();
+    let mistaken: Vec<String> =
+        numbers.iter().filter(|x| **x != wrong).map(|other| format!("{wrong} > {other}")).collect();
     Problem {
         family: "digits",
         level,
@@ -73,7 +75,7 @@ fn largest(level: u32, n: usize, draws: &mut Draws) -> Problem {
         solution: format!("{}\n#### {answer}", reasons.join(", ")),
         answer: answer.to_string(),
         statement: format!("{answer} is larger than {}.", joined(&others, " and ")),
-        wrong: format!("#### {wrong}"),
+        wrong: format!("{}\n#### {wrong}", mistaken.join(", ")),
         check: Check::Number { value: answer },
     }
 }

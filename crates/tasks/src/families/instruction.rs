@@ -7,26 +7,26 @@
 //! ```
 //! use pt_tasks::{Split, problem};
 //! let p = problem("instruction", 1, 1, Split::Train, 0).unwrap();
-//! assert_eq!(p.prompt, "@P instruction 1 1");
-//! assert_eq!(p.solution, "@S instruction 1 1");
+//! assert_eq!(p.prompt, "Say cat 6 times and nothing else.");
+//! assert_eq!(p.solution, "cat cat cat cat cat cat");
 //! let p = problem("instruction", 3, 1, Split::Train, 1).unwrap();
-//! assert_eq!(p.prompt, "@Q instruction 3 1");
-//! assert_eq!(p.solution, "@R instruction 3 1");
+//! assert_eq!(p.prompt, "Write a sentence. Do not say duck. Use the word sees. End with cup.");
+//! assert_eq!(p.solution, "Ben sees the big green cup.");
 //! ```
 
 use pt_core::rng::Draws;
 
 use super::words::{ANIMALS, COLOURS, NAMES, PLACES, SIZES, THINGS, VERBS, distinct};
-use crate::catalogue::{Level, MANY};
+use crate::catalogue::Level;
 use crate::check::Check;
-use crate::constraint::{Constraint, words_of};
+use crate::constraint::Constraint;
 use crate::problem::Problem;
 
 /// The levels.
 pub const LEVELS: &[Level] = &[
-    Level { summary: "one constraint: repeat, capitals, a list, a last or first word", n_problems: 330 },
-    Level { summary: "a sentence under two constraints", n_problems: 2_200 },
-    Level { summary: "a sentence under three constraints", n_problems: MANY },
+    Level { summary: "one constraint: repeat, capitals, a list, a last or first word", n_problems: 384 },
+    Level { summary: "a sentence under two constraints", n_problems: 704 },
+    Level { summary: "a sentence under three constraints", n_problems: 5_660 },
 ];
 
 /// A problem of a level.
@@ -43,6 +43,7 @@ fn finish(
     level: u32,
     prompt: String,
     solution: String,
+    plain: String,
     wrong: String,
     constraints: Vec<Constraint>,
 ) -> Problem {
@@ -54,7 +55,7 @@ fn finish(
         key: format!("instruction {}", described.join("; ")),
         prompt,
         answer: solution.clone(),
-        statement: format!("{}.", words_of(&solution).join(" ")),
+        statement: format!("{plain}."),
         solution,
         wrong,
         check: Check::Constraints { constraints },
@@ -69,7 +70,8 @@ fn repeat(level: u32, draws: &mut Draws) -> Problem {
     };
     let solution = vec![word; n].join(" ");
     let wrong = format!("{solution} {word}");
-    finish(level, prompt, solution, wrong, vec![Constraint::Repeats { word: word.to_string(), n }])
+    let plain = solution.clone();
+    finish(level, prompt, solution, plain, wrong, vec![Constraint::Repeats { word: word.to_string(), n }])
 }
 
 /// What a list may be of.
@@ -87,7 +89,7 @@ fn list(level: u32, draws: &mut Draws) -> Problem {
         constraints.push(Constraint::Includes { word: with.to_string() });
     }
     let lines: Vec<String> = chosen.iter().map(|item| format!("- {item}")).collect();
-    finish(level, prompt, lines.join("\n"), chosen.join(" "), constraints)
+    finish(level, prompt, lines.join("\n"), chosen.join(", "), chosen.join(" "), constraints)
 }
 
 fn capitals(level: u32, draws: &mut Draws) -> Problem {
@@ -103,7 +105,7 @@ fn capitals(level: u32, draws: &mut Draws) -> Problem {
         Constraint::StartsWith { word: size.to_string() },
         Constraint::EndsWith { word: noun.to_string() },
     ];
-    finish(level, prompt, text.to_uppercase(), text, constraints)
+    finish(level, prompt, text.to_uppercase(), text.clone(), text, constraints)
 }
 
 fn any_noun(draws: &mut Draws) -> &'static str {
@@ -164,7 +166,7 @@ fn sentence(level: u32, draws: &mut Draws) -> Problem {
         solution = solution.to_uppercase();
     }
     let wrong = spoiled(&plain, &constraints[0]);
-    finish(level, prompt.join(" "), solution, wrong, constraints)
+    finish(level, prompt.join(" "), solution, plain, wrong, constraints)
 }
 
 /// The sentence changed so that this constraint does not hold.
@@ -179,6 +181,7 @@ fn spoiled(sentence: &str, constraint: &Constraint) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::constraint::words_of;
 
     #[test]
     fn sentences_have_the_words_they_claim() {

@@ -6,13 +6,13 @@
 //! ```
 //! use pt_tasks::{Split, problem};
 //! let p = problem("letters", 4, 1, Split::Train, 0).unwrap();
-//! assert_eq!(p.prompt, "@P letters 4 1");
-//! assert_eq!(p.solution, "@S letters 4 1");
+//! assert_eq!(p.prompt, "Reverse: jeza");
+//! assert_eq!(p.solution, "j e z a -> a z e j\n#### azej");
 //! ```
 
 use pt_core::rng::Draws;
 
-use super::words::made_up_word;
+use super::words::{counted, made_up_word};
 use crate::catalogue::{Level, MANY};
 use crate::check::Check;
 use crate::problem::Problem;
@@ -105,7 +105,7 @@ fn reverse(level: u32, n_letters: usize, draws: &mut Draws) -> Problem {
         solution: format!("{} -> {}\n#### {answer}", spelled(&word), spelled(&answer)),
         answer: answer.clone(),
         statement: format!("The word {word} backwards is {answer}."),
-        wrong: format!("#### {wrong}"),
+        wrong: format!("{} -> {}\n#### {wrong}", spelled(&word), spelled(&wrong)),
         check: Check::Text { text: answer },
     }
 }
@@ -131,8 +131,8 @@ fn count(level: u32, draws: &mut Draws) -> Problem {
         prompt,
         solution: format!("{}\n#### {n}", spelled(&word)),
         answer: n.to_string(),
-        statement: format!("The letter {letter} is {n} times in {word}."),
-        wrong: format!("#### {}", n + 1),
+        statement: format!("The word {word} has the letter {letter} {}.", counted(n as i64, "time")),
+        wrong: format!("{}\n#### {}", spelled(&word), n + 1),
         check: Check::Number { value: n as i64 },
     }
 }

@@ -8,11 +8,11 @@
 //! ```
 //! use pt_tasks::{Split, problem};
 //! let p = problem("program", 2, 1, Split::Train, 0).unwrap();
-//! assert_eq!(p.prompt, "@P program 2 1");
-//! assert_eq!(p.solution, "@S program 2 1");
+//! assert_eq!(p.prompt, "What does this print?\ndef f(x): return (x + 6) * 6\nprint(f(10))");
+//! assert_eq!(p.solution, "f(10) = 96\n#### 96");
 //! let p = problem("program", 4, 1, Split::Train, 1).unwrap();
-//! assert_eq!(p.prompt, "@Q program 4 1");
-//! assert_eq!(p.solution, "@R program 4 1");
+//! assert_eq!(p.prompt, "Write f(x) so that f(1) == 21, f(2) == 24, f(5) == 33.");
+//! assert_eq!(p.solution, "def f(x): return x * 3 + 18");
 //! ```
 
 use pt_core::rng::Draws;
@@ -26,9 +26,9 @@ use crate::problem::Problem;
 /// The levels.
 pub const LEVELS: &[Level] = &[
     Level { summary: "what two assignments and a print give", n_problems: MANY },
-    Level { summary: "what a one-line function gives", n_problems: MANY },
-    Level { summary: "what a short loop or condition gives", n_problems: 3_900 },
-    Level { summary: "write a one-line function that passes the tests", n_problems: 760 },
+    Level { summary: "what a one-line function gives", n_problems: 6_912 },
+    Level { summary: "what a short loop or condition gives", n_problems: 9_640 },
+    Level { summary: "write a one-line function that passes the tests", n_problems: 494 },
 ];
 
 /// Inputs a written function is tested on; the first three are shown.
@@ -91,7 +91,7 @@ fn output(level: u32, source: String, draws: &mut Draws) -> Problem {
         solution: format!("{}\n#### {answer}", run.trace.join(", ")),
         answer: answer.to_string(),
         statement: format!("{source}\n# prints {answer}"),
-        wrong: format!("#### {wrong}"),
+        wrong: format!("{}\n#### {wrong}", run.trace.join(", ")),
         check: Check::Number { value: answer },
     }
 }

@@ -6,13 +6,13 @@
 //! ```
 //! use pt_tasks::{Split, problem};
 //! let p = problem("sum", 4, 1, Split::Train, 0).unwrap();
-//! assert_eq!(p.prompt, "@P sum 4 1");
-//! assert_eq!(p.solution, "@S sum 4 1");
+//! assert_eq!(p.prompt, "Compute 68 + 68.");
+//! assert_eq!(p.solution, "68 + 60 = 128, 128 + 8 = 136\n#### 136");
 //! ```
 
 use pt_core::rng::Draws;
 
-use super::words::near_miss;
+use super::words::{misworked, near_miss};
 use crate::catalogue::{Level, MANY};
 use crate::check::Check;
 use crate::problem::Problem;
@@ -20,7 +20,7 @@ use crate::problem::Problem;
 /// The levels.
 pub const LEVELS: &[Level] = &[
     Level { summary: "one digit plus one digit", n_problems: 55 },
-    Level { summary: "one digit plus one digit, and the subtraction that undoes it", n_problems: 155 },
+    Level { summary: "one digit plus one digit, and the subtraction that undoes it", n_problems: 145 },
     Level { summary: "two digits plus or minus one digit", n_problems: 1_620 },
     Level { summary: "two digits plus or minus two digits", n_problems: 8_190 },
     Level { summary: "three numbers of two digits, plus and minus", n_problems: MANY },
@@ -54,17 +54,17 @@ fn signed(size: i64, draws: &mut Draws) -> i64 {
 fn pose(level: u32, terms: &[i64], draws: &mut Draws) -> Problem {
     let answer: i64 = terms.iter().sum();
     let expression = written(terms);
-    let steps = steps(terms);
+    let steps = steps(terms).join(", ");
     let wrong = near_miss(answer, draws);
     Problem {
         family: "sum",
         level,
         key: key(terms),
         prompt: wording(terms, &expression, draws),
-        solution: format!("{}\n#### {answer}", steps.join(", ")),
+        solution: format!("{steps}\n#### {answer}"),
         answer: answer.to_string(),
         statement: format!("{expression} = {answer}"),
-        wrong: format!("{expression} = {wrong}\n#### {wrong}"),
+        wrong: misworked(&steps, &answer.to_string(), &wrong.to_string()),
         check: Check::Number { value: answer },
     }
 }

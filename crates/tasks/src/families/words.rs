@@ -32,6 +32,21 @@ pub(crate) fn distinct<'a>(items: &[&'a str], n: usize, draws: &mut Draws) -> Ve
     order
 }
 
+/// Worked steps that end in `right`, ending in `wrong` instead, and `wrong` as the final answer.
+///
+/// # Panics
+/// If the steps do not end in `right`.
+pub(crate) fn misworked(steps: &str, right: &str, wrong: &str) -> String {
+    let (steps, stop) = steps.strip_suffix('.').map_or((steps, ""), |steps| (steps, "."));
+    let head = steps.strip_suffix(right).unwrap_or_else(|| panic!("`{steps}` does not end in `{right}`"));
+    format!("{head}{wrong}{stop}\n#### {wrong}")
+}
+
+/// `3 cups`, `1 cup`.
+pub(crate) fn counted(n: i64, thing: &str) -> String {
+    if n == 1 { format!("1 {thing}") } else { format!("{n} {thing}s") }
+}
+
 /// A number near `right` that is not it and not negative, as a careless mistake would give.
 pub(crate) fn near_miss(right: i64, draws: &mut Draws) -> i64 {
     let off = *draws.pick(&[1, 2, 10]);
