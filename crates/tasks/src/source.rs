@@ -143,7 +143,7 @@ impl ProblemSource {
         if self.unique {
             return Ok(Box::new(self.unique_problems()?.into_iter()));
         }
-        Ok(Box::new((0..self.n as u64).map(|i| self.problem_at(self.start + i))))
+        Ok(Box::new((0..self.n as u64).map(|i| self.problem_at(self.start.wrapping_add(i)))))
     }
 
     fn unique_problems(&self) -> Result<Vec<Problem>, TaskError> {
@@ -151,7 +151,7 @@ impl ProblemSource {
         let (mut index, mut n_repeats) = (self.start, 0);
         while found.len() < self.n {
             let problem = self.problem_at(index);
-            index += 1;
+            index = index.wrapping_add(1);
             if seen.insert(problem.prompt.clone()) {
                 found.push(problem);
                 n_repeats = 0;
@@ -427,6 +427,8 @@ mod tests {
         assert_eq!(ten.len(), 10);
         assert_eq!(rows("generated:mix?n=7&start=3&seed=4"), ten[3..]);
         assert_eq!(rows("generated:mix?n=0").len(), 0);
+        // The last index there is: it goes on from 0 instead of failing.
+        assert_eq!(rows("generated:sum?n=2&start=18446744073709551615").len(), 2);
         let text: usize =
             rows("generated:raw?chars=2000").iter().map(|row| row["text"].as_str().unwrap().len()).sum();
         assert!(text >= 2000);
