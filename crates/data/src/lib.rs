@@ -1,1 +1,21 @@
 //! Readers, dataset layouts, conversion, mixtures, packing and the tokenised cache.
+//!
+//! ```text
+//! files --read--> Row --layout--> Record --(tokenise: given from above)--> TokenisedRow --cache-->
+//!       lengths --mix--> order of rows --batches--> steps of micro-batches of row indices
+//! ```
+//!
+//! This crate knows no tokenizer, template, model or recipe: what depends on them is passed in as a
+//! closure. It reads no environment and downloads nothing.
+
+mod error;
+pub mod layout;
+mod message;
+pub mod read;
+mod record;
+mod row;
+
+pub use error::DataError;
+pub use message::{Message, Train, TrainSpan};
+pub use record::{Body, Content, Record, Segment};
+pub use row::{Columns, Origin, Row};

@@ -1,0 +1,1 @@
+//! Tests over the catalogue and on real files.

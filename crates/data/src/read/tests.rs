@@ -1,0 +1,3 @@
+//! Tests of the readers: formats as data, error places, real files, mutations.
+
+use super::*;
