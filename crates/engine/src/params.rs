@@ -1,0 +1,237 @@
+//! Parameters, their storage, and their gradients.
+
+use std::collections::HashMap;
+
+use half::bf16;
+use pt_kernels::buffer::Buffer;
+use pt_kernels::elem::{Elem, narrow, widen};
+use pt_kernels::gemm::Values;
+use pt_kernels::quant::int8::Int8Matrix;
+use pt_kernels::quant::nf4::Nf4Matrix;
+
+/// Index of a parameter in its [`Params`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ParamId(pub(crate) u32);
+
+impl ParamId {
+    /// Position in declaration order.
+    pub fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+/// One buffer per parameter, in its storage type.
+#[derive(Clone, Debug)]
+pub enum Weight {
+    /// 32-bit floats.
+    F32(Buffer<f32>),
+    /// 16-bit brain floats.
+    Bf16(Buffer<bf16>),
+    /// 4-bit NF4, frozen.
+    Nf4(Nf4Matrix),
+    /// 8-bit with one scale per row, frozen.
+    Int8(Int8Matrix),
+}
+
+impl Weight {
+    /// An `f32` weight.
+    pub fn from_f32(values: &[f32]) -> Weight {
+        Weight::F32(Buffer::copy_of(values))
+    }
+
+    /// A `bf16` weight, rounded from `f32`.
+    pub fn bf16_from_f32(values: &[f32]) -> Weight {
+        let mut out = Buffer::<bf16>::dirty(values.len());
+        narrow(values, &mut out);
+        Weight::Bf16(out)
+    }
+
+    /// A host copy of all values, dequantised where needed.
+    pub fn to_f32(&self) -> Vec<f32> {
+        match self {
+            Weight::F32(values) => values.to_vec(),
+            Weight::Bf16(values) => {
+                let mut out = vec![0.0; values.len()];
+                widen(values, &mut out);
+                out
+            }
+            Weight::Nf4(matrix) => matrix.dequantise(),
+            Weight::Int8(matrix) => matrix.dequantise(),
+        }
+    }
+
+    /// Bytes held.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Weight::F32(values) => values.len() * 4,
+            Weight::Bf16(values) => values.len() * 2,
+            Weight::Nf4(matrix) => matrix.bytes(),
+            Weight::Int8(matrix) => matrix.bytes(),
+        }
+    }
+
+    /// The storage type's name.
+    pub fn dtype_name(&self) -> &'static str {
+        match self {
+            Weight::F32(_) => "f32",
+            Weight::Bf16(_) => "bf16",
+            Weight::Nf4(_) => "nf4",
+            Weight::Int8(_) => "int8",
+        }
+    }
+
+    /// Whether an optimiser may change it.
+    pub fn is_quantised(&self) -> bool {
+        matches!(self, Weight::Nf4(_) | Weight::Int8(_))
+    }
+
+    pub(crate) fn values(&self) -> Values<'_> {
+        match self {
+            Weight::F32(values) => Values::F32(values),
+            Weight::Bf16(values) => Values::Bf16(values),
+            Weight::Nf4(matrix) => Values::Nf4(matrix),
+            Weight::Int8(matrix) => Values::Int8(matrix),
+        }
+    }
+}
+
+/// A named parameter.
+#[derive(Clone, Debug)]
+pub struct Param {
+    /// The name in the checkpoint.
+    pub name: String,
+    /// `[out, in]` for matrices, `[n]` for vectors.
+    pub shape: Vec<usize>,
+    /// The values.
+    pub weight: Weight,
+    /// Whether gradients are computed and the optimiser updates it.
+    pub trainable: bool,
+}
+
+impl Param {
+    /// Number of elements.
+    pub fn len(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// Whether it has no elements.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// All parameters of a model, in declaration order.
+#[derive(Clone, Debug, Default)]
+pub struct Params {
+    list: Vec<Param>,
+    by_name: HashMap<String, ParamId>,
+}
+
+impl Params {
+    /// Adds a parameter.
+    ///
+    /// # Panics
+    /// If the name is taken.
+    pub fn add(&mut self, param: Param) -> ParamId {
+        let id = ParamId(u32::try_from(self.list.len()).expect("fewer than 2^32 parameters"));
+        let previous = self.by_name.insert(param.name.clone(), id);
+        assert!(previous.is_none(), "parameter {} declared twice", param.name);
+        self.list.push(param);
+        id
+    }
+
+    /// The parameter `id`.
+    pub fn get(&self, id: ParamId) -> &Param {
+        &self.list[id.index()]
+    }
+
+    /// The parameter `id`, to change.
+    pub fn get_mut(&mut self, id: ParamId) -> &mut Param {
+        &mut self.list[id.index()]
+    }
+
+    /// The parameter of that name.
+    pub fn find(&self, name: &str) -> Option<ParamId> {
+        self.by_name.get(name).copied()
+    }
+
+    /// All parameters with their ids.
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = (ParamId, &Param)> {
+        self.list.iter().enumerate().map(|(i, param)| (ParamId(i as u32), param))
+    }
+
+    /// All parameters with their ids, to change.
+    pub fn iter_mut(&mut self) -> impl ExactSizeIterator<Item = (ParamId, &mut Param)> {
+        self.list.iter_mut().enumerate().map(|(i, param)| (ParamId(i as u32), param))
+    }
+
+    /// Number of parameters (tensors).
+    pub fn len(&self) -> usize {
+        self.list.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.list.is_empty()
+    }
+
+    pub(crate) fn trains(&self, id: ParamId) -> bool {
+        self.list[id.index()].trainable
+    }
+
+    /// A vector parameter's values in `f32`.
+    pub(crate) fn vector(&self, id: ParamId) -> Vec<f32> {
+        self.get(id).weight.to_f32()
+    }
+}
+
+/// Gradients of trainable parameters, `f32`, accumulated over micro-batches.
+#[derive(Debug, Default)]
+pub struct Grads {
+    slots: Vec<Option<Buffer<f32>>>,
+}
+
+impl Grads {
+    /// No gradients yet.
+    pub fn new() -> Grads {
+        Grads::default()
+    }
+
+    /// The accumulated gradient, if any backward pass reached the parameter.
+    pub fn get(&self, id: ParamId) -> Option<&[f32]> {
+        self.slots.get(id.index()).and_then(|slot| slot.as_deref())
+    }
+
+    /// The gradient to add to; zeros at first.
+    pub(crate) fn slot(&mut self, params: &Params, id: ParamId) -> &mut [f32] {
+        debug_assert!(params.trains(id), "{} does not train", params.get(id).name);
+        if self.slots.len() < params.len() {
+            self.slots.resize_with(params.len(), || None);
+        }
+        self.slots[id.index()].get_or_insert_with(|| Buffer::zeroed(params.get(id).len()))
+    }
+
+    /// Sets all gradients to zero, keeping their memory.
+    pub fn clear(&mut self) {
+        for slot in self.slots.iter_mut().flatten() {
+            slot.fill(0.0);
+        }
+    }
+}
+
+/// Elements of `weight` converted to the activation type, for lookups.
+pub(crate) fn copy_row<E: Elem>(weight: &Weight, row: usize, cols: usize, scale: f32, out: &mut [E]) {
+    match weight {
+        Weight::F32(values) => scaled_copy(&values[row * cols..(row + 1) * cols], scale, out),
+        Weight::Bf16(values) => scaled_copy(&values[row * cols..(row + 1) * cols], scale, out),
+        Weight::Nf4(_) | Weight::Int8(_) => {
+            unreachable!("embeddings are never quantised: the loader keeps them in floating point")
+        }
+    }
+}
+
+fn scaled_copy<F: Elem, E: Elem>(from: &[F], scale: f32, out: &mut [E]) {
+    for (out, from) in out.iter_mut().zip(from) {
+        *out = E::put(from.get() * scale);
+    }
+}

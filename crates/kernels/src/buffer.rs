@@ -1,0 +1,213 @@
+//! Aligned buffers that are recycled, so that a training step asks the system for no memory.
+//!
+//! A fresh multi-megabyte allocation costs a page fault per 4 KiB; a step makes hundreds. Dropped
+//! buffers therefore go to a pool keyed by their rounded size, and the pool counts what is live:
+//! that count is what `plan` predicts and what a run reports as its peak.
+
+use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use std::collections::HashMap;
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, OnceLock};
+
+use half::bf16;
+
+const ALIGN: usize = 64;
+/// The pool never holds more idle memory than this share of the live peak.
+const IDLE_SHARE: f64 = 0.25;
+const IDLE_FLOOR_BYTES: usize = 64 << 20;
+
+/// A type whose every bit pattern is a value, so that recycled memory may be read as it.
+///
+/// # Safety
+/// All bit patterns of `Self` must be valid and its alignment at most 64.
+pub unsafe trait Plain: Copy + Send + Sync + 'static {}
+// SAFETY: plain numbers; every bit pattern is a value and alignment is at most 8.
+unsafe impl Plain for f32 {}
+// SAFETY: a transparent u16.
+unsafe impl Plain for bf16 {}
+// SAFETY: plain numbers.
+unsafe impl Plain for u8 {}
+// SAFETY: plain numbers.
+unsafe impl Plain for u32 {}
+
+/// `len` elements of `T`, 64-byte aligned, from the pool.
+pub struct Buffer<T: Plain> {
+    memory: NonNull<T>,
+    len: usize,
+    class_bytes: usize,
+}
+
+// SAFETY: a Buffer owns its memory exclusively, as a Vec does.
+unsafe impl<T: Plain> Send for Buffer<T> {}
+// SAFETY: shared access gives only shared slices.
+unsafe impl<T: Plain> Sync for Buffer<T> {}
+
+struct Idle(NonNull<u8>);
+// SAFETY: idle memory belongs to the pool alone.
+unsafe impl Send for Idle {}
+
+#[derive(Default)]
+struct Pool {
+    idle: HashMap<usize, Vec<Idle>>,
+    idle_bytes: usize,
+}
+
+static LIVE_BYTES: AtomicUsize = AtomicUsize::new(0);
+static PEAK_BYTES: AtomicUsize = AtomicUsize::new(0);
+
+fn pool() -> &'static Mutex<Pool> {
+    static POOL: OnceLock<Mutex<Pool>> = OnceLock::new();
+    POOL.get_or_init(|| Mutex::new(Pool::default()))
+}
+
+/// Sizes are rounded up to an eighth of their power of two, so that near sizes share memory.
+fn class_of(bytes: usize) -> usize {
+    let bytes = bytes.max(ALIGN);
+    let step = (bytes.next_power_of_two() / 16).max(ALIGN);
+    bytes.div_ceil(step) * step
+}
+
+fn layout_of(class_bytes: usize) -> Layout {
+    Layout::from_size_align(class_bytes, ALIGN).expect("a buffer size that fits the address space")
+}
+
+impl<T: Plain> Buffer<T> {
+    /// `len` elements of unspecified (but initialised) content, for outputs that are written whole.
+    pub fn dirty(len: usize) -> Self {
+        let class_bytes = class_of(len * size_of::<T>());
+        let recycled = {
+            let mut pool = pool().lock().expect("the pool's lock is never poisoned: no code in it panics");
+            let found = pool.idle.get_mut(&class_bytes).and_then(Vec::pop);
+            if found.is_some() {
+                pool.idle_bytes -= class_bytes;
+            }
+            found
+        };
+        let memory = recycled.map_or_else(|| fresh(class_bytes), |idle| idle.0);
+        let live = LIVE_BYTES.fetch_add(class_bytes, Ordering::Relaxed) + class_bytes;
+        PEAK_BYTES.fetch_max(live, Ordering::Relaxed);
+        Buffer { memory: memory.cast(), len, class_bytes }
+    }
+
+    /// `len` elements, all zero bits.
+    pub fn zeroed(len: usize) -> Self {
+        let mut buffer = Self::dirty(len);
+        // SAFETY: the buffer holds `len` elements and zero bits are a value of a Plain type.
+        unsafe { std::ptr::write_bytes(buffer.memory.as_ptr(), 0, len) };
+        let _ = &mut buffer;
+        buffer
+    }
+
+    /// A copy of `values`.
+    pub fn copy_of(values: &[T]) -> Self {
+        let mut buffer = Self::dirty(values.len());
+        buffer.copy_from_slice(values);
+        buffer
+    }
+}
+
+fn fresh(class_bytes: usize) -> NonNull<u8> {
+    let layout = layout_of(class_bytes);
+    // SAFETY: the layout has a non-zero size (class_of gives at least ALIGN).
+    let memory = unsafe { alloc_zeroed(layout) };
+    NonNull::new(memory).unwrap_or_else(|| handle_alloc_error(layout))
+}
+
+impl<T: Plain> Drop for Buffer<T> {
+    fn drop(&mut self) {
+        LIVE_BYTES.fetch_sub(self.class_bytes, Ordering::Relaxed);
+        let limit = IDLE_FLOOR_BYTES.max((PEAK_BYTES.load(Ordering::Relaxed) as f64 * IDLE_SHARE) as usize);
+        let memory = self.memory.cast::<u8>();
+        {
+            let mut pool = pool().lock().expect("the pool's lock is never poisoned: no code in it panics");
+            if pool.idle_bytes + self.class_bytes <= limit {
+                pool.idle_bytes += self.class_bytes;
+                pool.idle.entry(self.class_bytes).or_default().push(Idle(memory));
+                return;
+            }
+        }
+        // SAFETY: allocated by `fresh` with this very layout, and not in the pool.
+        unsafe { dealloc(memory.as_ptr(), layout_of(self.class_bytes)) };
+    }
+}
+
+impl<T: Plain> std::ops::Deref for Buffer<T> {
+    type Target = [T];
+    fn deref(&self) -> &[T] {
+        // SAFETY: the memory holds `len` initialised elements (zeroed when fresh, written since).
+        unsafe { std::slice::from_raw_parts(self.memory.as_ptr(), self.len) }
+    }
+}
+
+impl<T: Plain> std::ops::DerefMut for Buffer<T> {
+    fn deref_mut(&mut self) -> &mut [T] {
+        // SAFETY: as in deref, and we hold the only reference.
+        unsafe { std::slice::from_raw_parts_mut(self.memory.as_ptr(), self.len) }
+    }
+}
+
+impl<T: Plain> Clone for Buffer<T> {
+    fn clone(&self) -> Self {
+        Self::copy_of(self)
+    }
+}
+
+impl<T: Plain + std::fmt::Debug> std::fmt::Debug for Buffer<T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Buffer({} elements, first {:?})", self.len, &self[..self.len.min(8)])
+    }
+}
+
+/// Bytes in buffers now.
+pub fn live_bytes() -> usize {
+    LIVE_BYTES.load(Ordering::Relaxed)
+}
+
+/// The most bytes there ever were in buffers, since the start or the last [`reset_peak`].
+pub fn peak_bytes() -> usize {
+    PEAK_BYTES.load(Ordering::Relaxed)
+}
+
+/// Starts a new measurement of the peak.
+pub fn reset_peak() {
+    PEAK_BYTES.store(live_bytes(), Ordering::Relaxed);
+}
+
+/// Gives all idle memory back to the system, as between two stages of different shape.
+pub fn release_idle() {
+    let mut pool = pool().lock().expect("the pool's lock is never poisoned: no code in it panics");
+    for (class_bytes, list) in pool.idle.drain() {
+        for idle in list {
+            // SAFETY: allocated by `fresh` with this layout; only the pool held it.
+            unsafe { dealloc(idle.0.as_ptr(), layout_of(class_bytes)) };
+        }
+    }
+    pool.idle_bytes = 0;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn buffers_are_aligned_and_zeroed_when_asked() {
+        for len in [0, 1, 7, 100, 5000] {
+            let mut dirty = Buffer::<f32>::dirty(len);
+            dirty.fill(f32::NAN);
+            drop(dirty);
+            let buffer = Buffer::<f32>::zeroed(len);
+            assert_eq!(buffer.as_ptr() as usize % ALIGN, 0);
+            assert!(buffer.iter().all(|v| *v == 0.0) && buffer.len() == len);
+        }
+    }
+
+    #[test]
+    fn classes_waste_little() {
+        for bytes in [1usize, 64, 65, 1000, 4097, 1 << 20, (1 << 20) + 1, 123_456_789] {
+            let class = class_of(bytes);
+            assert!(class >= bytes && class % ALIGN == 0);
+            assert!(class <= bytes + (bytes / 8).max(ALIGN), "{bytes} -> {class}");
+        }
+    }
+}

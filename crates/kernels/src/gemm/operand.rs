@@ -1,0 +1,372 @@
+//! Operands of a matrix product, and their packing into panels.
+//!
+//! An operand is a matrix seen as *outer index x reduction index*: the rows of `A` or the columns of
+//! `B` are its outer index. Weights of `y = x W^T` are stored `[out, in]`, so for the forward product
+//! their reduction axis is contiguous ([`KAxis::Inner`]) and for the input's gradient it is not
+//! ([`KAxis::Outer`]). Quantised weights are decoded here, while packing, and nowhere else.
+
+use half::bf16;
+use rayon::prelude::*;
+
+use super::micro::{Format, Micro, Precision};
+use crate::buffer::Buffer;
+use crate::elem::Elem;
+use crate::quant::int8::Int8Matrix;
+use crate::quant::nf4::Nf4Matrix;
+
+/// Storage an operand is read from.
+#[derive(Clone, Copy)]
+pub enum Values<'a> {
+    /// `f32` values.
+    F32(&'a [f32]),
+    /// `bf16` values.
+    Bf16(&'a [bf16]),
+    /// 4-bit weights `[rows, cols]`.
+    Nf4(&'a Nf4Matrix),
+    /// 8-bit weights `[rows, cols]`.
+    Int8(&'a Int8Matrix),
+}
+
+/// Which index of the stored matrix is the reduction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KAxis {
+    /// Element (outer, k) lies at `outer * ld + k`.
+    Inner,
+    /// Element (outer, k) lies at `k * ld + outer`.
+    Outer,
+}
+
+/// A matrix in memory with a leading dimension.
+#[derive(Clone, Copy)]
+pub struct Operand<'a> {
+    /// The storage.
+    pub values: Values<'a>,
+    /// Elements between consecutive rows of the storage.
+    pub ld: usize,
+    /// Which index is reduced over.
+    pub k_axis: KAxis,
+}
+
+impl<'a> Operand<'a> {
+    /// `values` with the reduction along the contiguous axis.
+    pub fn k_inner(values: Values<'a>, ld: usize) -> Self {
+        Operand { values, ld, k_axis: KAxis::Inner }
+    }
+
+    /// `values` with the reduction across rows.
+    pub fn k_outer(values: Values<'a>, ld: usize) -> Self {
+        Operand { values, ld, k_axis: KAxis::Outer }
+    }
+}
+
+/// An operand packed in panels of `width` outer indices, each panel in the micro-kernel's layout.
+///
+/// The last panel is narrower when `width` does not divide the outer extent and the operand is a left one
+/// (its rows then use a kernel of fewer rows); for a right operand it is filled up with zeros.
+pub struct Packed {
+    words: Buffer<u32>,
+    outer: usize,
+    k: usize,
+    width: usize,
+    precision: Precision,
+    panel_words: usize,
+}
+
+/// Words of one full panel.
+pub fn panel_words(width: usize, k: usize, precision: Precision) -> usize {
+    width
+        * match Micro::of(precision).format {
+            Format::Single => k,
+            Format::Pair => k.div_ceil(2),
+        }
+}
+
+impl Packed {
+    /// Packs `[outer, k]` in panels of `width`.
+    pub fn new(operand: &Operand<'_>, outer: usize, k: usize, width: usize, precision: Precision) -> Packed {
+        let per_panel = panel_words(width, k, precision);
+        let panels = outer.div_ceil(width);
+        let mut words = Buffer::dirty(per_panel * panels);
+        let narrow_last = width == Micro::of(precision).mr;
+        let pack = |(panel, words): (usize, &mut [u32])| {
+            let first = panel * width;
+            let n = width.min(outer - first);
+            pack_panel(operand, first, n, k, if narrow_last { n } else { width }, precision, words);
+        };
+        if per_panel == 0 {
+            return Packed { words, outer, k, width, precision, panel_words: per_panel };
+        }
+        if panels * per_panel < 1 << 14 {
+            words.chunks_mut(per_panel).enumerate().for_each(pack);
+        } else {
+            words.par_chunks_mut(per_panel).enumerate().for_each(pack);
+        }
+        Packed { words, outer, k, width, precision, panel_words: per_panel }
+    }
+
+    /// The reduction's extent.
+    pub fn k(&self) -> usize {
+        self.k
+    }
+
+    /// The words of panel `index`.
+    pub fn panel(&self, index: usize) -> &[u32] {
+        &self.words[index * self.panel_words..(index + 1) * self.panel_words]
+    }
+
+    pub(super) fn check(&self, outer: usize, width: usize, precision: Precision) {
+        assert_eq!(
+            (self.outer, self.width, self.precision),
+            (outer, width, precision),
+            "packed for another product"
+        );
+    }
+}
+
+/// Packs outer indices `first .. first + n` into one panel of `width >= n` lanes; missing lanes are zero.
+pub fn pack_panel(
+    operand: &Operand<'_>,
+    first: usize,
+    n: usize,
+    k: usize,
+    width: usize,
+    precision: Precision,
+    out: &mut [u32],
+) {
+    let format = Micro::of(precision).format;
+    match (operand.k_axis, operand.values) {
+        (KAxis::Inner, Values::F32(v)) => {
+            inner(|i| &v[(first + i) * operand.ld..][..k], n, k, width, format, out)
+        }
+        (KAxis::Inner, Values::Bf16(v)) => {
+            inner(|i| &v[(first + i) * operand.ld..][..k], n, k, width, format, out)
+        }
+        (KAxis::Outer, Values::F32(v)) => outer(|j| &v[j * operand.ld + first..][..n], k, width, format, out),
+        (KAxis::Outer, Values::Bf16(v)) => {
+            outer(|j| &v[j * operand.ld + first..][..n], k, width, format, out)
+        }
+        (KAxis::Inner, quantised) => {
+            let mut rows = Buffer::<bf16>::dirty(n * k);
+            for (i, row) in rows.chunks_exact_mut(k).enumerate() {
+                decode(quantised, first + i, 0, row);
+            }
+            inner(|i| &rows[i * k..][..k], n, k, width, format, out);
+        }
+        (KAxis::Outer, quantised) => {
+            let mut rows = Buffer::<bf16>::dirty(n * k);
+            for (j, row) in rows.chunks_exact_mut(n).enumerate() {
+                decode(quantised, j, first, row);
+            }
+            outer(|j| &rows[j * n..][..n], k, width, format, out);
+        }
+    }
+}
+
+/// Columns `col0 ..` of a quantised row, rounded to `bf16` as the dequantised weight would be.
+fn decode(values: Values<'_>, row: usize, col0: usize, out: &mut [bf16]) {
+    match values {
+        Values::Nf4(matrix) => matrix.decode_row_bf16(row, col0, out),
+        Values::Int8(matrix) => matrix.decode_row_bf16(row, col0, out),
+        Values::F32(_) | Values::Bf16(_) => unreachable!("only quantised storage is decoded"),
+    }
+}
+
+/// Reduction contiguous: a transpose of `n` rows.
+fn inner<'v, E: Elem + Bits>(
+    row: impl Fn(usize) -> &'v [E],
+    n: usize,
+    k: usize,
+    width: usize,
+    format: Format,
+    out: &mut [u32],
+) {
+    if n < width {
+        out.fill(0);
+    }
+    match format {
+        Format::Single => {
+            let mut i0 = 0;
+            while i0 < n {
+                let lanes = (n - i0).min(16);
+                if lanes == 16 {
+                    let rows: [&[E]; 16] = std::array::from_fn(|i| row(i0 + i));
+                    transpose16(k, width, &mut out[i0..], |i, j| rows[i][j].get().to_bits());
+                } else {
+                    for i in i0..n {
+                        for (j, value) in row(i).iter().enumerate() {
+                            out[j * width + i] = value.get().to_bits();
+                        }
+                    }
+                }
+                i0 += lanes;
+            }
+        }
+        Format::Pair => {
+            let pairs = k / 2;
+            let mut i0 = 0;
+            while i0 < n {
+                let lanes = (n - i0).min(16);
+                #[cfg(target_arch = "x86_64")]
+                if lanes == 16 && E::IS_BF16 {
+                    let rows: [*const u32; 16] = std::array::from_fn(|i| {
+                        let row = row(i0 + i);
+                        assert_eq!(row.len(), k);
+                        row.as_ptr().cast()
+                    });
+                    assert!(pairs == 0 || out.len() >= (pairs - 1) * width + i0 + 16);
+                    // SAFETY: each row holds `2 * pairs` bf16 = `pairs` words, `out` was checked to hold the last store,
+                    // and the Pair format is only chosen where AVX-512 is present.
+                    unsafe { transpose16_words(&rows, pairs, out.as_mut_ptr().add(i0), width) };
+                    i0 += lanes;
+                    continue;
+                }
+                for i in i0..i0 + lanes {
+                    let row = row(i);
+                    for j in 0..pairs {
+                        out[j * width + i] = pair(row[2 * j].to_bf16_bits(), row[2 * j + 1].to_bf16_bits());
+                    }
+                }
+                i0 += lanes;
+            }
+            if k % 2 == 1 {
+                for i in 0..n {
+                    out[pairs * width + i] = pair(row(i)[k - 1].to_bf16_bits(), 0);
+                }
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn transpose16(k: usize, width: usize, out: &mut [u32], at: impl Fn(usize, usize) -> u32) {
+    for j in 0..k {
+        let lane = &mut out[j * width..j * width + 16];
+        for i in 0..16 {
+            lane[i] = at(i, j);
+        }
+    }
+}
+
+/// Transposes 16 rows of `count` words: word `j` of row `i` goes to `out[j * width + i]`.
+///
+/// # Safety
+/// AVX-512F present; each row pointer is readable for `count` words (any alignment); `out` is writable at
+/// `j * width .. j * width + 16` for every `j < count`.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f")]
+unsafe fn transpose16_words(rows: &[*const u32; 16], count: usize, out: *mut u32, width: usize) {
+    use std::arch::x86_64::*;
+    let mut j = 0;
+    while j < count {
+        let block = (count - j).min(16);
+        let mask: u16 = if block == 16 { u16::MAX } else { (1 << block) - 1 };
+        // SAFETY: masked loads read only words `j .. j + block` of each row.
+        let r: [__m512i; 16] =
+            std::array::from_fn(|i| unsafe { _mm512_maskz_loadu_epi32(mask, rows[i].add(j).cast()) });
+        // Three rounds of interleaving: 32-bit, 64-bit, then 128-bit lanes twice.
+        let t: [__m512i; 16] = std::array::from_fn(|i| {
+            let (a, b) = (r[i & !1], r[i | 1]);
+            if i & 1 == 0 { _mm512_unpacklo_epi32(a, b) } else { _mm512_unpackhi_epi32(a, b) }
+        });
+        let u: [__m512i; 16] = std::array::from_fn(|i| {
+            let base = i & !3;
+            let (a, b) = (t[base + ((i >> 1) & 1)], t[base + 2 + ((i >> 1) & 1)]);
+            if i & 1 == 0 { _mm512_unpacklo_epi64(a, b) } else { _mm512_unpackhi_epi64(a, b) }
+        });
+        // u[4g + c] holds, in 128-bit lane l, column 4l + c of rows 4g .. 4g + 4.
+        for c in 0..4 {
+            let low01 = _mm512_shuffle_i32x4::<0x88>(u[c], u[4 + c]);
+            let high01 = _mm512_shuffle_i32x4::<0xdd>(u[c], u[4 + c]);
+            let low23 = _mm512_shuffle_i32x4::<0x88>(u[8 + c], u[12 + c]);
+            let high23 = _mm512_shuffle_i32x4::<0xdd>(u[8 + c], u[12 + c]);
+            // low01 = lanes [0 and 2 of rows 0-3, 0 and 2 of rows 4-7]; high01 the odd lanes.
+            let columns = [
+                (c, _mm512_shuffle_i32x4::<0x88>(low01, low23)),
+                (4 + c, _mm512_shuffle_i32x4::<0x88>(high01, high23)),
+                (8 + c, _mm512_shuffle_i32x4::<0xdd>(low01, low23)),
+                (12 + c, _mm512_shuffle_i32x4::<0xdd>(high01, high23)),
+            ];
+            for (column, words) in columns {
+                if column < block {
+                    // SAFETY: `j + column < count`, where the caller promises 16 writable words.
+                    unsafe { _mm512_storeu_si512(out.add((j + column) * width).cast(), words) };
+                }
+            }
+        }
+        j += 16;
+    }
+}
+
+/// Reduction across rows: interleave rows two by two, or copy them.
+fn outer<'v, E: Elem + Bits>(
+    row: impl Fn(usize) -> &'v [E],
+    k: usize,
+    width: usize,
+    format: Format,
+    out: &mut [u32],
+) {
+    match format {
+        Format::Single => {
+            for (j, lane) in out.chunks_exact_mut(width).enumerate().take(k) {
+                let row = row(j);
+                for (out, value) in lane.iter_mut().zip(row) {
+                    *out = value.get().to_bits();
+                }
+                lane[row.len()..].fill(0);
+            }
+        }
+        Format::Pair => {
+            for (j, lane) in out.chunks_exact_mut(width).enumerate().take(k.div_ceil(2)) {
+                let low = row(2 * j);
+                let n = low.len();
+                if 2 * j + 1 < k {
+                    let high = row(2 * j + 1);
+                    interleave(low, high, &mut lane[..n]);
+                } else {
+                    for (out, value) in lane.iter_mut().zip(low) {
+                        *out = pair(value.to_bf16_bits(), 0);
+                    }
+                }
+                lane[n..].fill(0);
+            }
+        }
+    }
+}
+
+crate::kernel! {
+    fn interleave<E: Bits>(['a] low: &'a [E], high: &'a [E], out: &'a mut [u32]) {
+        let n = out.len();
+        let (low, high) = (&low[..n], &high[..n]);
+        for i in 0..n {
+            out[i] = pair(low[i].to_bf16_bits(), high[i].to_bf16_bits());
+        }
+    }
+}
+
+#[inline(always)]
+fn pair(low: u16, high: u16) -> u32 {
+    u32::from(low) | (u32::from(high) << 16)
+}
+
+/// The bf16 bits of an element.
+trait Bits: Copy + Send + Sync {
+    /// Whether the element is stored as bf16 already.
+    const IS_BF16: bool;
+    fn to_bf16_bits(self) -> u16;
+}
+
+impl Bits for f32 {
+    const IS_BF16: bool = false;
+    #[inline(always)]
+    fn to_bf16_bits(self) -> u16 {
+        <bf16 as Elem>::put(self).to_bits()
+    }
+}
+
+impl Bits for bf16 {
+    const IS_BF16: bool = true;
+    #[inline(always)]
+    fn to_bf16_bits(self) -> u16 {
+        self.to_bits()
+    }
+}
