@@ -1,0 +1,40 @@
+//! Time of one AdamW step on a 134 M parameter tensor, and the memory bandwidth it amounts to.
+//!
+//! `cargo run --release -p pt-optim --example step_speed`
+
+#![allow(clippy::print_stdout, reason = "a measurement is for reading")]
+
+use half::bf16;
+use pt_optim::{GlobalNorm, Groups, ParamRef, ParamSlice, Role, Step, build};
+use std::time::Instant;
+
+fn main() {
+    let spec = Groups::default().spec("w", &[134_217_728 / 1024, 1024], Role::Hidden);
+    let n = spec.len();
+    let grad: Vec<f32> = (0..n).map(|i| ((i % 1009) as f32 - 504.0) * 1e-5).collect();
+    let start = Instant::now();
+    GlobalNorm::default().add("w", &grad).expect("the gradient is finite");
+    let seconds = start.elapsed().as_secs_f64();
+    println!("global norm: {:.0} ms, {:.1} GB/s", 1e3 * seconds, 4.0 * n as f64 / seconds / 1e9);
+    let cases = [
+        ("adamw", ""),
+        ("adamw", "bf16_params = 'stochastic'"),
+        ("adamw", "bf16_params = 'stochastic'\nstate = 'bf16'"),
+        ("adamw8bit", "bf16_params = 'stochastic'"),
+    ];
+    for (name, options) in cases {
+        let optimiser = build(name, &options.parse().expect("TOML"), 1).expect("valid options");
+        let mut param = vec![bf16::ONE; n];
+        let mut state = optimiser.state(&spec, ParamRef::Bf16(&param));
+        let mut best = f64::INFINITY;
+        for t in 1..=4 {
+            let start = Instant::now();
+            state.step(Step { t, lr: 1e-3, grad_scale: 1.0 }, ParamSlice::Bf16(&mut param), &grad);
+            best = best.min(start.elapsed().as_secs_f64());
+        }
+        // State and parameter are read and written, the gradient is read (a master makes the parameter write-only).
+        let bytes = 2 * state.bytes() + (2 + 2 + 4) * n;
+        let options = options.replace('\n', ", ");
+        println!("{name} {options}: {:.0} ms, {:.1} GB/s", 1e3 * best, bytes as f64 / best / 1e9);
+    }
+}

@@ -1,0 +1,260 @@
+//! Arrays that are stored in some type and updated in `f32`, a tile at a time.
+//!
+//! A [`Store`] is cut into [`Piece`]s of [`PIECE`] elements, the units of parallel work; a piece is
+//! updated in tiles of [`TILE`] elements that fit the first-level cache.
+
+use crate::state::{Saved, StateTensor};
+use crate::{OptimError, ParamSlice};
+use half::bf16;
+use pt_core::rng::Stream;
+use pt_kernels::elem::Elem;
+use pt_kernels::quant::dynamic::{BLOCK, DynamicMap};
+
+/// Elements a thread takes at once.
+pub(crate) const PIECE: usize = 1 << 15;
+/// Elements widened to `f32` at once; a multiple of the 8-bit block.
+pub(crate) const TILE: usize = 4 * BLOCK;
+
+/// How a state array is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    F32,
+    /// Rounded stochastically: to nearest, a second moment could not decay by a factor of 0.999.
+    Bf16,
+    /// Blocks of 256 in the dynamic map for both signs, or for one.
+    Dynamic8 {
+        signed: bool,
+    },
+}
+
+impl Kind {
+    /// Bytes for `n` elements.
+    pub(crate) fn bytes(self, n: usize) -> usize {
+        match self {
+            Kind::F32 => 4 * n,
+            Kind::Bf16 => 2 * n,
+            Kind::Dynamic8 { .. } => n + 4 * n.div_ceil(BLOCK),
+        }
+    }
+}
+
+/// An array of state.
+pub(crate) enum Store {
+    F32(Vec<f32>),
+    Bf16(Vec<bf16>),
+    Dynamic8 { map: &'static DynamicMap, codes: Vec<u8>, scales: Vec<f32> },
+}
+
+impl Store {
+    /// `n` zeros.
+    pub(crate) fn zeros(kind: Kind, n: usize) -> Store {
+        match kind {
+            Kind::F32 => Store::F32(vec![0.0; n]),
+            Kind::Bf16 => Store::Bf16(vec![bf16::ZERO; n]),
+            Kind::Dynamic8 { signed } => {
+                let map = if signed { DynamicMap::signed() } else { DynamicMap::unsigned() };
+                Store::Dynamic8 {
+                    map,
+                    codes: vec![map.nearest(0.0); n],
+                    scales: vec![0.0; n.div_ceil(BLOCK)],
+                }
+            }
+        }
+    }
+
+    pub(crate) fn pieces(&mut self) -> Vec<Piece<'_>> {
+        match self {
+            Store::F32(v) => v.chunks_mut(PIECE).map(Piece::F32).collect(),
+            Store::Bf16(v) => v.chunks_mut(PIECE).map(Piece::Bf16).collect(),
+            Store::Dynamic8 { map, codes, scales } => {
+                let map: &'static DynamicMap = map;
+                let parts = codes.chunks_mut(PIECE).zip(scales.chunks_mut(PIECE / BLOCK));
+                parts.map(|(codes, scales)| Piece::Dynamic8 { map, codes, scales }).collect()
+            }
+        }
+    }
+
+    pub(crate) fn bytes(&self) -> usize {
+        match self {
+            Store::F32(v) => 4 * v.len(),
+            Store::Bf16(v) => 2 * v.len(),
+            Store::Dynamic8 { codes, scales, .. } => codes.len() + 4 * scales.len(),
+        }
+    }
+
+    pub(crate) fn export(&self, name: &str, out: &mut Vec<StateTensor>) {
+        match self {
+            Store::F32(v) => out.push(StateTensor::new(name.to_owned(), v)),
+            Store::Bf16(v) => out.push(StateTensor::new(name.to_owned(), v)),
+            Store::Dynamic8 { codes, scales, .. } => {
+                out.push(StateTensor::new(name.to_owned(), codes));
+                out.push(StateTensor::new(format!("{name}_scale"), scales));
+            }
+        }
+    }
+
+    pub(crate) fn import(&mut self, name: &str, saved: &Saved<'_>) -> Result<(), OptimError> {
+        match self {
+            Store::F32(v) => saved.read(name, v),
+            Store::Bf16(v) => saved.read(name, v),
+            Store::Dynamic8 { codes, scales, .. } => {
+                saved.read(name, codes)?;
+                saved.read(&format!("{name}_scale"), scales)
+            }
+        }
+    }
+}
+
+/// At most [`PIECE`] consecutive elements of a store or of a parameter.
+pub(crate) enum Piece<'a> {
+    F32(&'a mut [f32]),
+    Bf16(&'a mut [bf16]),
+    Dynamic8 { map: &'static DynamicMap, codes: &'a mut [u8], scales: &'a mut [f32] },
+}
+
+impl<'a> Piece<'a> {
+    /// A parameter in pieces.
+    pub(crate) fn of_param(param: ParamSlice<'a>) -> Vec<Piece<'a>> {
+        match param {
+            ParamSlice::F32(v) => v.chunks_mut(PIECE).map(Piece::F32).collect(),
+            ParamSlice::Bf16(v) => v.chunks_mut(PIECE).map(Piece::Bf16).collect(),
+        }
+    }
+
+    /// Elements `at..at + out.len()` in `f32`.
+    #[inline(always)]
+    pub(crate) fn load(&self, at: usize, out: &mut [f32]) {
+        match self {
+            Piece::F32(v) => out.copy_from_slice(&v[at..at + out.len()]),
+            Piece::Bf16(v) => {
+                for (out, v) in out.iter_mut().zip(&v[at..]) {
+                    *out = v.get();
+                }
+            }
+            Piece::Dynamic8 { map, codes, scales } => {
+                let codes = codes[at..at + out.len()].chunks(BLOCK);
+                for ((out, codes), &scale) in out.chunks_mut(BLOCK).zip(codes).zip(&scales[at / BLOCK..]) {
+                    map.decode_block(codes, scale, out);
+                }
+            }
+        }
+    }
+
+    /// Stores elements `at..`; `noise` makes `bf16` rounding stochastic.
+    #[inline(always)]
+    pub(crate) fn save(&mut self, at: usize, values: &[f32], noise: Option<&[u16]>) {
+        match self {
+            Piece::F32(v) => v[at..at + values.len()].copy_from_slice(values),
+            Piece::Bf16(v) => {
+                let v = &mut v[at..at + values.len()];
+                match noise {
+                    None => v.iter_mut().zip(values).for_each(|(v, x)| *v = Elem::put(*x)),
+                    Some(noise) => {
+                        for ((v, &x), &r) in v.iter_mut().zip(values).zip(noise) {
+                            *v = round_stochastically(x, r);
+                        }
+                    }
+                }
+            }
+            Piece::Dynamic8 { map, codes, scales } => {
+                let codes = codes[at..at + values.len()].chunks_mut(BLOCK);
+                let scales = &mut scales[at / BLOCK..];
+                for ((values, codes), scale) in values.chunks(BLOCK).zip(codes).zip(scales) {
+                    *scale = map.encode_block(values, codes);
+                }
+            }
+        }
+    }
+
+    pub(crate) fn is_bf16(&self) -> bool {
+        matches!(self, Piece::Bf16(_))
+    }
+}
+
+/// `x` rounded up with the probability that makes the mean exact: `noise` is uniform in 0..65536.
+#[inline(always)]
+fn round_stochastically(x: f32, noise: u16) -> bf16 {
+    bf16::from_bits((x.to_bits().wrapping_add(u32::from(noise)) >> 16) as u16)
+}
+
+/// The random numbers of one array in one step.
+#[derive(Clone, Copy)]
+pub(crate) struct Noise {
+    stream: Stream,
+    block: u64,
+}
+
+/// Arrays that may need noise in the same step.
+const ARRAYS: u64 = 4;
+
+impl Noise {
+    /// Noise of array `array` (below 4) of the parameter `name` in step `t`.
+    pub(crate) fn new(seed: u64, name: &str, t: u64, array: u64) -> Noise {
+        assert!(array < ARRAYS, "array {array}");
+        Noise { stream: Stream::new(seed, &format!("round/{name}")), block: t * ARRAYS + array }
+    }
+
+    /// Noise of elements `first..`; `first` is a multiple of 8.
+    #[inline(always)]
+    pub(crate) fn fill(&self, first: usize, out: &mut [u16]) {
+        for (i, out) in out.chunks_mut(8).enumerate() {
+            let words = self.stream.words((first / 8 + i) as u64, self.block);
+            for (j, out) in out.iter_mut().enumerate() {
+                *out = (words[j / 2] >> (16 * (j % 2))) as u16;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stochastic_rounding_is_unbiased_and_keeps_what_fits() {
+        for x in [1.0f32, -0.375, 0.0, -0.0, 1024.0] {
+            for noise in [0, 1, u16::MAX] {
+                assert_eq!(round_stochastically(x, noise).to_f32().to_bits(), x.to_bits());
+            }
+        }
+        let (n, x) = (1 << 16, 1.001_234_5f32);
+        let sum: f64 = (0..n).map(|r| f64::from(round_stochastically(x, r as u16).to_f32())).sum();
+        // Over all noise values the mean is x up to the f32 bits below the noise: none here.
+        assert!((sum / f64::from(n) - f64::from(x)).abs() < 1e-12);
+    }
+
+    #[test]
+    fn noise_depends_on_the_element_not_on_the_cut() {
+        let noise = Noise::new(1, "w", 3, 0);
+        let mut whole = [0; 40];
+        noise.fill(16, &mut whole);
+        let mut part = [0; 13];
+        noise.fill(32, &mut part);
+        assert_eq!(part, whole[16..29]);
+        let mut other = [0; 40];
+        Noise::new(1, "w", 4, 0).fill(16, &mut other);
+        assert_ne!(other, whole);
+    }
+
+    #[test]
+    fn every_kind_round_trips_through_bytes() {
+        for kind in [Kind::F32, Kind::Bf16, Kind::Dynamic8 { signed: true }] {
+            let n = PIECE + 300;
+            let mut store = Store::zeros(kind, n);
+            assert_eq!(store.bytes(), kind.bytes(n));
+            let values: Vec<f32> = (0..TILE).map(|i| (i as f32).sin()).collect();
+            store.pieces()[0].save(TILE, &values, None);
+            store.pieces()[1].save(256, &values[..44], None);
+            let mut tensors = Vec::new();
+            store.export("m", &mut tensors);
+            let mut back = Store::zeros(kind, n);
+            back.import("m", &Saved { param: "p", tensors: &tensors }).unwrap();
+            let mut again = Vec::new();
+            back.export("m", &mut again);
+            assert_eq!(tensors, again);
+            let mut loaded = [0.0; 44];
+            back.pieces()[1].load(256, &mut loaded);
+            assert!(loaded.iter().zip(&values).all(|(a, b)| (a - b).abs() < 0.01), "{kind:?}");
+        }
+    }
+}
