@@ -272,7 +272,7 @@ impl Nf4Matrix {
             let (piece, tail) = rest.split_at_mut(rest.len().min((block_idx + 1) * self.block - at));
             let table = LEVELS.map(|level| E::put(level * self.scales.get(block_idx)));
             match fast {
-                Some(decode) if at % 2 == 0 => decode(&table, &self.codes[at / 2..], piece),
+                Some(decode) if at.is_multiple_of(2) => decode(&table, &self.codes[at / 2..], piece),
                 _ => decode_slow(&table, &self.codes, at, piece),
             }
             at += piece.len();
@@ -459,7 +459,7 @@ mod tests {
     }
 
     fn code_of(q: &Nf4Matrix, at: usize) -> u8 {
-        if at % 2 == 0 { q.codes()[at / 2] >> 4 } else { q.codes()[at / 2] & 15 }
+        if at.is_multiple_of(2) { q.codes()[at / 2] >> 4 } else { q.codes()[at / 2] & 15 }
     }
 
     #[test]
