@@ -8,12 +8,18 @@
 //! This crate knows no tokenizer, template, model or recipe: what depends on them is passed in as a
 //! closure. It reads no environment and downloads nothing.
 
+pub mod batches;
+pub mod cache;
 mod error;
 pub mod layout;
 mod message;
+pub mod mix;
+pub mod pack;
+pub mod parallel;
 pub mod read;
 mod record;
 mod row;
+pub mod split;
 
 pub use error::DataError;
 pub use message::{Message, Train, TrainSpan};

@@ -251,7 +251,11 @@ fn take_train(fields: &mut Columns, column: &str) -> Result<Option<Train>, Probl
             Some(Value::Number(n)) if n.as_f64() == Some(0.0) => return Ok(Some(Train::Whole(false))),
             Some(Value::Number(n)) if n.as_f64() == Some(1.0) => return Ok(Some(Train::Whole(true))),
             Some(other) => {
-                return Err(Problem::new(format!("{column}.{key}"), "true, false, 0 or 1", other.to_string()));
+                return Err(Problem::new(
+                    format!("{column}.{key}"),
+                    "true, false, 0 or 1",
+                    other.to_string(),
+                ));
             }
         }
     }
