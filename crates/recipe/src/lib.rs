@@ -1,1 +1,40 @@
 //! Recipes as people write them, and plans as they will run.
+//!
+//! ```text
+//! recipe.toml --tree--> nodes with places --(--set)--> Recipe --(facts from data and model)--> Plan
+//! ```
+//!
+//! A [`Recipe`] is what was written, checked: unknown keys, wrong types, absurd values and keys
+//! without effect are errors, all reported together, each with line and column. A [`Plan`] is what
+//! will run, with no option left open; its hash identifies everything that affects the result.
+//! Every key is declared once, in `keys.rs`; the reference manual comes from there.
+//!
+//! Left out: reading data, models or catalogues. What this crate must know of them is given by its
+//! caller ([`Catalogue`], [`Facts`]).
+
+mod keys;
+mod load;
+mod plan;
+mod problem;
+mod reference;
+mod resolve;
+mod schema;
+mod stage_types;
+mod table;
+mod tree;
+
+pub use keys::{
+    Architecture, DataSection, Dtype, EvalSection, LoraInit, LoraSection, Mask, Method, ModelSection,
+    NewModelSection, ObjectiveSection, OptimizerSection, Packing, QuantSection, QuantType, Recipe, Recompute,
+    SECTIONS, ScheduleSection, ScheduleType, Source, StageSection, TrainSection, Truncation,
+};
+pub use plan::{
+    MemoryPart, Plan, PlannedComponent, PlannedData, PlannedEval, PlannedFile, PlannedLora, PlannedModel,
+    PlannedNewModel, PlannedQuantization, PlannedSchedule, PlannedSource, PlannedStage, PlannedTemplate,
+    PlannedTrain, StepSize,
+};
+pub use problem::{Location, Problem, RecipeError, RecipeErrors};
+pub use reference::{documented_keys, recipe_reference_markdown};
+pub use resolve::{Facts, PlanError, SourceFacts, StageFacts, default_intermediate_size};
+pub use schema::{Catalogue, Component, ComponentKind, Fallback, KeyDoc, Kind, Params, SectionDoc};
+pub use stage_types::{STAGE_TYPE_NAMES, STAGE_TYPES, StageType};

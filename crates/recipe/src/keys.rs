@@ -1,0 +1,476 @@
+//! Every key of a recipe: name, type, range, default and meaning, each written once, here.
+//!
+//! The structs, their readers, the error messages and `docs/generated/recipe.md` come from these
+//! lists. Names and defaults are TRL's where they mean the same; where they differ the text says so.
+
+use crate::schema::Fallback::{Derived, Required, Value};
+use crate::schema::Kind::{
+    Bool, Choice, Component, Float, Int, Sources, String as Text, StringTable, Strings,
+};
+use crate::schema::{ComponentKind, FromNode, FromTable, Kind, Reader, SectionDoc, choice, section, wrong};
+use crate::stage_types::STAGE_TYPE_NAMES;
+use crate::tree::{Node, NodeValue, Table};
+use std::collections::BTreeMap;
+
+choice! {
+    /// Storage type of weights.
+    Dtype {
+        /// bfloat16 storage, `f32` accumulation.
+        Bf16 = "bf16",
+        /// `f32` storage.
+        F32 = "f32",
+    }
+}
+
+choice! {
+    /// What trains.
+    Method {
+        /// Every weight.
+        Full = "full",
+        /// Low-rank adapters beside frozen weights.
+        Lora = "lora",
+        /// Low-rank adapters beside frozen weights stored in 4 or 8 bits.
+        Qlora = "qlora",
+    }
+}
+
+choice! {
+    /// What the backward pass finds and what it computes again.
+    Recompute {
+        /// Everything is kept.
+        None = "none",
+        /// A block keeps its input only, and runs forward again.
+        Block = "block",
+    }
+}
+
+choice! {
+    /// What happens to rows longer than `max_length`.
+    Truncation {
+        /// The first tokens stay.
+        KeepStart = "keep_start",
+        /// The last tokens stay.
+        KeepEnd = "keep_end",
+        /// The row is left out, and counted.
+        Drop = "drop",
+        /// The run does not begin.
+        Error = "error",
+    }
+}
+
+choice! {
+    /// How rows become segments.
+    Packing {
+        /// A row is a segment; nothing is padded and nothing is cut but by `truncation`.
+        Rows = "rows",
+        /// Rows are joined, with an end-of-text token between, and cut every `max_length` tokens.
+        Wrapped = "wrapped",
+    }
+}
+
+choice! {
+    /// Which tokens train.
+    Mask {
+        /// Every token but the first.
+        All = "all",
+        /// The completion, not the prompt.
+        CompletionOnly = "completion_only",
+        /// What the assistant says, in every turn.
+        AssistantOnly = "assistant_only",
+    }
+}
+
+choice! {
+    /// How an adapter begins.
+    LoraInit {
+        /// A random, B zero: the model is unchanged at step 0.
+        Default = "default",
+        /// The principal singular vectors of the weight, taken out of it (Meng et al. 2024).
+        Pissa = "pissa",
+    }
+}
+
+choice! {
+    /// The shape of the learning rate after warm-up.
+    ScheduleType {
+        /// It stays.
+        Constant = "constant",
+        /// It falls in a line to `min_ratio` at the last step.
+        Linear = "linear",
+        /// It falls in a half cosine to `min_ratio` at the last step.
+        Cosine = "cosine",
+        /// It stays, then falls in a line over the last `decay_ratio` of the steps.
+        Wsd = "wsd",
+    }
+}
+
+choice! {
+    /// How the frozen weights of `method = "qlora"` are stored.
+    QuantType {
+        /// 4-bit normal float in blocks of 64 (Dettmers et al. 2023).
+        Nf4 = "nf4",
+        /// 8-bit integers with a scale per row.
+        Int8 = "int8",
+    }
+}
+
+choice! {
+    /// The architecture of a new model.
+    Architecture {
+        /// RMSNorm, rotary positions, grouped-query attention, SwiGLU.
+        Llama = "llama",
+    }
+}
+
+/// The most tokens, steps or rows a recipe may ask for: a trillion. More is a slip of the finger.
+const MANY: u64 = 1_000_000_000_000;
+const RATIO: Kind = Float { min: 0.0, max: 1.0 };
+
+section! {
+    /// A whole recipe.
+    Recipe at "" as "(top of the file)"
+    keys {
+        name: Option<String>, Text, Derived { rule: "the recipe's file name", example: "\"my-run\"" }, "\"other\"",
+            "What the run is called in reports.";
+        seed: u64, Int { min: 0, max: i64::MAX as u64 }, Value("42"), "7",
+            "Every random draw (data order, initial weights, dropout, sampling) follows from it.";
+    }
+    sections { model: ModelSection; stage: Vec<StageSection>; }
+}
+
+section! {
+    /// The model the first stage starts from; each later stage starts from the one before it.
+    ModelSection at "model" as "[model]"
+    keys {
+        base: Option<String>, Text, Derived { rule: "none, when `[model.new]` describes a new model", example: "\"models/base\"" },
+            "\"HuggingFaceTB/SmolLM2-135M\"",
+            "A Hugging Face model folder, or a name on the hub.";
+        revision: String, Text, Value("\"main\""), "\"v1.0\"",
+            "Branch, tag or commit, for a name on the hub.";
+        dtype: Dtype, Choice(Dtype::NAMES), Value("\"bf16\""), "\"f32\"",
+            "Storage type of the weights; arithmetic accumulates in f32 either way. (TRL's command line: float32.)";
+        tokenizer: Option<String>, Text, Derived { rule: "the one in `base`; required with `[model.new]`", example: "\"tokenizer.json\"" },
+            "\"other/tokenizer.json\"",
+            "A tokenizer.json, a folder with one, or a name on the hub.";
+    }
+    sections { new: Option<NewModelSection>; }
+}
+
+section! {
+    /// A model made from scratch, in place of `base`. Key names are those of config.json.
+    NewModelSection at "model.new" as "[model.new]"
+    keys {
+        architecture: Architecture, Choice(Architecture::NAMES), Value("\"llama\""), "\"llama\"",
+            "The family of the model.";
+        hidden_size: u64, Int { min: 1, max: 65_536 }, Required { example: "256" }, "128",
+            "Width of the residual stream.";
+        intermediate_size: Option<u64>, Int { min: 1, max: 262_144 }, Derived { rule: "8/3 of `hidden_size`, rounded up to a multiple of 32", example: "704" }, "512",
+            "Width inside the feed-forward block.";
+        num_hidden_layers: u64, Int { min: 1, max: 1024 }, Required { example: "4" }, "2",
+            "Number of blocks.";
+        num_attention_heads: u64, Int { min: 1, max: 1024 }, Required { example: "4" }, "8",
+            "Number of query heads; divides `hidden_size`.";
+        num_key_value_heads: Option<u64>, Int { min: 1, max: 1024 }, Derived { rule: "`num_attention_heads`", example: "4" }, "2",
+            "Number of key and value heads; divides `num_attention_heads`.";
+        vocab_size: Option<u64>, Int { min: 2, max: 10_000_000 }, Derived { rule: "the tokenizer's", example: "512" }, "1024",
+            "Number of token ids; at least the tokenizer's.";
+        max_position_embeddings: u64, Int { min: 2, max: 16_777_216 }, Value("2048"), "512",
+            "Longest context.";
+        rope_theta: f64, Float { min: 1.0, max: 1e12 }, Value("10000.0"), "500000.0",
+            "Base of the rotary frequencies.";
+        rms_norm_eps: f64, Float { min: 1e-12, max: 0.1 }, Value("1e-5"), "1e-6",
+            "Added to the mean square inside RMSNorm.";
+        tie_word_embeddings: bool, Bool, Value("true"), "false",
+            "Whether the output layer is the embedding.";
+        initializer_range: f64, Float { min: 1e-6, max: 10.0 }, Value("0.02"), "0.01",
+            "Standard deviation of the initial weights.";
+    }
+    sections { }
+}
+
+section! {
+    /// One stage; stages run in the order they are written.
+    StageSection at "stage" as "[[stage]]"
+    keys {
+        r#type: String, Choice(STAGE_TYPE_NAMES), Required { example: "\"sft\"" }, "\"pretrain\"",
+            "What the stage does.";
+        name: Option<String>, Text, Derived { rule: "the stage's `type`, with a number where a type is repeated", example: "\"warm-up\"" }, "\"main\"",
+            "Names the stage's folder, and the stage in `--set stage.NAME.key=value`.";
+    }
+    sections {
+        data: DataSection;
+        train: TrainSection;
+        lora: LoraSection;
+        quantization: QuantSection;
+        objective: ObjectiveSection;
+        optimizer: OptimizerSection;
+        schedule: ScheduleSection;
+        eval: EvalSection;
+    }
+}
+
+section! {
+    /// What the stage trains on.
+    DataSection at "stage.data" as "[stage.data]"
+    keys {
+        train: Vec<Source>, Sources, Required { example: "[\"data/train.jsonl\"]" }, "[\"data/other.jsonl\", { source = \"hub/name\", weight = 0.5 }]",
+            "Sources of training rows: each a text, or a table with the keys of `[[stage.data.train]]`.";
+        eval: Option<Vec<Source>>, Sources, Derived { rule: "none; see `eval_fraction`", example: "[\"data/eval.jsonl\"]" }, "[\"data/held-out.jsonl\"]",
+            "Sources of held-out rows, in the same form.";
+        eval_fraction: f64, Float { min: 0.0, max: 0.5 }, Value("0.0"), "0.05",
+            "Share of the training rows held out instead of `eval`, chosen by the row's content so that it is the same in every run.";
+        max_length: u64, Int { min: 2, max: 16_777_216 }, Value("1024"), "512",
+            "Most tokens of a row.";
+        truncation: Truncation, Choice(Truncation::NAMES), Value("\"keep_start\""), "\"keep_end\"",
+            "What happens to longer rows: keep the first or last tokens, drop the row and count it, or refuse to run.";
+        packing: Option<Packing>, Choice(Packing::NAMES), Derived { rule: "`wrapped` for pretrain, `rows` for sft", example: "\"rows\"" }, "\"wrapped\"",
+            "`rows`: a row is a segment, nothing is padded; `wrapped`: rows are joined and cut every `max_length` tokens.";
+        mask: Option<Mask>, Choice(Mask::NAMES), Derived { rule: "`all` for pretrain and for plain text; `completion_only` for rows with a prompt; `assistant_only` for conversations", example: "\"all\"" }, "\"completion_only\"",
+            "Which tokens train. (TRL trains on every token of a conversation unless told otherwise.)";
+        chat_template: Option<String>, Text, Derived { rule: "the tokenizer's", example: "\"template.jinja\"" }, "\"other.jinja\"",
+            "A chat template file, used for training, sampling and evaluation, and saved with the model.";
+        shuffle: bool, Bool, Value("true"), "false",
+            "Whether rows are visited in a new order in every epoch.";
+    }
+    sections { }
+}
+
+section! {
+    /// One source of rows; also the form of `[[stage.data.eval]]`.
+    Source at "stage.data.train.0" as "[[stage.data.train]]"
+    keys {
+        source: String, Text, Required { example: "\"data/train.jsonl\"" }, "\"generated:arithmetic?n=1000\"",
+            "A file or glob (jsonl, json, csv, parquet, txt; .gz, .zst), a dataset on the hub, or `generated:NAME?key=value&...`.";
+        weight: Option<f64>, Float { min: 1e-9, max: 1e9 }, Derived { rule: "the source's number of rows, so that every row is seen equally often", example: "1.0" }, "0.5",
+            "Share of this source in the mixture, relative to the others.";
+        layout: Option<String>, Component(ComponentKind::Layout), Derived { rule: "recognised from the columns", example: "\"messages\"" }, "\"text\"",
+            "The layout of the rows.";
+        columns: Option<BTreeMap<String, String>>, StringTable, Derived { rule: "the layout's own names", example: "{ prompt = \"question\" }" }, "{ prompt = \"input\" }",
+            "Which column of the source plays which part of the layout.";
+        split: String, Text, Value("\"train\""), "\"test\"",
+            "The split, for a dataset on the hub or a generated one.";
+        limit: Option<u64>, Int { min: 1, max: MANY }, Derived { rule: "all rows", example: "1000" }, "10",
+            "Use only the first rows.";
+    }
+    sections { }
+}
+
+section! {
+    /// How long and how the stage trains.
+    TrainSection at "stage.train" as "[stage.train]"
+    keys {
+        method: Method, Choice(Method::NAMES), Value("\"full\""), "\"lora\"",
+            "What trains: every weight, or adapters beside frozen (`lora`) or frozen and quantised (`qlora`) weights.";
+        epochs: Option<f64>, Float { min: 1e-6, max: 1e5 }, Derived { rule: "1 for pretrain, 3 for sft", example: "1.0" }, "2.5",
+            "Passes over the training rows; a part of a pass is allowed.";
+        steps: Option<u64>, Int { min: 1, max: 1_000_000_000 }, Derived { rule: "from `epochs`", example: "100" }, "50",
+            "Optimiser steps, instead of `epochs`.";
+        rows_per_step: Option<u64>, Int { min: 1, max: 100_000_000 }, Derived { rule: "8, unless `tokens_per_step` is given", example: "8" }, "16",
+            "Rows (with `wrapped` packing: pieces of `max_length` tokens) of one optimiser step.";
+        tokens_per_step: Option<u64>, Int { min: 1, max: 1_000_000_000 }, Derived { rule: "none; the size of a step is `rows_per_step`", example: "8192" }, "4096",
+            "Tokens of one optimiser step, instead of `rows_per_step`.";
+        tokens_per_micro_batch: u64, Int { min: 16, max: 100_000_000 }, Value("4096"), "2048",
+            "Most tokens in memory at once. Losses are normalised over the whole step, so it changes memory and speed only.";
+        recompute: Recompute, Choice(Recompute::NAMES), Value("\"none\""), "\"block\"",
+            "`block` computes a block's activations again in the backward pass: less memory, a third more work.";
+        max_grad_norm: f64, Float { min: 0.0, max: 1e6 }, Value("1.0"), "0.5",
+            "Gradients are scaled down to this global norm; 0 leaves them alone.";
+        log_every: u64, Int { min: 1, max: 1_000_000_000 }, Value("1"), "5",
+            "Steps between lines of metrics.jsonl. (TRL: 10.)";
+        eval_every: Option<u64>, Int { min: 1, max: 1_000_000_000 }, Derived { rule: "every epoch; the last step is always evaluated", example: "50" }, "20",
+            "Steps between evaluations on held-out rows.";
+        save_every: Option<u64>, Int { min: 1, max: 1_000_000_000 }, Derived { rule: "`eval_every` where there are held-out rows, otherwise 500", example: "100" }, "20",
+            "Steps between checkpoints; one is also saved when the run is interrupted.";
+        keep_last: u64, Int { min: 1, max: 100_000 }, Value("2"), "1",
+            "How many of the newest checkpoints stay.";
+        keep_best: bool, Bool, Value("true"), "false",
+            "Whether the checkpoint with the lowest held-out loss stays too.";
+    }
+    sections { }
+}
+
+section! {
+    /// Adapters, for `method = "lora"` and `"qlora"`.
+    LoraSection at "stage.lora" as "[stage.lora]"
+    keys {
+        rank: u64, Int { min: 1, max: 4096 }, Value("16"), "8",
+            "Rank of the update (PEFT: r).";
+        alpha: f64, Float { min: 1e-6, max: 1e6 }, Value("32.0"), "16.0",
+            "The update is scaled by alpha / rank (PEFT: lora_alpha).";
+        dropout: f64, Float { min: 0.0, max: 0.95 }, Value("0.0"), "0.05",
+            "Share of the adapter's inputs set to zero. (TRL: 0.05; 0 lets the sampler and the trainer agree.)";
+        targets: Vec<String>, Strings, Value("[\"all-linear\"]"), "[\"q_proj\", \"v_proj\"]",
+            "The layers that get an adapter: names, or `all-linear` for every linear layer but the output.";
+        rslora: bool, Bool, Value("false"), "true",
+            "Scale by alpha / sqrt(rank) instead (Kalajdzievski 2023).";
+        dora: bool, Bool, Value("false"), "true",
+            "Train magnitude and direction apart (Liu et al. 2024).";
+        init: LoraInit, Choice(LoraInit::NAMES), Value("\"default\""), "\"pissa\"",
+            "How the adapter begins: no change to the model, or the weight's principal part.";
+        lora_plus_ratio: f64, Float { min: 1e-3, max: 1e4 }, Value("1.0"), "16.0",
+            "Learning rate of B over that of A (LoRA+, Hayou et al. 2024).";
+    }
+    sections { }
+}
+
+section! {
+    /// Storage of the frozen weights, for `method = "qlora"`.
+    QuantSection at "stage.quantization" as "[stage.quantization]"
+    keys {
+        r#type: QuantType, Choice(QuantType::NAMES), Value("\"nf4\""), "\"int8\"",
+            "4-bit normal float, or 8-bit integers.";
+        double: bool, Bool, Value("false"), "true",
+            "Whether the scales of nf4 blocks are quantised too.";
+    }
+    sections { }
+}
+
+section! {
+    /// What is minimised. Its other keys belong to the objective: see `posttrain list objectives`.
+    ObjectiveSection at "stage.objective" as "[stage.objective]"
+    open to ComponentKind::Objective, default None;
+    keys {
+        r#type: Option<String>, Component(ComponentKind::Objective), Derived { rule: "`cross_entropy` for pretrain and sft", example: "\"cross_entropy\"" }, "\"dft\"",
+            "The objective.";
+    }
+    sections { }
+    params params
+}
+
+section! {
+    /// How gradients become updates. Its other keys belong to the optimiser: see `posttrain list optimizers`.
+    OptimizerSection at "stage.optimizer" as "[stage.optimizer]"
+    open to ComponentKind::Optimizer, default Some("adamw");
+    keys {
+        r#type: String, Component(ComponentKind::Optimizer), Value("\"adamw\""), "\"sgd\"",
+            "The optimiser.";
+        learning_rate: Option<f64>, Float { min: 1e-12, max: 10.0 }, Derived { rule: "sft: 2e-5 for full, 2e-4 for lora and qlora; pretrain: 3e-4 and 3e-3", example: "1e-4" }, "5e-5",
+            "Learning rate after warm-up.";
+    }
+    sections { }
+    params params
+}
+
+section! {
+    /// The learning rate over time.
+    ScheduleSection at "stage.schedule" as "[stage.schedule]"
+    keys {
+        r#type: ScheduleType, Choice(ScheduleType::NAMES), Value("\"linear\""), "\"cosine\"",
+            "Shape after warm-up.";
+        warmup_steps: Option<u64>, Int { min: 0, max: 1_000_000_000 }, Derived { rule: "from `warmup_ratio`", example: "10" }, "5",
+            "Steps over which the learning rate rises in a line from 0.";
+        warmup_ratio: Option<f64>, RATIO, Derived { rule: "0.03, unless `warmup_steps` is given", example: "0.1" }, "0.05",
+            "The same as a share of all steps. (TRL: 0.)";
+        min_ratio: f64, RATIO, Value("0.0"), "0.1",
+            "Learning rate at the last step, relative to the peak.";
+        decay_ratio: Option<f64>, RATIO, Derived { rule: "0.2, for `wsd`", example: "0.2" }, "0.3",
+            "Share of the steps in which `wsd` falls.";
+    }
+    sections { }
+}
+
+section! {
+    /// Accuracy on generated tasks, measured by sampling before and after the stage.
+    EvalSection at "stage.eval" as "[stage.eval]"
+    keys {
+        tasks: Option<Vec<String>>, Strings, Derived { rule: "the generated sources among `eval`, or else among `train` with fresh problems", example: "[\"generated:arithmetic\"]" }, "[\"generated:sort\"]",
+            "The tasks, as `generated:NAME?key=value&...`.";
+        n: u64, Int { min: 1, max: 10_000_000 }, Value("200"), "50",
+            "Problems of each task.";
+        max_new_tokens: u64, Int { min: 1, max: 1_000_000 }, Value("256"), "32",
+            "Most tokens of an answer.";
+        temperature: f64, Float { min: 0.0, max: 100.0 }, Value("0.0"), "0.7",
+            "0 takes the likeliest token.";
+    }
+    sections { }
+}
+
+/// Every section, in the order of the reference.
+pub const SECTIONS: &[SectionDoc] = &[
+    Recipe::DOC,
+    ModelSection::DOC,
+    NewModelSection::DOC,
+    StageSection::DOC,
+    DataSection::DOC,
+    Source::DOC,
+    TrainSection::DOC,
+    LoraSection::DOC,
+    QuantSection::DOC,
+    ObjectiveSection::DOC,
+    OptimizerSection::DOC,
+    ScheduleSection::DOC,
+    EvalSection::DOC,
+];
+
+/// How the header of the section at `path` is written.
+pub(crate) fn header_of(path: &str) -> &'static str {
+    SECTIONS.iter().find(|section| section.path == path).map_or("", |section| section.header)
+}
+
+/// Names people bring along from TRL, PEFT and Transformers, and the key that means the same here.
+pub(crate) const TRL_NAMES: &[(&str, &str)] = &[
+    ("model_name_or_path", "model.base"),
+    ("model_revision", "model.revision"),
+    ("torch_dtype", "model.dtype"),
+    ("chat_template_path", "stage.data.chat_template"),
+    ("truncation_mode", "stage.data.truncation"),
+    ("packing_strategy", "stage.data.packing"),
+    ("completion_only_loss", "stage.data.mask = \"completion_only\""),
+    ("assistant_only_loss", "stage.data.mask = \"assistant_only\""),
+    ("shuffle_dataset", "stage.data.shuffle"),
+    ("num_train_epochs", "stage.train.epochs"),
+    ("max_steps", "stage.train.steps"),
+    ("per_device_train_batch_size", "stage.train.rows_per_step"),
+    ("gradient_accumulation_steps", "stage.train.rows_per_step (the whole step) and tokens_per_micro_batch"),
+    ("gradient_checkpointing", "stage.train.recompute = \"block\""),
+    ("logging_steps", "stage.train.log_every"),
+    ("eval_steps", "stage.train.eval_every"),
+    ("save_steps", "stage.train.save_every"),
+    ("save_total_limit", "stage.train.keep_last"),
+    ("load_best_model_at_end", "stage.train.keep_best"),
+    ("use_peft", "stage.train.method = \"lora\""),
+    ("load_in_4bit", "stage.train.method = \"qlora\""),
+    ("load_in_8bit", "stage.train.method = \"qlora\" with quantization.type = \"int8\""),
+    ("use_bnb_nested_quant", "stage.quantization.double"),
+    ("r", "stage.lora.rank"),
+    ("lora_r", "stage.lora.rank"),
+    ("lora_alpha", "stage.lora.alpha"),
+    ("lora_dropout", "stage.lora.dropout"),
+    ("lora_target_modules", "stage.lora.targets"),
+    ("target_modules", "stage.lora.targets"),
+    ("use_rslora", "stage.lora.rslora"),
+    ("use_dora", "stage.lora.dora"),
+    ("init_lora_weights", "stage.lora.init"),
+    ("loss_type", "stage.objective.type"),
+    ("optim", "stage.optimizer.type"),
+    ("lr", "stage.optimizer.learning_rate"),
+    ("adam_epsilon", "stage.optimizer.eps"),
+    ("adam_beta1", "stage.optimizer.betas"),
+    ("adam_beta2", "stage.optimizer.betas"),
+    ("lr_scheduler_type", "stage.schedule.type"),
+];
+
+impl FromNode for Vec<Source> {
+    fn from_node(reader: &mut Reader<'_>, path: &str, node: &Node, _: &Kind) -> Option<Self> {
+        let one = std::slice::from_ref(node);
+        let items = match &node.value {
+            NodeValue::List(items) if !items.is_empty() => items.as_slice(),
+            NodeValue::String(_) | NodeValue::Table(_) => one,
+            _ => return wrong(reader, path, node, "a list of sources that is not empty"),
+        };
+        let read = |(i, item): (usize, &Node)| {
+            let path = format!("{path}.{i}");
+            match &item.value {
+                NodeValue::String(_) => Source::from_table(reader, &path, Some(&as_source_table(item))),
+                _ => Source::from_table(reader, &path, Some(item)),
+            }
+        };
+        items.iter().enumerate().map(read).collect::<Vec<_>>().into_iter().collect()
+    }
+}
+
+/// `"path"` is short for `{ source = "path" }`.
+fn as_source_table(text: &Node) -> Node {
+    let table = Table(vec![("source".to_owned(), text.at.clone(), text.clone())]);
+    Node { value: NodeValue::Table(table), at: text.at.clone() }
+}

@@ -1,0 +1,225 @@
+//! From text to a checked recipe.
+
+use crate::keys::{Method, Recipe, ScheduleType, StageSection};
+use crate::problem::{Location, RecipeError, RecipeErrors};
+use crate::schema::{Catalogue, FromTable, Reader};
+use crate::tree::{self, Node, NodeValue};
+use std::collections::BTreeMap;
+use std::path::Path;
+
+impl Recipe {
+    /// Reads the recipe in `path`, changed by `sets` (`KEY=VALUE` each, in order).
+    ///
+    /// # Errors
+    /// [`RecipeError::Io`]; [`RecipeError::Invalid`] with every problem found.
+    pub fn load(path: &Path, sets: &[String], catalogue: &Catalogue) -> Result<Recipe, RecipeError> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| RecipeError::Io { path: path.to_owned(), source })?;
+        Ok(Recipe::parse(&text, path, sets, catalogue)?)
+    }
+
+    /// Reads a recipe from `text`; `file` is for messages and gives the default name.
+    ///
+    /// # Errors
+    /// Every problem found. A text that is not TOML gives its syntax errors only.
+    pub fn parse(
+        text: &str,
+        file: &Path,
+        sets: &[String],
+        catalogue: &Catalogue,
+    ) -> Result<Recipe, RecipeErrors> {
+        let errors = |problems| RecipeErrors { file: file.to_owned(), problems };
+        let mut root = tree::parse(text).map_err(errors)?;
+        let mut reader = Reader { catalogue, problems: tree::apply_sets(&mut root, sets) };
+        let recipe = Recipe::from_table(&mut reader, "", Some(&root));
+        Checks { reader: &mut reader, root: &root }.run(recipe.as_ref());
+        reader.problems.sort_by(|a, b| a.at.cmp(&b.at));
+        match recipe {
+            Some(mut recipe) if reader.problems.is_empty() => {
+                name_what_is_unnamed(&mut recipe, file);
+                Ok(recipe)
+            }
+            _ => Err(errors(reader.problems)),
+        }
+    }
+}
+
+fn name_what_is_unnamed(recipe: &mut Recipe, file: &Path) {
+    let stem =
+        || file.file_stem().map_or_else(|| "run".to_owned(), |stem| stem.to_string_lossy().into_owned());
+    recipe.name.get_or_insert_with(stem);
+    for (i, name) in stage_names(&recipe.stage).into_iter().enumerate() {
+        recipe.stage[i].name = Some(name);
+    }
+}
+
+/// The stages' names: as written, else the type, numbered from the second one of its kind.
+fn stage_names(stages: &[StageSection]) -> Vec<String> {
+    let mut seen: BTreeMap<&str, usize> = BTreeMap::new();
+    let mut names = Vec::with_capacity(stages.len());
+    for stage in stages {
+        names.push(stage.name.clone().unwrap_or_else(|| {
+            let n = seen.entry(&stage.r#type).or_default();
+            *n += 1;
+            if *n == 1 { stage.r#type.clone() } else { format!("{}-{n}", stage.r#type) }
+        }));
+    }
+    names
+}
+
+/// Checks between keys. They look at what was written, so that a key without effect is an error.
+struct Checks<'r, 'c> {
+    reader: &'r mut Reader<'c>,
+    root: &'r Node,
+}
+
+impl Checks<'_, '_> {
+    fn run(&mut self, recipe: Option<&Recipe>) {
+        self.model();
+        let n_stages = self.count("stage");
+        if n_stages == 0
+            && self.root.find("stage").is_none_or(|stages| matches!(stages.value, NodeValue::List(_)))
+        {
+            self.at("", "stage", "a recipe needs at least one stage; add `[[stage]]` with `type = \"sft\"`");
+        }
+        for i in 0..n_stages {
+            self.stage(&format!("stage.{i}"));
+        }
+        if let Some(recipe) = recipe {
+            self.new_model_sizes(recipe);
+            self.schedules(recipe);
+            self.stage_names_differ(recipe);
+        }
+    }
+
+    fn model(&mut self) {
+        let (base, new) = (self.has("model.base"), self.has("model.new"));
+        if base && new {
+            self.at(
+                "model.new",
+                "model.new",
+                "a model is either a `base` or a new one; remove one of the two",
+            );
+        }
+        if !base && !new {
+            let message =
+                "which model? give `base = \"FOLDER OR HUB NAME\"`, or describe a new one in `[model.new]`";
+            self.at("model", "model.base", message);
+        }
+        if new && !self.has("model.tokenizer") {
+            self.at(
+                "model.new",
+                "model.tokenizer",
+                "a new model needs `tokenizer = \"FILE OR FOLDER\"` in `[model]`",
+            );
+        }
+    }
+
+    fn stage(&mut self, stage: &str) {
+        for (one, other) in [
+            ("train.epochs", "train.steps"),
+            ("train.rows_per_step", "train.tokens_per_step"),
+            ("schedule.warmup_steps", "schedule.warmup_ratio"),
+            ("data.eval", "data.eval_fraction"),
+        ] {
+            let (one, other) = (format!("{stage}.{one}"), format!("{stage}.{other}"));
+            if self.has(&one) && self.has(&other) {
+                self.at(
+                    &other,
+                    &other,
+                    &format!("`{one}` is given too and says the same; remove one of the two"),
+                );
+            }
+        }
+        let text =
+            |key: &str| self.root.find(&format!("{stage}.{key}")).and_then(Node::str).map(str::to_owned);
+        let method = text("train.method").unwrap_or_else(|| Method::Full.as_str().to_owned());
+        let schedule = text("schedule.type").unwrap_or_else(|| ScheduleType::Linear.as_str().to_owned());
+        let quant = text("quantization.type").unwrap_or_else(|| "nf4".to_owned());
+        let written = |name: &str, value: &str| format!("`{name} = {value:?}`");
+        let full = method == Method::Full.as_str();
+        let not_qlora = method != Method::Qlora.as_str();
+        for (key, useless, because) in [
+            ("lora", full, written("train.method", &method)),
+            ("quantization", not_qlora, written("train.method", &method)),
+            ("quantization.double", !not_qlora && quant != "nf4", written("quantization.type", &quant)),
+            ("schedule.decay_ratio", schedule != "wsd", written("schedule.type", &schedule)),
+            ("schedule.min_ratio", schedule == "constant", written("schedule.type", &schedule)),
+        ] {
+            let key = format!("{stage}.{key}");
+            if useless && self.has(&key) {
+                self.at(&key, &key, &format!("has no effect with {because}; change that, or remove it"));
+            }
+        }
+    }
+
+    fn new_model_sizes(&mut self, recipe: &Recipe) {
+        let Some(new) = &recipe.model.new else { return };
+        let (heads, width) = (new.num_attention_heads, new.hidden_size);
+        let kv_heads = new.num_key_value_heads.unwrap_or(heads);
+        if !width.is_multiple_of(heads) || !(width / heads).is_multiple_of(2) {
+            let message = format!("{heads} heads do not divide a width of {width} into even parts");
+            self.at("model.new.num_attention_heads", "model.new.num_attention_heads", &message);
+        }
+        if !heads.is_multiple_of(kv_heads) {
+            let message = format!("{kv_heads} does not divide the {heads} attention heads");
+            self.at("model.new.num_key_value_heads", "model.new.num_key_value_heads", &message);
+        }
+    }
+
+    fn schedules(&mut self, recipe: &Recipe) {
+        for (i, stage) in recipe.stage.iter().enumerate() {
+            if let (Some(warmup), Some(steps)) = (stage.schedule.warmup_steps, stage.train.steps)
+                && warmup > steps
+            {
+                let key = format!("stage.{i}.schedule.warmup_steps");
+                self.at(
+                    &key,
+                    &key,
+                    &format!("{warmup} steps of warm-up do not fit the stage's {steps} steps"),
+                );
+            }
+        }
+    }
+
+    fn stage_names_differ(&mut self, recipe: &Recipe) {
+        let names = stage_names(&recipe.stage);
+        for (i, name) in names.iter().enumerate() {
+            let key = format!("stage.{i}.name");
+            if names[..i].contains(name) {
+                self.at(&key, &key, &format!("another stage is called `{name}` already"));
+            }
+            let plain = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+            if !name.chars().all(plain) || name.chars().all(|c| c.is_ascii_digit()) {
+                let message = format!(
+                    "{name:?} names a folder: use letters, digits, `-` and `_`, and not digits alone"
+                );
+                self.at(&key, &key, &message);
+            }
+        }
+    }
+
+    fn has(&self, path: &str) -> bool {
+        self.root.find(path).is_some()
+    }
+
+    fn count(&self, path: &str) -> usize {
+        (0..).take_while(|i| self.has(&format!("{path}.{i}"))).count()
+    }
+
+    /// A problem at the place of `path`, or of the nearest table around it that was written.
+    fn at(&mut self, path: &str, key: &str, message: &str) {
+        let mut path = path;
+        let at = loop {
+            match (self.root.find(path), path.rsplit_once('.')) {
+                (Some(node), _) => break node.at.clone(),
+                (None, Some((around, _))) => path = around,
+                (None, None) => break Location::File { line: 1, column: 1 },
+            }
+        };
+        self.reader.problem(&at, key, message.to_owned());
+    }
+}
+
+#[cfg(test)]
+mod tests;

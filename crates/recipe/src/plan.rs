@@ -1,0 +1,339 @@
+//! What will run, with no option left open.
+
+use crate::keys::{
+    Architecture, Dtype, LoraInit, Mask, Method, Packing, QuantType, Recompute, ScheduleType, Truncation,
+};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use std::collections::BTreeMap;
+
+/// The plan of a run: stored as `plan.json`, printed by `posttrain plan`.
+///
+/// Fields are written in this order, so equal plans are equal bytes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Plan {
+    /// Version of this form.
+    pub format_version: u32,
+    /// What the run is called.
+    pub name: String,
+    /// The seed of every random draw.
+    pub seed: u64,
+    /// What the first stage starts from.
+    pub model: PlannedModel,
+    /// The stages, in order.
+    pub stages: Vec<PlannedStage>,
+}
+
+/// A file and its content.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PlannedFile {
+    /// Where it was found.
+    pub path: String,
+    /// Its length.
+    pub bytes: u64,
+    /// BLAKE3, in hexadecimal.
+    pub blake3: String,
+}
+
+/// The model of the first stage.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PlannedModel {
+    /// The folder or hub name; `None` for a new model.
+    pub base: Option<String>,
+    /// Branch, tag or commit, for a hub name.
+    pub revision: String,
+    /// The shape of a new model; `None` with a base.
+    pub new: Option<PlannedNewModel>,
+    /// The tokenizer given apart from the base.
+    pub tokenizer: Option<String>,
+    /// Storage type of the weights.
+    pub dtype: Dtype,
+    /// Number of weights.
+    pub parameters: u64,
+    /// Weights, configuration and tokenizer.
+    pub files: Vec<PlannedFile>,
+}
+
+/// The shape of a model made from scratch. Names are those of config.json.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs, reason = "documented in keys.rs, under the same names")]
+pub struct PlannedNewModel {
+    pub architecture: Architecture,
+    pub hidden_size: u64,
+    pub intermediate_size: u64,
+    pub num_hidden_layers: u64,
+    pub num_attention_heads: u64,
+    pub num_key_value_heads: u64,
+    pub vocab_size: u64,
+    pub max_position_embeddings: u64,
+    pub rope_theta: f64,
+    pub rms_norm_eps: f64,
+    pub tie_word_embeddings: bool,
+    pub initializer_range: f64,
+}
+
+/// One stage.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PlannedStage {
+    /// Position, from 1.
+    pub number: u32,
+    /// Its name; with the number, the stage's folder.
+    pub name: String,
+    /// Its type.
+    pub r#type: String,
+    /// Optimiser steps.
+    pub steps: u64,
+    /// Tokens seen in all steps.
+    pub tokens: u64,
+    /// Weights that train.
+    pub trainable_parameters: u64,
+    /// What it trains on.
+    pub data: PlannedData,
+    /// How it trains.
+    pub train: PlannedTrain,
+    /// Adapters; `None` when every weight trains.
+    pub lora: Option<PlannedLora>,
+    /// Storage of the frozen weights; `None` when they keep their type.
+    pub quantization: Option<PlannedQuantization>,
+    /// What is minimised.
+    pub objective: PlannedComponent,
+    /// How gradients become updates; its parameters are without the learning rate.
+    pub optimizer: PlannedComponent,
+    /// The learning rate over time.
+    pub schedule: PlannedSchedule,
+    /// Accuracy on generated tasks; no tasks, no measurement.
+    pub eval: PlannedEval,
+    /// Peak memory, part by part.
+    pub memory: Vec<MemoryPart>,
+    /// How long the stage should take on this machine.
+    pub expected_seconds: f64,
+}
+
+/// One part of a stage's memory.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MemoryPart {
+    /// What it holds: weights, gradients, optimiser state, activations ...
+    pub part: String,
+    /// Bytes at the peak.
+    pub bytes: u64,
+}
+
+/// A stage's data.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PlannedData {
+    /// Training sources.
+    pub train: Vec<PlannedSource>,
+    /// Held-out sources.
+    pub eval: Vec<PlannedSource>,
+    /// Share of the training rows held out.
+    pub eval_fraction: f64,
+    /// Most tokens of a row.
+    pub max_length: u64,
+    /// What happens to longer rows.
+    pub truncation: Truncation,
+    /// How rows become segments.
+    pub packing: Packing,
+    /// The chat template; `None` when no row is a conversation.
+    pub chat_template: Option<PlannedTemplate>,
+    /// Whether every epoch has its own order.
+    pub shuffle: bool,
+}
+
+/// A chat template.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PlannedTemplate {
+    /// A file, or `tokenizer`.
+    pub origin: String,
+    /// BLAKE3 of its text.
+    pub blake3: String,
+}
+
+/// One source of rows.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PlannedSource {
+    /// As written in the recipe.
+    pub source: String,
+    /// Share in the mixture, relative to the others.
+    pub weight: f64,
+    /// The layout of its rows.
+    pub layout: String,
+    /// Columns that play a part under another name.
+    pub columns: BTreeMap<String, String>,
+    /// The split.
+    pub split: String,
+    /// Which tokens train.
+    pub mask: Mask,
+    /// Its files; none for a generated source.
+    pub files: Vec<PlannedFile>,
+    /// Rows used.
+    pub rows: u64,
+    /// Tokens of those rows, after truncation.
+    pub tokens: u64,
+    /// Of these, tokens that train.
+    pub trained_tokens: u64,
+    /// Rows that were longer than `max_length` and were cut.
+    pub rows_truncated: u64,
+    /// Rows left out, for their length or because nothing of them trains.
+    pub rows_dropped: u64,
+}
+
+/// The size of an optimiser step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StepSize {
+    /// This many rows, or pieces of `max_length` tokens with `wrapped` packing.
+    Rows(u64),
+    /// As many rows as fit this many tokens.
+    Tokens(u64),
+}
+
+/// How a stage trains.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs, reason = "documented in keys.rs, under the same names")]
+pub struct PlannedTrain {
+    pub method: Method,
+    /// Passes over the data, however the length was given.
+    pub epochs: f64,
+    pub step_size: StepSize,
+    pub tokens_per_micro_batch: u64,
+    pub recompute: Recompute,
+    pub max_grad_norm: f64,
+    pub log_every: u64,
+    pub eval_every: u64,
+    pub save_every: u64,
+    pub keep_last: u64,
+    pub keep_best: bool,
+}
+
+/// Adapters.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs, reason = "documented in keys.rs, under the same names")]
+pub struct PlannedLora {
+    pub rank: u64,
+    pub alpha: f64,
+    pub dropout: f64,
+    pub targets: Vec<String>,
+    pub rslora: bool,
+    pub dora: bool,
+    pub init: LoraInit,
+    pub lora_plus_ratio: f64,
+}
+
+/// Storage of frozen weights.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs, reason = "documented in keys.rs, under the same names")]
+pub struct PlannedQuantization {
+    pub r#type: QuantType,
+    pub double: bool,
+}
+
+/// An entry of a catalogue with all of its parameters.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PlannedComponent {
+    /// Its name.
+    pub r#type: String,
+    /// Its parameters, defaults included, as the component itself resolved them.
+    pub params: Value,
+}
+
+/// The learning rate over time.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PlannedSchedule {
+    /// Shape after warm-up.
+    pub r#type: ScheduleType,
+    /// Learning rate after warm-up.
+    pub learning_rate: f64,
+    /// Steps of warm-up.
+    pub warmup_steps: u64,
+    /// Steps at the end in which the learning rate falls.
+    pub decay_steps: u64,
+    /// Learning rate at the last step, relative to the peak.
+    pub min_ratio: f64,
+}
+
+/// Accuracy on generated tasks.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs, reason = "documented in keys.rs, under the same names")]
+pub struct PlannedEval {
+    pub tasks: Vec<String>,
+    pub n: u64,
+    pub max_new_tokens: u64,
+    pub temperature: f64,
+}
+
+/// The fields that say how the plan is carried out or reported, not what comes out of it, by the
+/// object that holds them. A run may be resumed under a plan that differs in these only.
+const WITHOUT_EFFECT_ON_RESULTS: &[(&str, &[&str])] = &[
+    ("", &["name"]),
+    ("model", &["base", "revision", "tokenizer"]), // `files` says what they contain
+    ("stages", &["memory", "expected_seconds"]),
+    ("train", &["save_every", "keep_last", "keep_best"]),
+    ("files", &["path"]),
+    ("chat_template", &["origin"]),
+];
+
+impl Plan {
+    /// Identifies everything that affects the results: BLAKE3 of the plan without names, paths
+    /// (the content's hash is in), memory and time estimates, and how checkpoints are kept.
+    ///
+    /// # Panics
+    /// If a number of the plan is not finite.
+    pub fn hash(&self) -> String {
+        let mut value = serde_json::to_value(self).expect("a plan is plain JSON");
+        remove_without_effect(&mut value, "");
+        for stage in value["stages"].as_array_mut().into_iter().flatten() {
+            for kind in ["train", "eval"] {
+                sources_mut(stage, kind).into_iter().for_each(forget_location);
+            }
+        }
+        pt_core::hash::of_bytes(value.to_string().as_bytes())
+    }
+
+    /// The stage's label and folder name, as in `01-sft`.
+    pub fn stage_label(stage: &PlannedStage) -> String {
+        format!("{:02}-{}", stage.number, stage.name)
+    }
+}
+
+fn sources_mut<'v>(stage: &'v mut Value, kind: &str) -> Vec<&'v mut Value> {
+    let list = stage.pointer_mut(&format!("/data/{kind}")).and_then(Value::as_array_mut);
+    list.into_iter().flatten().collect()
+}
+
+/// A source with files is its files; a generated one is its name.
+fn forget_location(source: &mut Value) {
+    let has_files = source["files"].as_array().is_some_and(|files| !files.is_empty());
+    if let (true, Some(object)) = (has_files, source.as_object_mut()) {
+        object.shift_remove("source");
+    }
+}
+
+fn remove_without_effect(value: &mut Value, inside: &str) {
+    match value {
+        Value::Object(object) => {
+            let fields =
+                WITHOUT_EFFECT_ON_RESULTS.iter().find(|(holder, _)| *holder == inside).map(|(_, f)| *f);
+            for field in fields.unwrap_or_default() {
+                object.shift_remove(*field);
+            }
+            object.iter_mut().for_each(|(key, item)| remove_without_effect(item, key));
+        }
+        Value::Array(items) => items.iter_mut().for_each(|item| remove_without_effect(item, inside)),
+        _ => {}
+    }
+}

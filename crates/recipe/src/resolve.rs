@@ -1,0 +1,396 @@
+//! From a recipe and the facts about its data and model to a plan.
+
+use crate::keys::{
+    Mask, Method, NewModelSection, Recipe, ScheduleSection, ScheduleType, Source, StageSection,
+};
+use crate::plan::{
+    MemoryPart, Plan, PlannedComponent, PlannedData, PlannedEval, PlannedFile, PlannedLora, PlannedModel,
+    PlannedNewModel, PlannedQuantization, PlannedSchedule, PlannedSource, PlannedStage, PlannedTemplate,
+    PlannedTrain, StepSize,
+};
+use crate::stage_types::StageType;
+use serde_json::Value;
+
+/// TRL's batch size per device.
+const DEFAULT_ROWS_PER_STEP: u64 = 8;
+/// Transformers' `save_steps`.
+const DEFAULT_SAVE_EVERY: u64 = 500;
+const DEFAULT_WARMUP_RATIO: f64 = 0.03;
+const DEFAULT_DECAY_RATIO: f64 = 0.2;
+
+/// What the caller found out about the model and the data.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Facts {
+    /// Number of weights.
+    pub parameters: u64,
+    /// Vocabulary of the tokenizer: that of a new model unless the recipe gives a larger one.
+    pub vocab_size: u64,
+    /// Weights, configuration and tokenizer files.
+    pub files: Vec<PlannedFile>,
+    /// One for each stage of the recipe.
+    pub stages: Vec<StageFacts>,
+}
+
+/// What the caller found out about one stage.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StageFacts {
+    /// One for each training source.
+    pub train: Vec<SourceFacts>,
+    /// One for each held-out source.
+    pub eval: Vec<SourceFacts>,
+    /// Optimiser steps of one pass, as the batches were really formed.
+    pub steps_per_epoch: u64,
+    /// Tokens of one pass.
+    pub tokens_per_epoch: u64,
+    /// The chat template in use, if any row is a conversation.
+    pub chat_template: Option<PlannedTemplate>,
+    /// Weights that train.
+    pub trainable_parameters: u64,
+    /// The objective's parameters, defaults included.
+    pub objective: Value,
+    /// The optimiser's parameters, defaults included, without the learning rate.
+    pub optimizer: Value,
+    /// Peak memory, part by part.
+    pub memory: Vec<MemoryPart>,
+    /// How long the stage should take on this machine.
+    pub expected_seconds: f64,
+}
+
+/// What the caller found out about one source.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SourceFacts {
+    /// The layout that was recognised or asked for.
+    pub layout: String,
+    /// Whether its rows have a prompt and a completion.
+    pub has_prompt: bool,
+    /// Whether its rows are conversations.
+    pub is_conversation: bool,
+    /// Its files; none for a generated source.
+    pub files: Vec<PlannedFile>,
+    /// Rows used.
+    pub rows: u64,
+    /// Tokens of those rows, after truncation.
+    pub tokens: u64,
+    /// Of these, tokens that train.
+    pub trained_tokens: u64,
+    /// Rows that were cut.
+    pub rows_truncated: u64,
+    /// Rows left out.
+    pub rows_dropped: u64,
+}
+
+/// Why a checked recipe still cannot run on the data and model it names.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum PlanError {
+    /// Nothing to train on.
+    #[error(
+        "stage `{stage}` has no step: its {n_sources} training sources give no row to train on; check `{stage}.data.train`, `max_length` and `truncation`"
+    )]
+    NoSteps {
+        /// The stage.
+        stage: String,
+        /// How many sources it has.
+        n_sources: usize,
+    },
+    /// Warm-up is longer than the stage.
+    #[error(
+        "stage `{stage}`: {warmup_steps} steps of warm-up do not fit its {steps} steps; lower `schedule.warmup_steps` or train longer"
+    )]
+    WarmupTooLong {
+        /// The stage.
+        stage: String,
+        /// Steps of warm-up.
+        warmup_steps: u64,
+        /// Steps of the stage.
+        steps: u64,
+    },
+    /// The new model cannot hold the tokenizer's ids.
+    #[error(
+        "`model.new.vocab_size` is {found}, but the tokenizer has {needed} tokens; give at least that, or leave it out"
+    )]
+    VocabularyTooSmall {
+        /// What the recipe says.
+        found: u64,
+        /// What the tokenizer has.
+        needed: u64,
+    },
+}
+
+/// 8/3 of the width, rounded up to a multiple of 32: the weight count of a plain block of 4 widths
+/// (Shazeer 2020, "GLU variants improve Transformer").
+pub fn default_intermediate_size(hidden_size: u64) -> u64 {
+    (hidden_size * 8).div_ceil(3).next_multiple_of(32)
+}
+
+impl Source {
+    /// Which tokens of the source's rows train, in a stage of type `kind` that says `written`.
+    pub fn mask(kind: &StageType, written: Option<Mask>, has_prompt: bool, is_conversation: bool) -> Mask {
+        match written {
+            Some(mask) => mask,
+            None if kind.trains_all_tokens => Mask::All,
+            None if has_prompt => Mask::CompletionOnly,
+            None if is_conversation => Mask::AssistantOnly,
+            None => Mask::All,
+        }
+    }
+}
+
+impl NewModelSection {
+    /// The shape with every size decided; `vocab_size` is the tokenizer's.
+    ///
+    /// # Errors
+    /// [`PlanError::VocabularyTooSmall`].
+    pub fn resolve(&self, vocab_size: u64) -> Result<PlannedNewModel, PlanError> {
+        let found = self.vocab_size.unwrap_or(vocab_size);
+        if found < vocab_size {
+            return Err(PlanError::VocabularyTooSmall { found, needed: vocab_size });
+        }
+        Ok(PlannedNewModel {
+            architecture: self.architecture,
+            hidden_size: self.hidden_size,
+            intermediate_size: self
+                .intermediate_size
+                .unwrap_or_else(|| default_intermediate_size(self.hidden_size)),
+            num_hidden_layers: self.num_hidden_layers,
+            num_attention_heads: self.num_attention_heads,
+            num_key_value_heads: self.num_key_value_heads.unwrap_or(self.num_attention_heads),
+            vocab_size: found,
+            max_position_embeddings: self.max_position_embeddings,
+            rope_theta: self.rope_theta,
+            rms_norm_eps: self.rms_norm_eps,
+            tie_word_embeddings: self.tie_word_embeddings,
+            initializer_range: self.initializer_range,
+        })
+    }
+}
+
+impl StageSection {
+    /// The stage's type in the catalogue.
+    ///
+    /// # Panics
+    /// If the section was not made by [`Recipe::parse`], which checks it.
+    pub fn stage_type(&self) -> &'static StageType {
+        StageType::named(&self.r#type)
+            .unwrap_or_else(|| panic!("stage type {:?} was checked when read", self.r#type))
+    }
+
+    /// The name of the objective.
+    pub fn objective_type(&self) -> &str {
+        self.objective.r#type.as_deref().unwrap_or(self.stage_type().objective)
+    }
+
+    /// The learning rate after warm-up.
+    pub fn learning_rate(&self) -> f64 {
+        self.optimizer.learning_rate.unwrap_or_else(|| self.stage_type().learning_rate(self.train.method))
+    }
+
+    /// How rows become segments.
+    pub fn packing(&self) -> crate::Packing {
+        self.data.packing.unwrap_or(self.stage_type().packing)
+    }
+
+    /// The size of an optimiser step.
+    pub fn step_size(&self) -> StepSize {
+        match self.train.tokens_per_step {
+            Some(tokens) => StepSize::Tokens(tokens),
+            None => StepSize::Rows(self.train.rows_per_step.unwrap_or(DEFAULT_ROWS_PER_STEP)),
+        }
+    }
+
+    /// Whether there are rows to measure the held-out loss on.
+    pub fn has_held_out_rows(&self) -> bool {
+        self.data.eval.is_some() || self.data.eval_fraction > 0.0
+    }
+
+    /// The generated tasks whose accuracy is measured.
+    pub fn eval_tasks(&self) -> Vec<String> {
+        if let Some(tasks) = &self.eval.tasks {
+            return tasks.clone();
+        }
+        let generated = |sources: &[Source]| -> Vec<String> {
+            let names = sources.iter().map(|source| source.source.clone());
+            names.filter(|name| name.starts_with("generated:")).collect()
+        };
+        let held_out = generated(self.data.eval.as_deref().unwrap_or_default());
+        if held_out.is_empty() { generated(&self.data.train) } else { held_out }
+    }
+
+    /// Optimiser steps, where one pass over the data is `steps_per_epoch`.
+    pub fn steps(&self, steps_per_epoch: u64) -> u64 {
+        let epochs = self.train.epochs.unwrap_or(self.stage_type().epochs);
+        self.train.steps.unwrap_or_else(|| share(epochs, steps_per_epoch))
+    }
+}
+
+impl Recipe {
+    /// The plan of this recipe on the data and model that `facts` describe.
+    ///
+    /// # Errors
+    /// [`PlanError`]: the recipe is well-formed but does not fit its data or model.
+    ///
+    /// # Panics
+    /// If `facts` are not those of this recipe: another number of stages or sources.
+    pub fn resolve(&self, facts: &Facts) -> Result<Plan, PlanError> {
+        assert_eq!(facts.stages.len(), self.stage.len(), "facts are given for every stage");
+        let new = self.model.new.as_ref().map(|new| new.resolve(facts.vocab_size)).transpose()?;
+        let model = PlannedModel {
+            base: self.model.base.clone(),
+            revision: self.model.revision.clone(),
+            new,
+            tokenizer: self.model.tokenizer.clone(),
+            dtype: self.model.dtype,
+            parameters: facts.parameters,
+            files: facts.files.clone(),
+        };
+        let numbered = (1..).zip(self.stage.iter().zip(&facts.stages));
+        let stages = numbered.map(|(number, (stage, facts))| plan_stage(number, stage, facts));
+        Ok(Plan {
+            format_version: 1,
+            name: self.name.clone().unwrap_or_else(|| "run".to_owned()),
+            seed: self.seed,
+            model,
+            stages: stages.collect::<Result<_, _>>()?,
+        })
+    }
+}
+
+fn plan_stage(number: u32, stage: &StageSection, facts: &StageFacts) -> Result<PlannedStage, PlanError> {
+    let name = stage.name.clone().unwrap_or_else(|| stage.r#type.clone());
+    let steps = stage.steps(facts.steps_per_epoch);
+    if facts.steps_per_epoch == 0 || steps == 0 {
+        return Err(PlanError::NoSteps { stage: name, n_sources: facts.train.len() });
+    }
+    let epochs = steps as f64 / facts.steps_per_epoch as f64;
+    let schedule = plan_schedule(&name, &stage.schedule, stage.learning_rate(), steps)?;
+    let adapts = stage.train.method != Method::Full;
+    Ok(PlannedStage {
+        number,
+        r#type: stage.r#type.clone(),
+        steps,
+        tokens: (epochs * facts.tokens_per_epoch as f64).round() as u64,
+        trainable_parameters: facts.trainable_parameters,
+        data: plan_data(stage, facts),
+        train: plan_train(stage, facts, epochs),
+        lora: adapts.then(|| plan_lora(stage)),
+        quantization: (stage.train.method == Method::Qlora).then_some(PlannedQuantization {
+            r#type: stage.quantization.r#type,
+            double: stage.quantization.double,
+        }),
+        objective: PlannedComponent {
+            r#type: stage.objective_type().to_owned(),
+            params: facts.objective.clone(),
+        },
+        optimizer: PlannedComponent {
+            r#type: stage.optimizer.r#type.clone(),
+            params: facts.optimizer.clone(),
+        },
+        schedule,
+        eval: PlannedEval {
+            tasks: stage.eval_tasks(),
+            n: stage.eval.n,
+            max_new_tokens: stage.eval.max_new_tokens,
+            temperature: stage.eval.temperature,
+        },
+        memory: facts.memory.clone(),
+        expected_seconds: facts.expected_seconds,
+        name,
+    })
+}
+
+fn plan_data(stage: &StageSection, facts: &StageFacts) -> PlannedData {
+    PlannedData {
+        train: plan_sources(stage, &stage.data.train, &facts.train),
+        eval: plan_sources(stage, stage.data.eval.as_deref().unwrap_or_default(), &facts.eval),
+        eval_fraction: stage.data.eval_fraction,
+        max_length: stage.data.max_length,
+        truncation: stage.data.truncation,
+        packing: stage.packing(),
+        chat_template: facts.chat_template.clone(),
+        shuffle: stage.data.shuffle,
+    }
+}
+
+fn plan_sources(stage: &StageSection, sources: &[Source], facts: &[SourceFacts]) -> Vec<PlannedSource> {
+    assert_eq!(sources.len(), facts.len(), "facts are given for every source");
+    let plan = |(source, facts): (&Source, &SourceFacts)| PlannedSource {
+        source: source.source.clone(),
+        weight: source.weight.unwrap_or(facts.rows as f64),
+        layout: facts.layout.clone(),
+        columns: source.columns.clone().unwrap_or_default(),
+        split: source.split.clone(),
+        mask: Source::mask(stage.stage_type(), stage.data.mask, facts.has_prompt, facts.is_conversation),
+        files: facts.files.clone(),
+        rows: facts.rows,
+        tokens: facts.tokens,
+        trained_tokens: facts.trained_tokens,
+        rows_truncated: facts.rows_truncated,
+        rows_dropped: facts.rows_dropped,
+    };
+    sources.iter().zip(facts).map(plan).collect()
+}
+
+fn plan_train(stage: &StageSection, facts: &StageFacts, epochs: f64) -> PlannedTrain {
+    let train = &stage.train;
+    let eval_every = train.eval_every.unwrap_or(facts.steps_per_epoch);
+    let save_default = if stage.has_held_out_rows() { eval_every } else { DEFAULT_SAVE_EVERY };
+    PlannedTrain {
+        method: train.method,
+        epochs,
+        step_size: stage.step_size(),
+        tokens_per_micro_batch: train.tokens_per_micro_batch,
+        recompute: train.recompute,
+        max_grad_norm: train.max_grad_norm,
+        log_every: train.log_every,
+        eval_every,
+        save_every: train.save_every.unwrap_or(save_default),
+        keep_last: train.keep_last,
+        keep_best: train.keep_best,
+    }
+}
+
+fn plan_lora(stage: &StageSection) -> PlannedLora {
+    let lora = stage.lora.clone();
+    PlannedLora {
+        rank: lora.rank,
+        alpha: lora.alpha,
+        dropout: lora.dropout,
+        targets: lora.targets,
+        rslora: lora.rslora,
+        dora: lora.dora,
+        init: lora.init,
+        lora_plus_ratio: lora.lora_plus_ratio,
+    }
+}
+
+fn plan_schedule(
+    stage: &str,
+    schedule: &ScheduleSection,
+    learning_rate: f64,
+    steps: u64,
+) -> Result<PlannedSchedule, PlanError> {
+    let ratio = schedule.warmup_ratio.unwrap_or(DEFAULT_WARMUP_RATIO);
+    let warmup_steps = schedule.warmup_steps.unwrap_or_else(|| share(ratio, steps));
+    if warmup_steps > steps {
+        return Err(PlanError::WarmupTooLong { stage: stage.to_owned(), warmup_steps, steps });
+    }
+    let after_warmup = steps - warmup_steps;
+    let decay_steps = match schedule.r#type {
+        ScheduleType::Constant => 0,
+        ScheduleType::Linear | ScheduleType::Cosine => after_warmup,
+        ScheduleType::Wsd => {
+            share(schedule.decay_ratio.unwrap_or(DEFAULT_DECAY_RATIO), steps).min(after_warmup)
+        }
+    };
+    let min_ratio = if decay_steps == 0 { 1.0 } else { schedule.min_ratio };
+    Ok(PlannedSchedule { r#type: schedule.r#type, learning_rate, warmup_steps, decay_steps, min_ratio })
+}
+
+/// `ratio` of `n`, rounded up, where a product that is whole but for rounding counts as whole:
+/// 0.1 of 30 is 3, though `0.1 * 30.0` is above 3.
+fn share(ratio: f64, n: u64) -> u64 {
+    const ROUNDING: f64 = 1e-12;
+    (ratio * n as f64 * (1.0 - ROUNDING)).ceil() as u64
+}
+
+#[cfg(test)]
+mod tests;
