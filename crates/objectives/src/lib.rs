@@ -1,1 +1,47 @@
 //! Training objectives as pure functions of per-token arrays.
+//!
+//! The model side computes, for each predicted token, log-probabilities and whatever else
+//! [`Objective::needs`] asks for. The objective turns these arrays and the loss weights into a loss,
+//! its gradient with respect to each array, and metrics. It sees no model, tokenizer, file or recipe,
+//! and the training loop sees no algorithm.
+//!
+//! **Normalisation.** A step's loss is `Σ w·ℓ / W` over *all* its tokens, where `W` is the step's total
+//! weight ([`Normaliser`]), known from the data before any forward pass. A micro-batch contributes its
+//! share of that sum; the shares add up, so cutting a step into micro-batches changes nothing.
+//!
+//! **Adding an objective**: one file with formula, source, options, loss and gradient; one line in
+//! [`OBJECTIVES`]; and its f64 reference in `harness.rs`, whose tests run over the catalogue. An objective on other arrays (reference or old log-probabilities, advantages, segments)
+//! adds a field to [`TokenBatch`] and a flag to [`Needs`].
+
+mod batch;
+pub mod catalogue;
+pub mod cross_entropy;
+pub mod dft;
+mod error;
+#[cfg(test)]
+mod harness;
+
+pub use batch::{Metric, Needs, Normaliser, ObjectiveOutput, TokenBatch};
+pub use catalogue::{OBJECTIVES, ObjectiveInfo, OptionInfo, build};
+pub use error::ObjectiveError;
+
+/// A loss on per-token arrays.
+pub trait Objective: Send + Sync + std::fmt::Debug {
+    /// Its name in the catalogue.
+    fn name(&self) -> &'static str;
+
+    /// The arrays it reads beyond log-probabilities and weights.
+    fn needs(&self) -> Needs;
+
+    /// What a micro-batch with these loss weights adds to the step's total weight.
+    fn weight(&self, weights: &[f32]) -> f64 {
+        weights.iter().map(|&w| f64::from(w)).sum()
+    }
+
+    /// The micro-batch's share of the step's loss, its gradients and its metrics.
+    ///
+    /// # Errors
+    /// [`ObjectiveError::Length`] or [`ObjectiveError::Missing`] if arrays do not fit,
+    /// [`ObjectiveError::NonFinite`] or [`ObjectiveError::Weight`] for a value that cannot be trained on.
+    fn evaluate(&self, batch: &TokenBatch<'_>, step: Normaliser) -> Result<ObjectiveOutput, ObjectiveError>;
+}

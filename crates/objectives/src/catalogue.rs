@@ -1,0 +1,111 @@
+//! The list of objectives, from which names, options and manual pages come.
+
+use crate::{Objective, ObjectiveError, cross_entropy, dft};
+
+/// One option, for the manual and for errors about unknown keys.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OptionInfo {
+    /// Its key.
+    pub name: &'static str,
+    /// Its type and accepted values.
+    pub kind: &'static str,
+    /// Its default, as TOML.
+    pub default: &'static str,
+    /// What it does.
+    pub doc: &'static str,
+}
+
+/// Builds an objective from options whose keys are known to be right.
+pub type Build = fn(&toml::Table) -> Result<Box<dyn Objective>, ObjectiveError>;
+
+/// An entry of [`OBJECTIVES`].
+pub struct ObjectiveInfo {
+    /// Its name in recipes.
+    pub name: &'static str,
+    /// One line.
+    pub summary: &'static str,
+    /// Where it comes from.
+    pub source: &'static str,
+    /// The loss of one token.
+    pub equation: &'static str,
+    /// Its options.
+    pub options: &'static [OptionInfo],
+    /// Builds it.
+    pub build: Build,
+}
+
+/// Every objective.
+pub const OBJECTIVES: &[ObjectiveInfo] = &[cross_entropy::INFO, dft::INFO];
+
+/// The objective called `name` with the given options; missing ones take their defaults.
+///
+/// # Errors
+/// [`ObjectiveError::UnknownName`] or [`ObjectiveError::UnknownOption`] with the nearest name,
+/// [`ObjectiveError::Option`] for a value of the wrong type or out of range.
+pub fn build(name: &str, options: &toml::Table) -> Result<Box<dyn Objective>, ObjectiveError> {
+    let names: Vec<&str> = OBJECTIVES.iter().map(|info| info.name).collect();
+    let info = OBJECTIVES.iter().find(|info| info.name == name).ok_or_else(|| {
+        ObjectiveError::UnknownName { name: name.to_owned(), hint: pt_core::suggest::hint(name, &names) }
+    })?;
+    let known: Vec<&str> = info.options.iter().map(|option| option.name).collect();
+    if let Some(key) = options.keys().find(|key| !known.contains(&key.as_str())) {
+        let hint = match known.as_slice() {
+            [] => "it has no options".to_owned(),
+            known => pt_core::suggest::hint(key, known),
+        };
+        return Err(ObjectiveError::UnknownOption { name: info.name, option: key.clone(), hint });
+    }
+    (info.build)(options)
+}
+
+/// Reads a configuration whose keys are right.
+pub(crate) fn parse<C: serde::de::DeserializeOwned>(
+    name: &'static str,
+    options: &toml::Table,
+) -> Result<C, ObjectiveError> {
+    toml::Value::Table(options.clone())
+        .try_into()
+        .map_err(|e: toml::de::Error| ObjectiveError::Option { name, problem: e.message().to_owned() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_entry_builds_with_its_defaults_and_has_docs() {
+        for info in OBJECTIVES {
+            assert_eq!(build(info.name, &toml::Table::new()).unwrap().name(), info.name);
+            let listed: String =
+                info.options.iter().map(|o| format!("{} = {}\n", o.name, o.default)).collect();
+            let from_listed = build(info.name, &listed.parse().unwrap()).unwrap();
+            let from_nothing = build(info.name, &toml::Table::new()).unwrap();
+            assert_eq!(
+                format!("{from_listed:?}"),
+                format!("{from_nothing:?}"),
+                "listed defaults are the defaults"
+            );
+            for text in [info.summary, info.source, info.equation] {
+                assert!(!text.is_empty(), "`{}`", info.name);
+            }
+            assert!(info.options.iter().all(|o| !o.doc.is_empty() && !o.kind.is_empty()), "`{}`", info.name);
+        }
+    }
+
+    #[test]
+    fn wrong_names_options_and_values_say_what_was_expected() {
+        let check = |name: &str, options: &str, expected: &str| {
+            let message = build(name, &options.parse().unwrap()).unwrap_err().to_string();
+            assert!(message.contains(expected), "{message} should mention {expected}");
+        };
+        check("cross_entropi", "", "did you mean `cross_entropy`?");
+        check("cross_entropy", "label_smooth = 0.1", "did you mean `label_smoothing`?");
+        check(
+            "cross_entropy",
+            "label_smoothing = 1.5",
+            "label_smoothing is 1.5, expected at least 0 and below 1",
+        );
+        check("cross_entropy", "label_smoothing = 'x'", "expected");
+        check("dft", "beta = 1", "it has no options");
+    }
+}
