@@ -20,7 +20,13 @@
 //!
 //! What it leaves out: attention sinks, biases, and masks that are not causal.
 
+mod backward;
+mod check;
+mod forward;
+mod lanes;
 pub mod reference;
+mod softmax;
+mod tile;
 
 use std::ops::Range;
 
@@ -49,11 +55,6 @@ pub struct AttentionShape {
 }
 
 impl AttentionShape {
-    /// Columns of a matrix that holds all queries, then all keys, then all values.
-    pub fn qkv_width(&self) -> usize {
-        (self.heads + 2 * self.kv_heads) * self.head_dim
-    }
-
     /// Query heads per key head.
     pub fn group(&self) -> usize {
         self.heads / self.kv_heads
@@ -140,9 +141,7 @@ pub fn forward(
     out: RowsMut<'_>,
     lse: &mut [f32],
 ) {
-    let outputs = reference::forward(shape, q, k, v, spans, lse.len() / shape.heads);
-    lse.iter_mut().zip(&outputs.lse).for_each(|(to, from)| *to = *from as f32);
-    reference::store(&outputs.out, shape.heads * shape.head_dim, 0, out);
+    forward::run(shape, q, k, v, spans, out, lse);
 }
 
 /// The gradients of `q`, `k` and `v` from that of `out`.
@@ -170,19 +169,5 @@ pub fn backward(
     dqkv: RowsMut<'_>,
     columns: Columns,
 ) {
-    let rows = lse.len() / shape.heads;
-    let g = reference::backward(shape, q, k, v, d_out, spans, rows);
-    let _ = (out, groups);
-    let mut dqkv = dqkv;
-    for (part, heads, col) in [
-        (&g.dq, shape.heads, columns.q),
-        (&g.dk, shape.kv_heads, columns.k),
-        (&g.dv, shape.kv_heads, columns.v),
-    ] {
-        let view = match &mut dqkv {
-            RowsMut::F32(v, ld) => RowsMut::F32(v, *ld),
-            RowsMut::Bf16(v, ld) => RowsMut::Bf16(v, *ld),
-        };
-        reference::store(part, heads * shape.head_dim, col, view);
-    }
+    backward::run(shape, q, k, v, out, lse, d_out, spans, groups, dqkv, columns);
 }

@@ -1,6 +1,6 @@
 //! Attention in `f64`, as its definition says: slow, obvious, and what the kernels are tested against.
 
-use super::{AttentionShape, Rows, RowsMut, Span};
+use super::{AttentionShape, Rows, Span};
 use crate::elem::Elem;
 
 /// What [`forward`] gives, dense and row-major.
@@ -131,20 +131,4 @@ pub fn backward(
         }
     }
     g
-}
-
-/// Interim.
-pub(super) fn store(values: &[f64], width: usize, col: usize, to: RowsMut<'_>) {
-    match to {
-        RowsMut::F32(to, ld) => {
-            for (row, values) in values.chunks_exact(width).enumerate() {
-                values.iter().enumerate().for_each(|(c, v)| to[row * ld + col + c] = *v as f32);
-            }
-        }
-        RowsMut::Bf16(to, ld) => {
-            for (row, values) in values.chunks_exact(width).enumerate() {
-                values.iter().enumerate().for_each(|(c, v)| to[row * ld + col + c] = Elem::put(*v as f32));
-            }
-        }
-    }
 }
