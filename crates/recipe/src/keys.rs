@@ -59,10 +59,12 @@ choice! {
 }
 
 choice! {
-    /// How rows become segments.
+    /// How rows become segments and segments micro-batches. Nothing is ever padded.
     Packing {
-        /// A row is a segment; nothing is padded and nothing is cut but by `truncation`.
-        Rows = "rows",
+        /// A row is a segment; the rows of a step fill micro-batches best-fit, longest first.
+        Bfd = "bfd",
+        /// A row is a segment; micro-batches hold neighbours in the order.
+        Sequential = "sequential",
         /// Rows are joined, with an end-of-text token between, and cut every `max_length` tokens.
         Wrapped = "wrapped",
     }
@@ -99,8 +101,48 @@ choice! {
         Linear = "linear",
         /// It falls in a half cosine to `min_ratio` at the last step.
         Cosine = "cosine",
-        /// It stays, then falls in a line over the last `decay_ratio` of the steps.
-        Wsd = "wsd",
+        /// It stays, then falls to `min_ratio` over the last `decay_ratio` of the steps.
+        WarmupStableDecay = "warmup_stable_decay",
+    }
+}
+
+choice! {
+    /// The shape of the fall of `warmup_stable_decay`.
+    DecayShape {
+        /// A line.
+        Linear = "linear",
+        /// Half a cosine.
+        Cosine = "cosine",
+        /// 1 minus the square root of the part done.
+        OneMinusSqrt = "1-sqrt",
+    }
+}
+
+choice! {
+    /// When an epoch over weighted sources ends.
+    StoppingStrategy {
+        /// With the first source used up: no row comes twice.
+        FirstExhausted = "first_exhausted",
+        /// With the last source used up: every row comes at least once.
+        AllExhausted = "all_exhausted",
+    }
+}
+
+choice! {
+    /// The format of a source's files.
+    FileFormat {
+        /// One JSON object per line.
+        Jsonl = "jsonl",
+        /// An array of objects, or an object that holds one.
+        Json = "json",
+        /// Apache Parquet.
+        Parquet = "parquet",
+        /// Comma-separated values with a header.
+        Csv = "csv",
+        /// Tab-separated values with a header.
+        Tsv = "tsv",
+        /// Plain text, cut by `text_unit`.
+        Text = "text",
     }
 }
 
@@ -213,7 +255,7 @@ section! {
     /// What the stage trains on.
     DataSection at "stage.data" as "[stage.data]"
     keys {
-        train: Vec<Source>, Sources, Required { example: "[\"data/train.jsonl\"]" }, "[\"data/other.jsonl\", { source = \"hub/name\", weight = 0.5 }]",
+        train: Vec<Source>, Sources, Required { example: "[\"data/train.jsonl\"]" }, "[\"data/other.jsonl\", { source = \"hub/name\", repeats = 0.5 }]",
             "Sources of training rows: each a text, or a table with the keys of `[[stage.data.train]]`.";
         eval: Option<Vec<Source>>, Sources, Derived { rule: "none; see `eval_fraction`", example: "[\"data/eval.jsonl\"]" }, "[\"data/held-out.jsonl\"]",
             "Sources of held-out rows, in the same form.";
@@ -223,14 +265,18 @@ section! {
             "Most tokens of a row.";
         truncation: Truncation, Choice(Truncation::NAMES), Value("\"keep_start\""), "\"keep_end\"",
             "What happens to longer rows: keep the first or last tokens, drop the row and count it, or refuse to run.";
-        packing: Option<Packing>, Choice(Packing::NAMES), Derived { rule: "`wrapped` for pretrain, `rows` for sft", example: "\"rows\"" }, "\"wrapped\"",
-            "`rows`: a row is a segment, nothing is padded; `wrapped`: rows are joined and cut every `max_length` tokens.";
+        packing: Option<Packing>, Choice(Packing::NAMES), Derived { rule: "`wrapped` for pretrain, `bfd` for sft", example: "\"bfd\"" }, "\"wrapped\"",
+            "How rows fill micro-batches: whole, best-fit (`bfd`) or in order (`sequential`); or joined, with an end-of-text token between, and cut every `max_length` tokens (`wrapped`). Nothing is ever padded.";
         mask: Option<Mask>, Choice(Mask::NAMES), Derived { rule: "`all` for pretrain and for plain text; `completion_only` for rows with a prompt; `assistant_only` for conversations", example: "\"all\"" }, "\"completion_only\"",
             "Which tokens train. (TRL trains on every token of a conversation unless told otherwise.)";
+        train_end_of_turn: bool, Bool, Value("true"), "false",
+            "Whether the token that ends a trained turn trains too; without it the model never stops.";
         chat_template: Option<String>, Text, Derived { rule: "the tokenizer's", example: "\"template.jinja\"" }, "\"other.jinja\"",
             "A chat template file, used for training, sampling and evaluation, and saved with the model.";
         shuffle: bool, Bool, Value("true"), "false",
             "Whether rows are visited in a new order in every epoch.";
+        stopping_strategy: StoppingStrategy, Choice(StoppingStrategy::NAMES), Value("\"first_exhausted\""), "\"all_exhausted\"",
+            "When an epoch over weighted sources ends: with the first one used up, or with the last.";
     }
     sections { }
 }
@@ -241,8 +287,10 @@ section! {
     keys {
         source: String, Text, Required { example: "\"data/train.jsonl\"" }, "\"generated:arithmetic?n=1000\"",
             "A file or glob (jsonl, json, csv, parquet, txt; .gz, .zst), a dataset on the hub, or `generated:NAME?key=value&...`.";
-        weight: Option<f64>, Float { min: 1e-9, max: 1e9 }, Derived { rule: "the source's number of rows, so that every row is seen equally often", example: "1.0" }, "0.5",
-            "Share of this source in the mixture, relative to the others.";
+        weight: Option<f64>, Float { min: 1e-9, max: 1e9 }, Derived { rule: "none: every row is seen `repeats` times", example: "1.0" }, "0.5",
+            "Share of the rows that come from this source, relative to the others; given for every source or for none.";
+        repeats: Option<f64>, Float { min: 1e-6, max: 1e4 }, Derived { rule: "1, where no `weight` is given", example: "1.0" }, "3.0",
+            "How often each row is seen in an epoch; below 1, a part of the rows, another part in each epoch.";
         layout: Option<String>, Component(ComponentKind::Layout), Derived { rule: "recognised from the columns", example: "\"messages\"" }, "\"text\"",
             "The layout of the rows.";
         columns: Option<BTreeMap<String, String>>, StringTable, Derived { rule: "the layout's own names", example: "{ prompt = \"question\" }" }, "{ prompt = \"input\" }",
@@ -251,6 +299,14 @@ section! {
             "The split, for a dataset on the hub or a generated one.";
         limit: Option<u64>, Int { min: 1, max: MANY }, Derived { rule: "all rows", example: "1000" }, "10",
             "Use only the first rows.";
+        subset: Option<String>, Text, Derived { rule: "none", example: "\"main\"" }, "\"socratic\"",
+            "The configuration of a dataset on the hub that has several.";
+        format: Option<FileFormat>, Choice(FileFormat::NAMES), Derived { rule: "from the file's name", example: "\"jsonl\"" }, "\"text\"",
+            "The format of the files.";
+        text_unit: String, Text, Value("\"line\""), "\"<|endoftext|>\"",
+            "What makes a row of a text file: each `line`, the whole `file`, or what stands between two of the given text.";
+        rows_key: Option<String>, Text, Derived { rule: "the only list", example: "\"data\"" }, "\"examples\"",
+            "The key that holds the rows of a JSON object with several lists.";
     }
     sections { }
 }
@@ -266,7 +322,7 @@ section! {
         steps: Option<u64>, Int { min: 1, max: 1_000_000_000 }, Derived { rule: "from `epochs`", example: "100" }, "50",
             "Optimiser steps, instead of `epochs`.";
         rows_per_step: Option<u64>, Int { min: 1, max: 100_000_000 }, Derived { rule: "8, unless `tokens_per_step` is given", example: "8" }, "16",
-            "Rows (with `wrapped` packing: pieces of `max_length` tokens) of one optimiser step.";
+            "Rows (with `packing = \"wrapped\"`: pieces of `max_length` tokens) of one optimiser step.";
         tokens_per_step: Option<u64>, Int { min: 1, max: 1_000_000_000 }, Derived { rule: "none; the size of a step is `rows_per_step`", example: "8192" }, "4096",
             "Tokens of one optimiser step, instead of `rows_per_step`.";
         tokens_per_micro_batch: u64, Int { min: 16, max: 100_000_000 }, Value("4096"), "2048",
@@ -342,7 +398,7 @@ section! {
     OptimizerSection at "stage.optimizer" as "[stage.optimizer]"
     open to ComponentKind::Optimizer, default Some("adamw");
     keys {
-        r#type: String, Component(ComponentKind::Optimizer), Value("\"adamw\""), "\"sgd\"",
+        r#type: String, Component(ComponentKind::Optimizer), Value("\"adamw\""), "\"muon\"",
             "The optimiser.";
         learning_rate: Option<f64>, Float { min: 1e-12, max: 10.0 }, Derived { rule: "sft: 2e-5 for full, 2e-4 for lora and qlora; pretrain: 3e-4 and 3e-3", example: "1e-4" }, "5e-5",
             "Learning rate after warm-up.";
@@ -363,8 +419,10 @@ section! {
             "The same as a share of all steps. (TRL: 0.)";
         min_ratio: f64, RATIO, Value("0.0"), "0.1",
             "Learning rate at the last step, relative to the peak.";
-        decay_ratio: Option<f64>, RATIO, Derived { rule: "0.2, for `wsd`", example: "0.2" }, "0.3",
-            "Share of the steps in which `wsd` falls.";
+        decay_ratio: f64, RATIO, Value("0.1"), "0.3",
+            "Share of the steps over which `warmup_stable_decay` falls.";
+        decay_shape: DecayShape, Choice(DecayShape::NAMES), Value("\"cosine\""), "\"linear\"",
+            "Shape of that fall.";
     }
     sections { }
 }
@@ -445,8 +503,8 @@ pub(crate) const TRL_NAMES: &[(&str, &str)] = &[
     ("optim", "stage.optimizer.type"),
     ("lr", "stage.optimizer.learning_rate"),
     ("adam_epsilon", "stage.optimizer.eps"),
-    ("adam_beta1", "stage.optimizer.betas"),
-    ("adam_beta2", "stage.optimizer.betas"),
+    ("adam_beta1", "stage.optimizer.beta1"),
+    ("adam_beta2", "stage.optimizer.beta2"),
     ("lr_scheduler_type", "stage.schedule.type"),
 ];
 

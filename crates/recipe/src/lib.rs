@@ -24,14 +24,15 @@ mod table;
 mod tree;
 
 pub use keys::{
-    Architecture, DataSection, Dtype, EvalSection, LoraInit, LoraSection, Mask, Method, ModelSection,
-    NewModelSection, ObjectiveSection, OptimizerSection, Packing, QuantSection, QuantType, Recipe, Recompute,
-    SECTIONS, ScheduleSection, ScheduleType, Source, StageSection, TrainSection, Truncation,
+    Architecture, DataSection, DecayShape, Dtype, EvalSection, FileFormat, LoraInit, LoraSection, Mask,
+    Method, ModelSection, NewModelSection, ObjectiveSection, OptimizerSection, Packing, QuantSection,
+    QuantType, Recipe, Recompute, SECTIONS, ScheduleSection, ScheduleType, Source, StageSection,
+    StoppingStrategy, TrainSection, Truncation,
 };
 pub use plan::{
-    MemoryPart, Plan, PlannedComponent, PlannedData, PlannedEval, PlannedFile, PlannedLora, PlannedModel,
-    PlannedNewModel, PlannedQuantization, PlannedSchedule, PlannedSource, PlannedStage, PlannedTemplate,
-    PlannedTrain, StepSize,
+    MemoryPart, Mixture, Plan, PlannedComponent, PlannedData, PlannedEval, PlannedFile, PlannedLora,
+    PlannedModel, PlannedNewModel, PlannedQuantization, PlannedSchedule, PlannedSource, PlannedStage,
+    PlannedTemplate, PlannedTrain, StepSize,
 };
 pub use problem::{Location, Problem, RecipeError, RecipeErrors};
 pub use reference::{documented_keys, recipe_reference_markdown};

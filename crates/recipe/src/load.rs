@@ -88,6 +88,7 @@ impl Checks<'_, '_> {
         if let Some(recipe) = recipe {
             self.new_model_sizes(recipe);
             self.schedules(recipe);
+            self.mixtures(recipe);
             self.stage_names_differ(recipe);
         }
     }
@@ -138,12 +139,14 @@ impl Checks<'_, '_> {
         let quant = text("quantization.type").unwrap_or_else(|| "nf4".to_owned());
         let written = |name: &str, value: &str| format!("`{name} = {value:?}`");
         let full = method == Method::Full.as_str();
+        let falls_late = schedule == ScheduleType::WarmupStableDecay.as_str();
         let not_qlora = method != Method::Qlora.as_str();
         for (key, useless, because) in [
             ("lora", full, written("train.method", &method)),
             ("quantization", not_qlora, written("train.method", &method)),
             ("quantization.double", !not_qlora && quant != "nf4", written("quantization.type", &quant)),
-            ("schedule.decay_ratio", schedule != "wsd", written("schedule.type", &schedule)),
+            ("schedule.decay_ratio", !falls_late, written("schedule.type", &schedule)),
+            ("schedule.decay_shape", !falls_late, written("schedule.type", &schedule)),
             ("schedule.min_ratio", schedule == "constant", written("schedule.type", &schedule)),
         ] {
             let key = format!("{stage}.{key}");
@@ -177,6 +180,42 @@ impl Checks<'_, '_> {
                     &key,
                     &key,
                     &format!("{warmup} steps of warm-up do not fit the stage's {steps} steps"),
+                );
+            }
+        }
+    }
+
+    fn mixtures(&mut self, recipe: &Recipe) {
+        for (i, stage) in recipe.stage.iter().enumerate() {
+            let eval = stage.data.eval.iter().flatten().enumerate().map(|(j, source)| ("eval", j, source));
+            let train = stage.data.train.iter().enumerate().map(|(j, source)| ("train", j, source));
+            let n_weighted = stage.data.train.iter().filter(|source| source.weight.is_some()).count();
+            for (list, j, source) in train.chain(eval) {
+                let key = |name: &str| format!("stage.{i}.data.{list}.{j}.{name}");
+                let mixed = list == "train" && n_weighted > 0;
+                if list == "eval" && (source.weight.is_some() || source.repeats.is_some()) {
+                    let key = key(if source.weight.is_some() { "weight" } else { "repeats" });
+                    self.at(&key, &key, "has no effect: every held-out row is scored once; remove it");
+                } else if mixed && source.repeats.is_some() {
+                    self.at(
+                        &key("repeats"),
+                        &key("repeats"),
+                        "has no effect beside `weight`; remove one of the two",
+                    );
+                } else if mixed && source.weight.is_none() {
+                    self.at(
+                        &key("weight"),
+                        &key("weight"),
+                        "other sources have a `weight`; give it to all or to none",
+                    );
+                }
+            }
+            let key = format!("stage.{i}.data.stopping_strategy");
+            if n_weighted == 0 && self.has(&key) {
+                self.at(
+                    &key,
+                    &key,
+                    "has no effect while no source has a `weight`; remove it, or give weights",
                 );
             }
         }

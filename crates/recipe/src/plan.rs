@@ -1,7 +1,8 @@
 //! What will run, with no option left open.
 
 use crate::keys::{
-    Architecture, Dtype, LoraInit, Mask, Method, Packing, QuantType, Recompute, ScheduleType, Truncation,
+    Architecture, DecayShape, Dtype, FileFormat, LoraInit, Mask, Method, Packing, QuantType, Recompute,
+    ScheduleType, StoppingStrategy, Truncation,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -130,6 +131,8 @@ pub struct MemoryPart {
 pub struct PlannedData {
     /// Training sources.
     pub train: Vec<PlannedSource>,
+    /// How the training sources are mixed.
+    pub mixture: Mixture,
     /// Held-out sources.
     pub eval: Vec<PlannedSource>,
     /// Share of the training rows held out.
@@ -140,6 +143,8 @@ pub struct PlannedData {
     pub truncation: Truncation,
     /// How rows become segments.
     pub packing: Packing,
+    /// Whether the token that ends a trained turn trains too.
+    pub train_end_of_turn: bool,
     /// The chat template; `None` when no row is a conversation.
     pub chat_template: Option<PlannedTemplate>,
     /// Whether every epoch has its own order.
@@ -162,14 +167,22 @@ pub struct PlannedTemplate {
 pub struct PlannedSource {
     /// As written in the recipe.
     pub source: String,
-    /// Share in the mixture, relative to the others.
-    pub weight: f64,
     /// The layout of its rows.
     pub layout: String,
     /// Columns that play a part under another name.
     pub columns: BTreeMap<String, String>,
     /// The split.
     pub split: String,
+    /// The configuration of a hub dataset.
+    pub subset: Option<String>,
+    /// The most rows to use.
+    pub limit: Option<u64>,
+    /// The format of the files, where their names do not tell.
+    pub format: Option<FileFormat>,
+    /// What makes a row of a text file.
+    pub text_unit: String,
+    /// The key that holds the rows of a JSON object.
+    pub rows_key: Option<String>,
     /// Which tokens train.
     pub mask: Mask,
     /// Its files; none for a generated source.
@@ -184,6 +197,21 @@ pub struct PlannedSource {
     pub rows_truncated: u64,
     /// Rows left out, for their length or because nothing of them trains.
     pub rows_dropped: u64,
+}
+
+/// How training sources are mixed; one number for each source.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Mixture {
+    /// How often each row is seen in an epoch.
+    Repeats(Vec<f64>),
+    /// Shares of the rows, relative to their sum, until some or all sources are used up.
+    Shares {
+        /// One for each source.
+        weights: Vec<f64>,
+        /// When an epoch ends.
+        stopping_strategy: StoppingStrategy,
+    },
 }
 
 /// The size of an optimiser step.
@@ -261,6 +289,10 @@ pub struct PlannedSchedule {
     pub warmup_steps: u64,
     /// Steps at the end in which the learning rate falls.
     pub decay_steps: u64,
+    /// The same as a share of all steps, for `warmup_stable_decay`; otherwise 0.
+    pub decay_ratio: f64,
+    /// Shape of the fall of `warmup_stable_decay`.
+    pub decay_shape: DecayShape,
     /// Learning rate at the last step, relative to the peak.
     pub min_ratio: f64,
 }

@@ -4,9 +4,9 @@ use crate::keys::{
     Mask, Method, NewModelSection, Recipe, ScheduleSection, ScheduleType, Source, StageSection,
 };
 use crate::plan::{
-    MemoryPart, Plan, PlannedComponent, PlannedData, PlannedEval, PlannedFile, PlannedLora, PlannedModel,
-    PlannedNewModel, PlannedQuantization, PlannedSchedule, PlannedSource, PlannedStage, PlannedTemplate,
-    PlannedTrain, StepSize,
+    MemoryPart, Mixture, Plan, PlannedComponent, PlannedData, PlannedEval, PlannedFile, PlannedLora,
+    PlannedModel, PlannedNewModel, PlannedQuantization, PlannedSchedule, PlannedSource, PlannedStage,
+    PlannedTemplate, PlannedTrain, StepSize,
 };
 use crate::stage_types::StageType;
 use serde_json::Value;
@@ -16,7 +16,6 @@ const DEFAULT_ROWS_PER_STEP: u64 = 8;
 /// Transformers' `save_steps`.
 const DEFAULT_SAVE_EVERY: u64 = 500;
 const DEFAULT_WARMUP_RATIO: f64 = 0.03;
-const DEFAULT_DECAY_RATIO: f64 = 0.2;
 
 /// What the caller found out about the model and the data.
 #[derive(Clone, Debug, PartialEq)]
@@ -92,15 +91,17 @@ pub enum PlanError {
         /// How many sources it has.
         n_sources: usize,
     },
-    /// Warm-up is longer than the stage.
+    /// Warm-up and decay are longer than the stage.
     #[error(
-        "stage `{stage}`: {warmup_steps} steps of warm-up do not fit its {steps} steps; lower `schedule.warmup_steps` or train longer"
+        "stage `{stage}`: {warmup_steps} steps of warm-up and {decay_steps} of decay do not fit its {steps} steps;          lower `schedule.warmup_steps` or `decay_ratio`, or train longer"
     )]
-    WarmupTooLong {
+    ScheduleTooLong {
         /// The stage.
         stage: String,
         /// Steps of warm-up.
         warmup_steps: u64,
+        /// Steps of decay, where it does not take what warm-up leaves.
+        decay_steps: u64,
         /// Steps of the stage.
         steps: u64,
     },
@@ -300,11 +301,13 @@ fn plan_stage(number: u32, stage: &StageSection, facts: &StageFacts) -> Result<P
 fn plan_data(stage: &StageSection, facts: &StageFacts) -> PlannedData {
     PlannedData {
         train: plan_sources(stage, &stage.data.train, &facts.train),
+        mixture: plan_mixture(stage),
         eval: plan_sources(stage, stage.data.eval.as_deref().unwrap_or_default(), &facts.eval),
         eval_fraction: stage.data.eval_fraction,
         max_length: stage.data.max_length,
         truncation: stage.data.truncation,
         packing: stage.packing(),
+        train_end_of_turn: stage.data.train_end_of_turn,
         chat_template: facts.chat_template.clone(),
         shuffle: stage.data.shuffle,
     }
@@ -314,10 +317,14 @@ fn plan_sources(stage: &StageSection, sources: &[Source], facts: &[SourceFacts])
     assert_eq!(sources.len(), facts.len(), "facts are given for every source");
     let plan = |(source, facts): (&Source, &SourceFacts)| PlannedSource {
         source: source.source.clone(),
-        weight: source.weight.unwrap_or(facts.rows as f64),
         layout: facts.layout.clone(),
         columns: source.columns.clone().unwrap_or_default(),
         split: source.split.clone(),
+        subset: source.subset.clone(),
+        limit: source.limit,
+        format: source.format,
+        text_unit: source.text_unit.clone(),
+        rows_key: source.rows_key.clone(),
         mask: Source::mask(stage.stage_type(), stage.data.mask, facts.has_prompt, facts.is_conversation),
         files: facts.files.clone(),
         rows: facts.rows,
@@ -327,6 +334,14 @@ fn plan_sources(stage: &StageSection, sources: &[Source], facts: &[SourceFacts])
         rows_dropped: facts.rows_dropped,
     };
     sources.iter().zip(facts).map(plan).collect()
+}
+
+fn plan_mixture(stage: &StageSection) -> Mixture {
+    let sources = &stage.data.train;
+    match sources.iter().map(|source| source.weight).collect() {
+        Some(weights) => Mixture::Shares { weights, stopping_strategy: stage.data.stopping_strategy },
+        None => Mixture::Repeats(sources.iter().map(|source| source.repeats.unwrap_or(1.0)).collect()),
+    }
 }
 
 fn plan_train(stage: &StageSection, facts: &StageFacts, epochs: f64) -> PlannedTrain {
@@ -370,19 +385,27 @@ fn plan_schedule(
 ) -> Result<PlannedSchedule, PlanError> {
     let ratio = schedule.warmup_ratio.unwrap_or(DEFAULT_WARMUP_RATIO);
     let warmup_steps = schedule.warmup_steps.unwrap_or_else(|| share(ratio, steps));
-    if warmup_steps > steps {
-        return Err(PlanError::WarmupTooLong { stage: stage.to_owned(), warmup_steps, steps });
+    let falls_late = schedule.r#type == ScheduleType::WarmupStableDecay;
+    let decay_ratio = if falls_late { schedule.decay_ratio } else { 0.0 };
+    let late_steps = share(decay_ratio, steps);
+    if warmup_steps + late_steps > steps {
+        let stage = stage.to_owned();
+        return Err(PlanError::ScheduleTooLong { stage, warmup_steps, decay_steps: late_steps, steps });
     }
-    let after_warmup = steps - warmup_steps;
     let decay_steps = match schedule.r#type {
         ScheduleType::Constant => 0,
-        ScheduleType::Linear | ScheduleType::Cosine => after_warmup,
-        ScheduleType::Wsd => {
-            share(schedule.decay_ratio.unwrap_or(DEFAULT_DECAY_RATIO), steps).min(after_warmup)
-        }
+        ScheduleType::Linear | ScheduleType::Cosine => steps - warmup_steps,
+        ScheduleType::WarmupStableDecay => late_steps,
     };
-    let min_ratio = if decay_steps == 0 { 1.0 } else { schedule.min_ratio };
-    Ok(PlannedSchedule { r#type: schedule.r#type, learning_rate, warmup_steps, decay_steps, min_ratio })
+    Ok(PlannedSchedule {
+        r#type: schedule.r#type,
+        learning_rate,
+        warmup_steps,
+        decay_steps,
+        decay_ratio,
+        decay_shape: schedule.decay_shape,
+        min_ratio: if schedule.r#type == ScheduleType::Constant { 1.0 } else { schedule.min_ratio },
+    })
 }
 
 /// `ratio` of `n`, rounded up, where a product that is whole but for rounding counts as whole:

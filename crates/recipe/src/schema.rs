@@ -106,6 +106,20 @@ impl KeyDoc {
         }
     }
 
+    /// What else must be set on stage `stage` for the key to have an effect, as `--set` arguments.
+    pub fn set_beside(&self, stage: usize) -> Vec<String> {
+        let needed: &[&str] = match self.path().as_str() {
+            "stage.quantization.type" | "stage.quantization.double" => &["train.method=qlora"],
+            "stage.schedule.decay_ratio" | "stage.schedule.decay_shape" => {
+                &["schedule.type=warmup_stable_decay"]
+            }
+            "stage.data.stopping_strategy" => &["data.train.0.weight=1"],
+            path if path.starts_with("stage.lora.") => &["train.method=lora"],
+            _ => &[],
+        };
+        needed.iter().map(|set| format!("stage.{stage}.{set}")).collect()
+    }
+
     /// A typical value, as TOML: the default where there is a fixed one.
     pub fn example(&self) -> &'static str {
         match self.default {
@@ -186,6 +200,14 @@ impl Params {
     /// The parameters as JSON.
     pub fn values(&self) -> &serde_json::Map<String, Value> {
         &self.values
+    }
+
+    /// The parameters as a TOML table.
+    ///
+    /// # Panics
+    /// Never on what a recipe can hold: TOML has every value that was read from TOML.
+    pub fn to_toml(&self) -> toml::Table {
+        toml::Table::try_from(&self.values).expect("values read from TOML are TOML")
     }
 
     /// The parameters as the component's own type, which has `deny_unknown_fields` and defaults.

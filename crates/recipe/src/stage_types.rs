@@ -58,7 +58,7 @@ pub const STAGE_TYPES: &[StageType] = &[
         epochs: 3.0,
         learning_rate_full: 2e-5,
         learning_rate_adapter: 2e-4,
-        packing: Packing::Rows,
+        packing: Packing::Bfd,
         trains_all_tokens: false,
     },
 ];

@@ -1,6 +1,6 @@
 //! A plan as aligned text, for people.
 
-use crate::plan::{Plan, PlannedSource, PlannedStage, StepSize};
+use crate::plan::{Mixture, Plan, PlannedSource, PlannedStage, StepSize};
 
 /// Rows of (key, value) under a heading.
 struct Block {
@@ -81,8 +81,8 @@ fn stage_block(stage: &PlannedStage) -> Block {
     };
     block.row("steps", format!("{} of {step}, {} epochs", count(stage.steps), round(stage.train.epochs)));
     block.row("tokens", count(stage.tokens));
-    for source in &stage.data.train {
-        block.row("train data", source_line(source));
+    for (i, source) in stage.data.train.iter().enumerate() {
+        block.row("train data", format!("{}{}", source_line(source), mixed(&stage.data.mixture, i)));
     }
     for source in &stage.data.eval {
         block.row("held out", source_line(source));
@@ -116,6 +116,17 @@ fn learning_rate(stage: &PlannedStage) -> String {
         schedule.r#type.as_str(),
         count(schedule.warmup_steps)
     )
+}
+
+/// What the mixture does with source `i`, where that is not "every row once".
+fn mixed(mixture: &Mixture, i: usize) -> String {
+    match mixture {
+        Mixture::Repeats(repeats) if repeats[i] == 1.0 => String::new(),
+        Mixture::Repeats(repeats) => format!(", each {} times an epoch", round(repeats[i])),
+        Mixture::Shares { weights, .. } => {
+            format!(", {} % of the rows", round(100.0 * weights[i] / weights.iter().sum::<f64>()))
+        }
+    }
 }
 
 fn source_line(source: &PlannedSource) -> String {

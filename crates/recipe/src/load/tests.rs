@@ -14,7 +14,7 @@ fn catalogue() -> Catalogue {
         objectives: vec![component("cross_entropy", &["label_smoothing"]), component("dft", &[])],
         optimizers: vec![
             component("adamw", &["betas", "eps", "weight_decay"]),
-            component("sgd", &["momentum"]),
+            component("muon", &["momentum"]),
         ],
         layouts: ["text", "messages", "prompt_completion"].map(|name| component(name, &[])).into(),
     }
@@ -44,7 +44,7 @@ fn the_shortest_recipe_has_sensible_defaults() {
     assert_eq!(stage.data.train[0].source, "data/train.jsonl");
     assert_eq!(
         (stage.learning_rate(), stage.objective_type(), stage.packing()),
-        (2e-5, "cross_entropy", Packing::Rows)
+        (2e-5, "cross_entropy", Packing::Bfd)
     );
     assert_eq!((stage.data.max_length, stage.lora.rank, stage.lora.alpha), (1024, 16, 32.0));
     assert_eq!(stage.steps(7), 21);
@@ -106,6 +106,7 @@ fn a_component_checks_its_own_parameters_and_the_place_is_known() {
     }
     let text = format!("{MINIMAL}optimizer.eps = 1e-6\noptimizer.betas = 0.9\n");
     let params = parse(&text, &[]).unwrap().stage.remove(0).optimizer.params;
+    assert_eq!(params.to_toml().to_string(), "betas = 0.9\neps = 0.000001\n");
     let problem = params.parse::<Adamw>().unwrap_err();
     assert_eq!(
         (problem.key.as_str(), &problem.at),
@@ -194,6 +195,13 @@ fn keys_that_contradict_or_do_nothing_are_errors() {
             "has no effect with `schedule.type = \"constant\"`",
         ),
         (&["schedule.warmup_steps=9", "train.steps=5"], "9 steps of warm-up do not fit the stage's 5 steps"),
+        (&["data.stopping_strategy=all_exhausted"], "no effect while no source has a `weight`"),
+        (&["data.eval=[{ source = \"x\", repeats = 2 }]"], "every held-out row is scored once"),
+        (
+            &["data.train=[\"a\", { source = \"b\", weight = 1 }]"],
+            "stage.0.data.train.0.weight: other sources have",
+        ),
+        (&["data.train=[{ source = \"b\", weight = 1, repeats = 2 }]"], "no effect beside `weight`"),
         (&["objective.label_smoothing=0.1"], "give `type` beside it"),
         (&["name=a/b"], "\"a/b\" names a folder"),
         (&["name=\"12\""], "not digits alone"),
@@ -258,7 +266,7 @@ fn keys_of_another_section_and_of_trl_are_sent_where_they_belong() {
     for (theirs, ours) in crate::keys::TRL_NAMES {
         let ours = ours.split(' ').next().unwrap();
         let known = documented_keys().any(|key| key.path() == ours)
-            || ["eps", "betas"].iter().any(|k| ours.ends_with(k));
+            || ["eps", "beta1", "beta2"].iter().any(|k| ours.ends_with(k));
         assert!(known && !documented_keys().any(|key| key.name() == *theirs), "{theirs} -> {ours}");
     }
 }
@@ -286,16 +294,6 @@ fn whole_numbers_may_be_written_with_an_exponent() {
     assert_eq!((stage.train.steps, stage.lora.alpha), (Some(10_000), 16.0));
 }
 
-/// What must be set beside `key` for it to be allowed.
-fn company(key: &KeyDoc) -> Vec<&'static str> {
-    match key.path().as_str() {
-        "stage.quantization.type" | "stage.quantization.double" => vec!["stage.0.train.method=qlora"],
-        "stage.schedule.decay_ratio" => vec!["stage.0.schedule.type=wsd"],
-        path if path.starts_with("stage.lora.") => vec!["stage.0.train.method=lora"],
-        _ => vec![],
-    }
-}
-
 fn base_recipe(key: &KeyDoc) -> String {
     let table = MINIMAL.replace("[\"data/train.jsonl\"]", "[{ source = \"data/train.jsonl\" }]");
     match key.section {
@@ -314,7 +312,9 @@ fn every_documented_key_is_read_and_its_examples_are_true() {
     for key in documented_keys() {
         let with = |value: &str| {
             let set = format!("{}={value}", key.set_path(0));
-            let sets = [company(key), vec![set.as_str()]].concat();
+            let mut sets = key.set_beside(0);
+            sets.push(set.clone());
+            let sets: Vec<&str> = sets.iter().map(String::as_str).collect();
             parse(&base_recipe(key), &sets).unwrap_or_else(|errors| panic!("{set}:\n{errors}"))
         };
         let (example, alternative) = (with(key.example()), with(key.alternative));

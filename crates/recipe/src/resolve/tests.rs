@@ -68,7 +68,15 @@ fn lengths_schedule_and_intervals_are_decided() {
         (&[], 30, 37_035, 1, 29, 10, 500),
         (&["stage.0.train.epochs=0.25"], 3, 3704, 1, 2, 10, 500),
         (&["stage.0.train.steps=200", "stage.0.data.eval_fraction=0.1"], 200, 246_900, 6, 194, 10, 10),
-        (&["stage.0.train.steps=100", "stage.0.schedule.type=wsd"], 100, 123_450, 3, 20, 10, 500),
+        (
+            &["stage.0.train.steps=100", "stage.0.schedule.type=warmup_stable_decay"],
+            100,
+            123_450,
+            3,
+            10,
+            10,
+            500,
+        ),
         (&["stage.0.schedule.type=constant", "stage.0.schedule.warmup_steps=0"], 30, 37_035, 0, 0, 10, 500),
         (&["stage.0.train.eval_every=7", "stage.0.data.eval_fraction=0.1"], 30, 37_035, 1, 29, 7, 7),
     ];
@@ -89,6 +97,15 @@ fn shares_are_rounded_up_but_not_by_rounding_errors() {
     {
         assert_eq!(share(ratio, n), expected, "{ratio} of {n}");
     }
+}
+
+#[test]
+fn sources_mix_by_repeats_unless_they_have_weights() {
+    let mixture = |sources: &str| plan_mixture(&recipe(&[&format!("stage.0.data.train={sources}")]).stage[0]);
+    assert_eq!(mixture(r#"["a", { source = "b", repeats = 3 }]"#), Mixture::Repeats(vec![1.0, 3.0]));
+    let shares = mixture(r#"[{ source = "a", weight = 2 }, { source = "b", weight = 0.5 }]"#);
+    let stopping_strategy = crate::StoppingStrategy::FirstExhausted;
+    assert_eq!(shares, Mixture::Shares { weights: vec![2.0, 0.5], stopping_strategy });
 }
 
 #[test]
@@ -184,7 +201,7 @@ fn a_recipe_that_does_not_fit_its_data_is_an_error() {
     let message = recipe(&[]).resolve(&empty).unwrap_err().to_string();
     assert!(message.contains("stage `sft` has no step"), "{message}");
     let message = recipe(&["stage.0.schedule.warmup_steps=31"]).resolve(&facts()).unwrap_err().to_string();
-    assert!(message.contains("31 steps of warm-up do not fit its 30 steps"), "{message}");
+    assert!(message.contains("31 steps of warm-up and 0 of decay do not fit its 30 steps"), "{message}");
 }
 
 #[test]
@@ -229,7 +246,7 @@ stage 01-sft (sft)
   tokens             37,035
   train data         data/train.jsonl (messages): 80 rows, 12,345 tokens, 4,321 train (assistant_only), 2 rows cut
   held out           5 % of the training rows
-  rows               at most 1,024 tokens, then keep_start; packing rows
+  rows               at most 1,024 tokens, then keep_start; packing bfd
   memory: weights    256.6 MiB
   memory: optimizer  1.5 GiB
   memory: total      1.8 GiB
