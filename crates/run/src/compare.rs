@@ -6,7 +6,7 @@
 
 use crate::checkpoint::STATE_FILE;
 use crate::error::{Result, RunError};
-use crate::folder::{METRICS_FILE, STAGES_DIR};
+use crate::folder::{CHECKPOINTS_DIR, METRICS_FILE, STAGES_DIR};
 use crate::tensors::{OwnedTensor, read_tensors};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
@@ -33,6 +33,14 @@ pub enum Difference {
         side: Side,
         /// The file.
         file: PathBuf,
+    },
+    /// A checkpoint only one run kept. An interrupted run saves one more, and so may keep others: what
+    /// both kept, and what they produced, is compared all the same.
+    CheckpointOnlyIn {
+        /// Who has it.
+        side: Side,
+        /// Its folder.
+        folder: PathBuf,
     },
     /// A line of a JSON-lines file.
     Line {
@@ -116,6 +124,9 @@ impl fmt::Display for Difference {
         }
         match self {
             Difference::FileOnlyIn { side, file } => write!(f, "{}: only in run {side:?}", file.display()),
+            Difference::CheckpointOnlyIn { side, folder } => {
+                write!(f, "{}: checkpoint only in run {side:?}", folder.display())
+            }
             Difference::Line { file, line, pointer, a, b } => {
                 write!(f, "{} line {line} {pointer}: {} in A, {} in B", file.display(), value(a), value(b))
             }
@@ -157,9 +168,22 @@ pub fn compare_runs(a: &Path, b: &Path) -> Result<Vec<Difference>> {
             (true, false) => Side::A,
             _ => Side::B,
         };
-        differences.push(Difference::FileOnlyIn { side, file: file.clone() });
+        let only =
+            match checkpoint_of(file).filter(|folder| !a.join(folder).is_dir() || !b.join(folder).is_dir()) {
+                Some(folder) => Difference::CheckpointOnlyIn { side, folder: folder.to_owned() },
+                None => Difference::FileOnlyIn { side, file: file.clone() },
+            };
+        if differences.last() != Some(&only) {
+            differences.push(only);
+        }
     }
     Ok(differences)
+}
+
+/// The checkpoint folder that holds `file`.
+fn checkpoint_of(file: &Path) -> Option<&Path> {
+    let folder = file.parent()?;
+    folder.parent()?.ends_with(CHECKPOINTS_DIR).then_some(folder)
 }
 
 fn compared_files(root: &Path) -> Result<BTreeSet<PathBuf>> {
@@ -387,6 +411,20 @@ mod tests {
         );
         check(&run(1.5, 3.0, 100, "abd"), &["stages/01-sft/model/vocab.txt byte 2: 0x63 in A, 0x64 in B"]);
         check(&run(1.5, 3.0, 100, "ab"), &["stages/01-sft/model/vocab.txt byte 2: 0x63 in A, (end) in B"]);
+    }
+
+    #[test]
+    fn a_checkpoint_only_one_run_kept_is_one_difference() {
+        let b = run(1.5, 3.0, 100, "abc");
+        let checkpoints = b.path().join("stages/01-sft/checkpoints");
+        fs::rename(checkpoints.join("step-000002"), checkpoints.join("step-000003")).unwrap();
+        check(
+            &b,
+            &[
+                "stages/01-sft/checkpoints/step-000002: checkpoint only in run A",
+                "stages/01-sft/checkpoints/step-000003: checkpoint only in run B",
+            ],
+        );
     }
 
     #[test]

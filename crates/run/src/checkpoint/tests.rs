@@ -266,6 +266,62 @@ fn an_unwritable_place_is_an_error_with_its_path() {
     assert!(message.contains("step-000002"), "{message}");
 }
 
+const KILLED: &str = "PT_RUN_TEST_KILLED";
+
+/// A real `kill -9`, at twenty moments, of a process that does nothing but save: what it leaves always
+/// holds a whole checkpoint at least as new as the last one it reported.
+#[cfg(unix)]
+#[test]
+fn a_killed_writer_leaves_every_checkpoint_it_reported() {
+    use std::io::{BufRead, BufReader};
+    use std::process::{Command, Stdio};
+    if let Ok(dir) = std::env::var(KILLED) {
+        save_for_ever(Path::new(&dir));
+    }
+    let root = tempfile::tempdir().unwrap();
+    let dir = root.path().join("checkpoints");
+    let mut last_found = 0;
+    for round in 0..20 {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args([
+                "--exact",
+                "checkpoint::tests::a_killed_writer_leaves_every_checkpoint_it_reported",
+                "--nocapture",
+            ])
+            .env(KILLED, &dir)
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let mut saved = lines.filter_map(|line| line.unwrap().split("saved ").nth(1)?.parse::<u64>().ok());
+        let reported = saved.nth(round % 3).expect("the writer saves until it is killed");
+        // Work of a random length, so that the kill meets the writer at different moments.
+        pt_core::hash::of_bytes(&vec![0; Stream::new(1, "kill").at(round as u64).below(3_000_000)]);
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let found = CheckpointStore::open(&dir, keep(1)).unwrap().latest_valid().unwrap();
+        assert!(found.skipped.is_empty(), "round {round}: {:?}", found.skipped);
+        let checkpoint = found.checkpoint.unwrap();
+        let step = checkpoint.state.step;
+        assert!(step >= reported && reported > last_found, "round {round}: {step}, {reported}, {last_found}");
+        assert_whole(&checkpoint, step);
+        last_found = step;
+    }
+}
+
+/// Saves every step twice: publishing over an older folder has a moment of its own.
+fn save_for_ever(dir: &Path) -> ! {
+    let store = CheckpointStore::open(dir, keep(1)).unwrap();
+    let first = store.steps().unwrap().last().map_or(1, |last| last + 1);
+    for step in first.. {
+        for _ in 0..2 {
+            store.save(&state(step), tensors(step)).unwrap();
+        }
+        io::Write::write_all(&mut io::stdout(), format!("saved {step}\n").as_bytes()).unwrap();
+    }
+    unreachable!("steps do not run out");
+}
+
 const CHILD: &str = "PT_RUN_TEST_FULL_DISK";
 
 /// The write fails part-way, as on a full disk: the shell limits the file size of a copy of this test.
