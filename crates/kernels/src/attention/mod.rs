@@ -55,6 +55,11 @@ pub struct AttentionShape {
 }
 
 impl AttentionShape {
+    /// Columns of a matrix that holds all queries, then all keys, then all values.
+    pub fn qkv_width(&self) -> usize {
+        (self.heads + 2 * self.kv_heads) * self.head_dim
+    }
+
     /// Query heads per key head.
     pub fn group(&self) -> usize {
         self.heads / self.kv_heads
