@@ -29,7 +29,7 @@ pub use ops::attention::AttentionShape;
 pub use ops::gated::Activation;
 pub use ops::linear_logprob::{LogprobGrad, LogprobOptions, Logprobs};
 pub use ops::rope::Angles;
-pub use params::{Grads, Param, ParamId, Params, Weight};
+pub use params::{Elements, ElementsMut, Grads, Param, ParamId, Params, Weight};
 pub use profile::Profile;
 pub use segments::{Segment, SegmentError, SegmentTable};
 pub use tape::{Seed, Tape, Var};

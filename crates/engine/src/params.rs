@@ -33,6 +33,24 @@ pub enum Weight {
     Int8(Int8Matrix),
 }
 
+/// Elements of a floating-point weight.
+#[derive(Clone, Copy, Debug)]
+pub enum Elements<'a> {
+    /// 32-bit floats.
+    F32(&'a [f32]),
+    /// 16-bit brain floats.
+    Bf16(&'a [bf16]),
+}
+
+/// Elements of a floating-point weight, to change.
+#[derive(Debug)]
+pub enum ElementsMut<'a> {
+    /// 32-bit floats.
+    F32(&'a mut [f32]),
+    /// 16-bit brain floats.
+    Bf16(&'a mut [bf16]),
+}
+
 impl Weight {
     /// An `f32` weight.
     pub fn from_f32(values: &[f32]) -> Weight {
@@ -83,6 +101,24 @@ impl Weight {
     /// Whether an optimiser may change it.
     pub fn is_quantised(&self) -> bool {
         matches!(self, Weight::Nf4(_) | Weight::Int8(_))
+    }
+
+    /// The elements where they are, for optimisers and checkpoints; `None` for quantised weights, which never change.
+    pub fn elements(&self) -> Option<Elements<'_>> {
+        match self {
+            Weight::F32(values) => Some(Elements::F32(values)),
+            Weight::Bf16(values) => Some(Elements::Bf16(values)),
+            Weight::Nf4(_) | Weight::Int8(_) => None,
+        }
+    }
+
+    /// The same, to update in place.
+    pub fn elements_mut(&mut self) -> Option<ElementsMut<'_>> {
+        match self {
+            Weight::F32(values) => Some(ElementsMut::F32(values)),
+            Weight::Bf16(values) => Some(ElementsMut::Bf16(values)),
+            Weight::Nf4(_) | Weight::Int8(_) => None,
+        }
     }
 
     pub(crate) fn values(&self) -> Values<'_> {

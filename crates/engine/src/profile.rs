@@ -10,6 +10,11 @@ pub struct Profile {
 }
 
 impl Profile {
+    /// Counts the time since `since` under `op`.
+    pub fn record(&mut self, op: &'static str, direction: &'static str, since: Instant) {
+        self.add(op, direction, since);
+    }
+
     pub(crate) fn add(&mut self, op: &'static str, direction: &'static str, since: Instant) {
         let entry = self.entries.entry((op, direction)).or_default();
         entry.0 += since.elapsed();
