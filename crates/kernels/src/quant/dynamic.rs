@@ -45,8 +45,10 @@ const BUCKETS_PER_SIGN: usize = ((LARGEST - SMALLEST) >> BUCKET_SHIFT) as usize 
 #[inline(always)]
 fn bucket(x: f32) -> usize {
     let bits = x.to_bits();
-    let magnitude = (bits & 0x7fff_ffff).clamp(SMALLEST, LARGEST) - SMALLEST;
-    (magnitude >> BUCKET_SHIFT) as usize + (bits >> 31) as usize * BUCKETS_PER_SIGN
+    // Wrapping, because overflow checks of debug builds would cost more than the look-up.
+    let magnitude = (bits & 0x7fff_ffff).clamp(SMALLEST, LARGEST).wrapping_sub(SMALLEST);
+    let negative = (bits >> 31).wrapping_mul(BUCKETS_PER_SIGN as u32);
+    (magnitude >> BUCKET_SHIFT).wrapping_add(negative) as usize
 }
 
 impl DynamicMap {
@@ -97,7 +99,7 @@ impl DynamicMap {
     #[inline(always)]
     pub fn nearest(&self, x: f32) -> u8 {
         let low = self.lowest[bucket(x)];
-        low + u8::from(x > self.midpoints[usize::from(low)])
+        low.wrapping_add(u8::from(x > self.midpoints[usize::from(low)]))
     }
 
     /// Encodes one block of finite values and returns its scale, `max |x|`.

@@ -39,9 +39,6 @@ pub const LEVELS: [f32; 16] = [
     1.0,
 ];
 
-/// The code of the level 0.
-const ZERO_CODE: u8 = 7;
-
 /// Block sizes bitsandbytes accepts; 64 is its default.
 pub const BLOCK_SIZES: &[usize] = &[32, 64, 128, 256, 512, 1024, 2048, 4096];
 
@@ -175,7 +172,8 @@ impl Nf4Matrix {
     /// A matrix from its stored parts.
     ///
     /// # Errors
-    /// [`QuantError::Length`] or [`QuantError::Block`] if the parts do not fit together.
+    /// [`QuantError::Length`] or [`QuantError::Block`] if the parts do not fit together,
+    /// [`QuantError::NonFinite`] for a scale that is not finite.
     pub fn from_parts(
         rows: usize,
         cols: usize,
@@ -186,9 +184,15 @@ impl Nf4Matrix {
         check_block(block)?;
         check_length("the packed NF4 codes", codes.len(), (rows * cols).div_ceil(2))?;
         check_length("the NF4 block scales", scales.len(), (rows * cols).div_ceil(block))?;
-        if let Scales::Nested(n) = &scales {
-            let expected = scales.len().div_ceil(NESTED_BLOCK);
-            check_length("the nested NF4 scales", n.quantised.scales.len(), expected)?;
+        match &scales {
+            Scales::Plain(absmax) => check_finite(absmax)?,
+            Scales::Nested(n) => {
+                let expected = scales.len().div_ceil(NESTED_BLOCK);
+                check_length("the nested NF4 scales", n.quantised.scales.len(), expected)?;
+                check_finite(&n.quantised.scales)?;
+                check_finite(&n.map[..])?;
+                check_finite(&[n.offset])?;
+            }
         }
         Ok(Nf4Matrix { rows, cols, block, codes, scales })
     }
@@ -265,16 +269,27 @@ impl Nf4Matrix {
 
     /// Elements `start..start + out.len()` of the flattened matrix.
     fn decode_span<E: Nf4Elem>(&self, start: usize, out: &mut [E]) {
-        let fast = E::fast_decoder();
+        match E::fast_decoder() {
+            Some(decode) => decode(self, start, out),
+            None => self.decode_span_slow(start, out),
+        }
+    }
+
+    fn decode_span_slow<E: Elem>(&self, start: usize, out: &mut [E]) {
+        self.for_each_piece(start, out, |scale, at, piece| {
+            decode_slow(&LEVELS.map(|level| E::put(level * scale)), &self.codes, at, piece);
+        });
+    }
+
+    /// Cuts a span at block boundaries: `f(scale, first element, outputs)`.
+    #[inline(always)]
+    fn for_each_piece<E>(&self, start: usize, out: &mut [E], mut f: impl FnMut(f32, usize, &mut [E])) {
         let (mut at, mut rest) = (start, out);
+        let shift = self.block.trailing_zeros();
         while !rest.is_empty() {
-            let block_idx = at / self.block;
-            let (piece, tail) = rest.split_at_mut(rest.len().min((block_idx + 1) * self.block - at));
-            let table = LEVELS.map(|level| E::put(level * self.scales.get(block_idx)));
-            match fast {
-                Some(decode) if at.is_multiple_of(2) => decode(&table, &self.codes[at / 2..], piece),
-                _ => decode_slow(&table, &self.codes, at, piece),
-            }
+            let block_idx = at >> shift;
+            let (piece, tail) = rest.split_at_mut(rest.len().min(((block_idx + 1) << shift) - at));
+            f(self.scales.get(block_idx), at, piece);
             at += piece.len();
             rest = tail;
         }
@@ -307,35 +322,46 @@ crate::kernel! {
     }
 }
 
+/// Values encoded at once, so that the comparisons run over lanes.
+const GROUP: usize = 32;
+
 #[inline(always)]
 fn encode_pairs(values: &[f32], codes: &mut [u8], scale: impl Fn(f32) -> f32) {
-    let (pairs, last) = values.as_chunks::<2>();
-    for (code, &[high, low]) in codes.iter_mut().zip(pairs) {
-        *code = nearest_level(scale(high)) << 4 | nearest_level(scale(low));
-    }
-    if let [only] = last {
-        codes[pairs.len()] = nearest_level(scale(*only)) << 4 | ZERO_CODE;
+    for (values, codes) in values.chunks(GROUP).zip(codes.chunks_mut(GROUP / 2)) {
+        let mut scaled = [0.0; GROUP];
+        for (scaled, &x) in scaled.iter_mut().zip(values) {
+            *scaled = scale(x);
+        }
+        let levels = nearest_levels(&scaled);
+        for (code, pair) in codes.iter_mut().zip(levels.as_chunks::<2>().0) {
+            *code = (pair[0] << 4 | pair[1]) as u8;
+        }
     }
 }
 
-/// The code of the level nearest to `x`: how many midpoints lie below it.
+/// The codes of the levels nearest to `x`: how many midpoints lie below. A missing value is 0 and gets
+/// the code of 0, 7.
 #[inline(always)]
-fn nearest_level(x: f32) -> u8 {
-    let mut code = 0u32;
+fn nearest_levels(x: &[f32; GROUP]) -> [u32; GROUP] {
+    let mut codes = [0; GROUP];
     for pair in LEVELS.windows(2) {
-        code += u32::from(x > (pair[0] + pair[1]) / 2.0);
+        let midpoint = (pair[0] + pair[1]) / 2.0;
+        for (code, &x) in codes.iter_mut().zip(x) {
+            // Not `+=`: its overflow check in debug builds would keep the loop from vectorising.
+            *code = u32::wrapping_add(*code, u32::from(x > midpoint));
+        }
     }
-    code as u8
+    codes
 }
 
 /// An element NF4 decodes to.
 pub trait Nf4Elem: Elem {
-    /// A faster decoder of this machine for spans that start at a byte, if it has one.
+    /// A faster decoder of this machine, if it has one.
     fn fast_decoder() -> Option<Decoder<Self>>;
 }
 
-/// Writes `table[code]` for the codes of bytes that start with the first output.
-pub type Decoder<E> = fn(table: &[E; 16], bytes: &[u8], out: &mut [E]);
+/// Decodes elements `start..start + out.len()` of the flattened matrix.
+pub type Decoder<E> = fn(matrix: &Nf4Matrix, start: usize, out: &mut [E]);
 
 impl Nf4Elem for f32 {
     fn fast_decoder() -> Option<Decoder<f32>> {
@@ -379,62 +405,80 @@ fn decode_slow<E: Elem>(table: &[E; 16], codes: &[u8], start: usize, out: &mut [
 mod x86 {
     //! The same look-up, a register of codes at a time.
 
-    use super::{bf16, decode_slow};
+    use super::{Elem, LEVELS, Nf4Matrix, bf16, decode_slow};
     use std::arch::x86_64::*;
 
-    pub(super) fn decode_f32(table: &[f32; 16], bytes: &[u8], out: &mut [f32]) {
+    pub(super) fn decode_f32(matrix: &Nf4Matrix, start: usize, out: &mut [f32]) {
         // SAFETY: handed out only where `isa::current` reports AVX-512 F, BW, DQ and VL.
-        unsafe { decode_f32_avx512(table, bytes, out) }
+        unsafe { decode_f32_avx512(matrix, start, out) }
     }
 
-    pub(super) fn decode_bf16(table: &[bf16; 16], bytes: &[u8], out: &mut [bf16]) {
+    pub(super) fn decode_bf16(matrix: &Nf4Matrix, start: usize, out: &mut [bf16]) {
         // SAFETY: as above.
-        unsafe { decode_bf16_avx512(table, bytes, out) }
+        unsafe { decode_bf16_avx512(matrix, start, out) }
+    }
+
+    /// `LEVELS * scale` in one register.
+    #[target_feature(enable = "avx512f")]
+    fn scaled_levels(scale: f32) -> __m512 {
+        // SAFETY: the array is 64 readable bytes.
+        let levels = unsafe { _mm512_loadu_ps(LEVELS.as_ptr()) };
+        _mm512_mul_ps(levels, _mm512_set1_ps(scale))
     }
 
     /// Eight bytes widen to eight 64-bit lanes; the high nibble moves to the lower half of its lane
     /// and the low nibble to the upper, which makes sixteen 32-bit indices in element order.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-    fn decode_f32_avx512(table: &[f32; 16], bytes: &[u8], out: &mut [f32]) {
-        // SAFETY: the array is 64 readable bytes.
-        let levels = unsafe { _mm512_loadu_ps(table.as_ptr()) };
+    fn decode_f32_avx512(matrix: &Nf4Matrix, start: usize, out: &mut [f32]) {
         let low = _mm512_set1_epi64(15);
-        let (whole, rest) = out.as_chunks_mut::<16>();
-        let (octets, _) = bytes.as_chunks::<8>();
-        let n = whole.len();
-        for (out, octet) in whole.iter_mut().zip(&octets[..n]) {
-            let wide = _mm512_cvtepu8_epi64(_mm_cvtsi64_si128(i64::from_le_bytes(*octet)));
-            let index = _mm512_or_si512(
-                _mm512_srli_epi64::<4>(wide),
-                _mm512_slli_epi64::<32>(_mm512_and_si512(wide, low)),
-            );
-            // SAFETY: the chunk is 64 writable bytes.
-            unsafe { _mm512_storeu_ps(out.as_mut_ptr(), _mm512_permutexvar_ps(index, levels)) };
-        }
-        decode_slow(table, bytes, 16 * n, rest);
+        matrix.for_each_piece(start, out, |scale, at, piece| {
+            let whole_bytes = at % 2 == 0;
+            let (whole, rest) = if whole_bytes { piece.as_chunks_mut::<16>() } else { (&mut [][..], piece) };
+            let done = 16 * whole.len();
+            let levels = scaled_levels(scale);
+            for (out, octet) in whole.iter_mut().zip(matrix.codes[at / 2..].as_chunks::<8>().0) {
+                let wide = _mm512_cvtepu8_epi64(_mm_cvtsi64_si128(i64::from_le_bytes(*octet)));
+                let index = _mm512_or_si512(
+                    _mm512_srli_epi64::<4>(wide),
+                    _mm512_slli_epi64::<32>(_mm512_and_si512(wide, low)),
+                );
+                // SAFETY: the chunk is 64 writable bytes.
+                unsafe { _mm512_storeu_ps(out.as_mut_ptr(), _mm512_permutexvar_ps(index, levels)) };
+            }
+            if !rest.is_empty() {
+                decode_slow(&LEVELS.map(|level| level * scale), &matrix.codes, at + done, rest);
+            }
+        });
     }
 
-    /// As above with sixteen bytes, 32-bit lanes and thirty-two 16-bit indices.
+    /// As above with sixteen bytes, 32-bit lanes and thirty-two 16-bit indices. Scales are finite, so
+    /// rounding to nearest even needs no care for NaN.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-    fn decode_bf16_avx512(table: &[bf16; 16], bytes: &[u8], out: &mut [bf16]) {
-        // SAFETY: the array is 32 readable bytes (bf16 is a transparent u16).
-        let levels = _mm512_broadcast_i64x4(unsafe { _mm256_loadu_si256(table.as_ptr().cast()) });
-        let low = _mm512_set1_epi32(15);
-        let (whole, rest) = out.as_chunks_mut::<32>();
-        let (groups, _) = bytes.as_chunks::<16>();
-        let n = whole.len();
-        for (out, group) in whole.iter_mut().zip(&groups[..n]) {
-            // SAFETY: the group is 16 readable bytes.
-            let wide = _mm512_cvtepu8_epi32(unsafe { _mm_loadu_si128(group.as_ptr().cast()) });
-            let index = _mm512_or_si512(
-                _mm512_srli_epi32::<4>(wide),
-                _mm512_slli_epi32::<16>(_mm512_and_si512(wide, low)),
-            );
-            let values = _mm512_permutexvar_epi16(index, levels);
-            // SAFETY: the chunk is 64 writable bytes.
-            unsafe { _mm512_storeu_si512(out.as_mut_ptr().cast(), values) };
-        }
-        decode_slow(table, bytes, 32 * n, rest);
+    fn decode_bf16_avx512(matrix: &Nf4Matrix, start: usize, out: &mut [bf16]) {
+        let (low, half, one) = (_mm512_set1_epi32(15), _mm512_set1_epi32(0x7fff), _mm512_set1_epi32(1));
+        matrix.for_each_piece(start, out, |scale, at, piece| {
+            let whole_bytes = at % 2 == 0;
+            let (whole, rest) = if whole_bytes { piece.as_chunks_mut::<32>() } else { (&mut [][..], piece) };
+            let done = 32 * whole.len();
+            let bits = _mm512_castps_si512(scaled_levels(scale));
+            let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), one);
+            let rounded = _mm512_srli_epi32::<16>(_mm512_add_epi32(_mm512_add_epi32(bits, half), odd));
+            let levels = _mm512_castsi256_si512(_mm512_cvtepi32_epi16(rounded));
+            for (out, group) in whole.iter_mut().zip(matrix.codes[at / 2..].as_chunks::<16>().0) {
+                // SAFETY: the group is 16 readable bytes.
+                let wide = _mm512_cvtepu8_epi32(unsafe { _mm_loadu_si128(group.as_ptr().cast()) });
+                let index = _mm512_or_si512(
+                    _mm512_srli_epi32::<4>(wide),
+                    _mm512_slli_epi32::<16>(_mm512_and_si512(wide, low)),
+                );
+                let values = _mm512_permutexvar_epi16(index, levels);
+                // SAFETY: the chunk is 64 writable bytes (bf16 is a transparent u16).
+                unsafe { _mm512_storeu_si512(out.as_mut_ptr().cast(), values) };
+            }
+            if !rest.is_empty() {
+                decode_slow(&LEVELS.map(|level| Elem::put(level * scale)), &matrix.codes, at + done, rest);
+            }
+        });
     }
 }
 
@@ -558,5 +602,6 @@ mod tests {
         assert!(parts(vec![0; 2], vec![1.0]).is_ok());
         assert!(matches!(parts(vec![0; 1], vec![1.0]), Err(QuantError::Length { expected: 2, .. })));
         assert!(matches!(parts(vec![0; 2], vec![]), Err(QuantError::Length { expected: 1, .. })));
+        assert!(matches!(parts(vec![0; 2], vec![f32::NAN]), Err(QuantError::NonFinite { .. })));
     }
 }
