@@ -19,6 +19,7 @@ pub mod parallel;
 pub mod read;
 mod record;
 mod row;
+pub mod source;
 pub mod split;
 
 pub use error::DataError;

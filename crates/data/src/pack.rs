@@ -83,7 +83,8 @@ mod tests {
 
     #[test]
     fn known_packings() {
-        let cases: &[(&[usize], usize, &[&[usize]])] = &[
+        type Case = (&'static [usize], usize, &'static [&'static [usize]]);
+        let cases: &[Case] = &[
             (&[], 5, &[]),
             (&[5, 5], 5, &[&[0], &[1]]),
             (&[2, 3, 2, 3], 5, &[&[0, 1], &[2, 3]]),

@@ -44,6 +44,7 @@ mod verl;
 #[cfg(test)]
 mod tests;
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use serde_json::Value;
@@ -226,7 +227,8 @@ impl Layout {
     /// # Errors
     /// When a column does not hold what the layout wants; the message names it.
     pub fn convert(&self, row: Row) -> Result<Vec<Record>, DataError> {
-        let Row { origin, value } = row;
+        let Row { origin, mut value } = row;
+        value.retain(|_, value| !value.is_null());
         let problem = |problem: Problem| DataError::BadColumn {
             origin: origin.clone(),
             layout: self.name,
@@ -234,7 +236,7 @@ impl Layout {
             expected: problem.expected,
             found: problem.found,
         };
-        let mut fields = Fields::new(without_nulls(&value));
+        let mut fields = Fields::new(value);
         fields.refuse_media().map_err(problem)?;
         let tools = fields.take_tools().map_err(problem)?;
         let kwargs = fields.take_object("chat_template_kwargs").map_err(problem)?;
@@ -262,11 +264,13 @@ impl Layout {
     }
 }
 
-fn without_nulls(row: &Columns) -> Columns {
-    row.iter()
-        .filter(|(_, value)| !value.is_null())
-        .map(|(key, value)| (key.clone(), value.clone()))
-        .collect()
+fn without_nulls(row: &Columns) -> Cow<'_, Columns> {
+    if row.values().all(|value| !value.is_null()) {
+        return Cow::Borrowed(row);
+    }
+    let mut row = row.clone();
+    row.retain(|_, value| !value.is_null());
+    Cow::Owned(row)
 }
 
 fn reach<'a>(row: &'a Columns, path: &str) -> Option<&'a Value> {

@@ -18,6 +18,9 @@ pub(crate) const LAYOUT: Layout = Layout {
     optional: &["margin"],
     example: r#"{"chosen": "The sky is blue.", "rejected": "The sky is green."}"#,
     fits: |row| {
+        if row.contains_key("prompt") {
+            return false; // An explicit prompt of a type that does not go with the answers.
+        }
         let transcripts = COLUMNS.iter().all(|c| is_transcript(row, c));
         (COLUMNS.iter().all(|c| is_text(row, c)) && !transcripts)
             || COLUMNS.iter().all(|c| is_messages(row, c))

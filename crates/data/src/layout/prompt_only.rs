@@ -1,8 +1,13 @@
 //! Prompts to sample from (TRL prompt-only).
+//!
+//! A row with an answer beside the prompt is not of this layout: if the answer's type fits no other, that
+//! is an error and not a prompt.
 
 use super::Layout;
 use super::fields::{is_messages, is_text};
 use crate::record::Body;
+
+const ANSWERS: &[&str] = &["completion", "completions", "chosen", "rejected"];
 
 /// See the module.
 pub(crate) const LAYOUT: Layout = Layout {
@@ -11,6 +16,9 @@ pub(crate) const LAYOUT: Layout = Layout {
     columns: &["prompt"],
     optional: &[],
     example: r#"{"prompt": "Is the sky blue?", "solution": "yes"}"#,
-    fits: |row| is_text(row, "prompt") || is_messages(row, "prompt"),
+    fits: |row| {
+        let has_answer = ANSWERS.iter().any(|column| row.contains_key(*column));
+        (is_text(row, "prompt") || is_messages(row, "prompt")) && !has_answer
+    },
     convert: |fields| Ok(vec![Body::PromptOnly { prompt: fields.take_content("prompt")? }]),
 };

@@ -6,7 +6,7 @@
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use csv::ByteRecord;
 use serde_json::{Map, Value};
@@ -21,6 +21,10 @@ use crate::row::{Origin, Row};
 struct Meter {
     n_bytes: AtomicUsize,
     n_quotes: AtomicUsize,
+    /// Whether lines end in CR LF: the reader then leaves the LF to the next record, whose line is one more.
+    is_crlf: AtomicBool,
+    /// Whether the input has ended.
+    at_end: AtomicBool,
 }
 
 /// A reader that refuses to feed one record more than `limit` bytes, and counts quotes.
@@ -37,8 +41,12 @@ impl Read for Metered {
         }
         let n = self.content.read(out).map_err(|error| io::Error::other(self.content.wrap(error)))?;
         self.meter.n_bytes.fetch_add(n, Ordering::Relaxed);
+        self.meter.at_end.fetch_or(n == 0, Ordering::Relaxed);
         let n_quotes = out[..n].iter().filter(|&&byte| byte == b'"').count();
         self.meter.n_quotes.fetch_add(n_quotes, Ordering::Relaxed);
+        if out[..n].windows(2).any(|pair| pair == b"\r\n") {
+            self.meter.is_crlf.store(true, Ordering::Relaxed);
+        }
         Ok(n)
     }
 }
@@ -113,10 +121,12 @@ impl Records {
 
     fn next_fields(&mut self) -> Result<Option<(Vec<String>, Origin)>, DataError> {
         self.meter.n_bytes.store(0, Ordering::Relaxed);
+        let leftover = usize::from(!self.header.is_empty() && self.meter.is_crlf.load(Ordering::Relaxed));
         let line = self.reader.position().line() as usize;
         let mut record = ByteRecord::new();
         let read = self.reader.read_byte_record(&mut record);
-        let origin = self.origin(record.position().map_or(line, |position| position.line() as usize));
+        let origin =
+            self.origin(record.position().map_or(line, |position| position.line() as usize) + leftover);
         match read {
             Ok(true) => {
                 self.check_closed(&record, &origin)?;
@@ -137,7 +147,7 @@ impl Records {
     fn check_closed(&mut self, record: &ByteRecord, origin: &Origin) -> Result<(), DataError> {
         let odd = self.meter.n_quotes.load(Ordering::Relaxed) % 2 == 1;
         let spans_lines = record.iter().next_back().is_some_and(|field| field.contains(&b'\n'));
-        if !odd || !spans_lines || !self.reader.is_done() {
+        if !odd || !spans_lines || !self.meter.at_end.load(Ordering::Relaxed) {
             return Ok(());
         }
         self.ended = true;

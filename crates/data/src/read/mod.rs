@@ -133,6 +133,18 @@ pub fn read_all(location: &str, options: &ReadOptions) -> Result<Vec<Row>, DataE
     open(location, options)?.collect()
 }
 
+/// One hash of the content of every file at `location`, in order: part of a cache's key.
+///
+/// # Errors
+/// When the location names nothing, or a file cannot be read.
+pub fn content_hash(location: &str, options: &ReadOptions) -> Result<String, DataError> {
+    let mut hashes = Vec::new();
+    for file in locate(location, options)? {
+        hashes.push(pt_core::hash::of_file(&file).map_err(DataError::io(&file, "read"))?);
+    }
+    Ok(pt_core::hash::of_parts(hashes.iter().map(String::as_bytes)))
+}
+
 /// The rows of one file. A file without rows is an error.
 ///
 /// # Errors

@@ -1,7 +1,8 @@
 //! Parquet through the record reader: lists, structs and maps become JSON.
 //!
 //! Differences from JSON sources: a float NaN becomes null (pandas writes missing numbers so), dates,
-//! times and decimals become strings, and a string-keyed map becomes an object.
+//! times and decimals become strings, and a string-keyed map becomes an object. A null field of a nested
+//! struct is dropped: Parquet gives every struct of a column the same fields, so null there means absent.
 
 use std::fs::File;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -57,15 +58,16 @@ fn guarded<T>(origin: &Origin, step: impl FnOnce() -> Result<T, ParquetError>) -
 }
 
 fn convert_row(row: parquet::record::Row, origin: Origin) -> Result<Row, DataError> {
-    match convert_group(row) {
+    match convert_group(row, false) {
         Ok(value) => Ok(Row { origin, value }),
         Err(message) => Err(DataError::Parquet { origin, message }),
     }
 }
 
-fn convert_group(row: parquet::record::Row) -> Result<Map<String, Value>, String> {
+fn convert_group(row: parquet::record::Row, is_nested: bool) -> Result<Map<String, Value>, String> {
     row.into_columns()
         .into_iter()
+        .filter(|(_, field)| !(is_nested && matches!(field, Field::Null)))
         .map(|(name, field)| match convert(field) {
             Ok(value) => Ok((name, value)),
             Err(message) => Err(format!("column `{name}`: {message}")),
@@ -94,7 +96,7 @@ fn convert(field: Field) -> Result<Value, String> {
             Ok(text) => text.into(),
             Err(_) => return Err(format!("{} bytes of binary data, where text was expected", v.len())),
         },
-        Field::Group(row) => Value::Object(convert_group(row)?),
+        Field::Group(row) => Value::Object(convert_group(row, true)?),
         Field::ListInternal(list) => {
             list.elements().iter().cloned().map(convert).collect::<Result<Vec<_>, _>>()?.into()
         }
