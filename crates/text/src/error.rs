@@ -175,6 +175,9 @@ pub enum TextError {
         /// The rendered text.
         shown: String,
     },
+    /// The row is wrong in a way that would train the wrong thing.
+    #[error(transparent)]
+    Audit(#[from] crate::audit::AuditError),
 }
 
 impl TextError {

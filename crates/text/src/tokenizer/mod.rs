@@ -33,6 +33,7 @@ pub struct Tokenizer {
     json: Json,
     config: TokenizerConfig,
     special_ids: HashSet<u32>,
+    special_texts: Vec<String>,
     eos_ids: Vec<u32>,
     vocab_size: usize,
     drops: Drops,
@@ -99,10 +100,13 @@ impl Tokenizer {
                 eos_ids.push(*id);
             }
         }
+        let mut special_texts: Vec<String> = special_ids.iter().filter_map(|id| inner.id_to_token(*id)).collect();
+        special_texts.retain(|t| !t.is_empty());
+        special_texts.sort();
         let config_json = config.to_json().to_string();
         let content_hash = pt_core::hash::of_parts([json.to_string().as_bytes(), config_json.as_bytes()]);
         let drops = Drops::of(&json);
-        Ok(Self { inner, json, config, special_ids, eos_ids, vocab_size, drops, content_hash })
+        Ok(Self { inner, json, config, special_ids, special_texts, eos_ids, vocab_size, drops, content_hash })
     }
 
     /// Encodes `text`. Special tokens written out in the text are recognised. With `add_special`, BOS
@@ -226,6 +230,11 @@ impl Tokenizer {
     /// Whether `id` is a special token (marked so in the vocabulary, or named by the configuration).
     pub fn is_special(&self, id: u32) -> bool {
         self.special_ids.contains(&id)
+    }
+
+    /// The texts of the special tokens, sorted.
+    pub fn special_texts(&self) -> &[String] {
+        &self.special_texts
     }
 
     /// Whether encoding with special tokens starts with BOS.
