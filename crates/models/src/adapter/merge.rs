@@ -1,0 +1,79 @@
+//! Folding an adapter into the weights it was trained on.
+//!
+//! `W' = W + s B A`; with DoRA each row is scaled to its magnitude, `W'_n = m_n (W + s B A)_n / ||(W + s B A)_n||`.
+//! A quantised `W` is decoded to the values that products in training used, which with `bf16` activations are `bf16`:
+//! merging into the original, unquantised weights would give a model that was never trained. The result is floating
+//! point; quantise again by loading it so.
+
+use pt_engine::{Dtype, Linear, Param, Params, Weight};
+use rayon::prelude::*;
+
+use super::row_norms;
+use crate::error::{ModelError, Result};
+use crate::init::float_weight;
+use crate::model::Model;
+
+impl Model {
+    /// Merges the attached adapter and removes it. `trained_in` is the type of the activations in training; a
+    /// quantised layer becomes that type, others keep theirs.
+    ///
+    /// # Errors
+    /// [`ModelError::State`] if no adapter is attached.
+    pub fn merge_adapter(&mut self, trained_in: Dtype) -> Result<()> {
+        if self.adapter.take().is_none() {
+            return Err(ModelError::State {
+                problem: "no adapter is attached, so there is nothing to merge".to_owned(),
+            });
+        }
+        let targets: Vec<Linear> =
+            self.arch.linears().into_iter().filter(|l| l.lora.is_some()).cloned().collect();
+        for linear in &targets {
+            let merged = self.merged_weight(linear, trained_in);
+            self.params.get_mut(linear.weight).weight = merged;
+        }
+        self.drop_adapter_params(&targets);
+        Ok(())
+    }
+
+    fn merged_weight(&mut self, linear: &Linear, trained_in: Dtype) -> Weight {
+        let lora = linear.lora.as_ref().expect("a layer with an adapter");
+        let base = self.params.get_mut(linear.weight);
+        let dtype = match base.weight {
+            Weight::F32(_) => Dtype::F32,
+            Weight::Bf16(_) => Dtype::Bf16,
+            Weight::Nf4(_) | Weight::Int8(_) => {
+                base.weight = float_weight(&base.weight.to_f32(), trained_in);
+                trained_in
+            }
+        };
+        let values = |id| self.params.get(id).weight.to_f32();
+        let mut weight = self.updated_weight(linear, &values(lora.a), &values(lora.b), lora.rank, lora.scale);
+        if let Some(magnitude) = lora.magnitude.map(values) {
+            let norms = row_norms(&weight, linear.n_in);
+            weight.par_chunks_mut(linear.n_in).zip(magnitude).zip(norms).for_each(
+                |((row, magnitude), norm)| {
+                    let factor = magnitude / norm;
+                    row.iter_mut().for_each(|w| *w *= factor);
+                },
+            );
+        }
+        float_weight(&weight, dtype)
+    }
+
+    /// Adapters were declared last, so the ids of the base model's parameters stay.
+    fn drop_adapter_params(&mut self, targets: &[Linear]) {
+        let first = targets.iter().filter_map(|l| l.lora.as_ref()).map(|lora| lora.a.index()).min();
+        let n_base = first.unwrap_or(self.params.len());
+        let mut params = Params::default();
+        for (_, param) in self.params.iter_mut().take(n_base) {
+            params.add(Param {
+                name: std::mem::take(&mut param.name),
+                shape: std::mem::take(&mut param.shape),
+                weight: std::mem::replace(&mut param.weight, Weight::from_f32(&[])),
+                trainable: param.trainable,
+            });
+        }
+        self.params = params;
+        self.arch.linears_mut().into_iter().for_each(|linear| linear.lora = None);
+    }
+}

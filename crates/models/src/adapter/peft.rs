@@ -1,0 +1,376 @@
+//! Adapters in PEFT's format: `adapter_config.json` and `adapter_model.safetensors`.
+//!
+//! Tensors are named `base_model.model.<module>.lora_A.weight` `[rank, n_in]`, `.lora_B.weight` `[n_out, rank]` and, with
+//! DoRA, `.lora_magnitude_vector` `[n_out]`. Which layers have an adapter is read off these names, so `target_modules`
+//! may be a list, a regular expression or `all-linear`. `rank_pattern` and `alpha_pattern` are understood where their
+//! keys are names or ends of names; any option that changes the result and is not supported is an error.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use pt_engine::{Dtype, Linear};
+use pt_kernels::quant::RawTensor;
+use serde_json::{Map, Value, json};
+
+use super::{
+    Adapter, AllLinear, LayerAdapter, LoraConfig, LoraInit, Targets, is_path_end, last_names, name_a, name_b,
+    name_magnitude, scale_of,
+};
+use crate::error::{ModelError, Result};
+use crate::file::WeightFile;
+use crate::model::Model;
+use crate::options::{Options, parse_object};
+use crate::save::{Stored, write_json, write_tensors};
+
+const CONFIG: &str = "adapter_config.json";
+const WEIGHTS: &str = "adapter_model.safetensors";
+
+/// What `adapter_config.json` says.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PeftConfig {
+    /// The description, with rank and alpha of layers outside the patterns.
+    pub lora: LoraConfig,
+    /// Ranks of layers whose names end so.
+    pub rank_pattern: BTreeMap<String, usize>,
+    /// Alphas of layers whose names end so.
+    pub alpha_pattern: BTreeMap<String, f64>,
+    /// The model it was trained on, where it says so.
+    pub base_model: Option<String>,
+}
+
+impl PeftConfig {
+    /// Reads the folder's `adapter_config.json`.
+    ///
+    /// # Errors
+    /// [`ModelError::Io`] and the option variants.
+    pub fn read(dir: &Path) -> Result<PeftConfig> {
+        let path = dir.join(CONFIG);
+        let text = std::fs::read_to_string(&path).map_err(ModelError::io(&path, "reading"))?;
+        let name = path.display().to_string();
+        let map = parse_object(&name, &text)?;
+        PeftConfig::parse(&Options::new(&name, &map))
+    }
+
+    fn parse(o: &Options<'_>) -> Result<PeftConfig> {
+        o.only("peft_type", "LORA", |v| v == "LORA")?;
+        if !o.has("peft_type") {
+            return Err(o.missing("peft_type", "LORA"));
+        }
+        o.only("task_type", "CAUSAL_LM", |v| v == "CAUSAL_LM")?;
+        o.only("bias", "none: biases do not train", |v| v == "none")?;
+        o.only("modules_to_save", "null: whole modules beside the adapter are not read", |v| {
+            v.as_array().is_some_and(Vec::is_empty)
+        })?;
+        // How the values came to be does not matter once they are read, except where the base weights changed with
+        // them (PiSSA, OLoRA, CorDA, LoftQ): those adapters are only right on the changed base, which is not here.
+        let by_name = ["gaussian", "orthogonal", "eva"];
+        o.only(
+            "init_lora_weights",
+            "true, false, gaussian, orthogonal or eva: others change the base weights",
+            |v| v.is_boolean() || v.as_str().is_some_and(|name| by_name.contains(&name)),
+        )?;
+        let lora = LoraConfig {
+            rank: o.required_size("r", 1..=1 << 16)?,
+            alpha: o.required_positive("lora_alpha")?,
+            dropout: o
+                .value("lora_dropout")
+                .map_or(Some(0.0), Value::as_f64)
+                .filter(|p| (0.0..1.0).contains(p))
+                .ok_or_else(|| o.bad("lora_dropout", "a number from 0 to below 1"))?,
+            targets: read_targets(o)?,
+            rslora: o.flag("use_rslora")?.unwrap_or(false),
+            dora: o.flag("use_dora")?.unwrap_or(false),
+            init: LoraInit::Default,
+        };
+        let config = PeftConfig {
+            rank_pattern: read_pattern(o, "rank_pattern", |v| {
+                v.as_u64().map(|n| n as usize).filter(|n| *n > 0)
+            })?,
+            alpha_pattern: read_pattern(o, "alpha_pattern", |v| v.as_f64().filter(|x| *x > 0.0))?,
+            base_model: o.text("base_model_name_or_path")?.map(str::to_owned),
+            lora,
+        };
+        o.finish("a LoRA adapter", |key| IGNORABLE.contains(&key))?;
+        Ok(config)
+    }
+
+    fn rank_of(&self, module: &str) -> usize {
+        pattern(&self.rank_pattern, module).unwrap_or(self.lora.rank)
+    }
+
+    fn alpha_of(&self, module: &str) -> f64 {
+        pattern(&self.alpha_pattern, module).unwrap_or(self.lora.alpha)
+    }
+}
+
+/// Keys that say where an adapter came from, or configure features that are off.
+const IGNORABLE: &[&str] = &[
+    "auto_mapping",
+    "exclude_modules",
+    "inference_mode",
+    "layers_pattern",
+    "layers_to_transform",
+    "megatron_core",
+    "peft_version",
+    "qalora_group_size",
+    "revision",
+    "runtime_config",
+];
+
+/// Which layers are adapted is read off the tensors; this is kept for writing the adapter again.
+fn read_targets(o: &Options<'_>) -> Result<Targets> {
+    match o.value("target_modules") {
+        Some(Value::Array(_)) => {
+            let names = o.texts("target_modules")?.unwrap_or_default();
+            Ok(Targets::Names(names.into_iter().map(str::to_owned).collect()))
+        }
+        Some(Value::String(_)) | None => Ok(Targets::Word(AllLinear::AllLinear)),
+        Some(_) => Err(o.bad("target_modules", "a list of names, or a string")),
+    }
+}
+
+fn read_pattern<T>(
+    o: &Options<'_>,
+    key: &'static str,
+    read: impl Fn(&Value) -> Option<T>,
+) -> Result<BTreeMap<String, T>> {
+    let Some(map) = o.value(key) else { return Ok(BTreeMap::new()) };
+    let Some(map) = map.as_object() else { return Err(o.bad(key, "an object of numbers by layer name")) };
+    let is_name = |name: &str| name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_' || c == '.');
+    map.iter()
+        .map(|(name, value)| match read(value) {
+            _ if !is_name(name) => {
+                Err(o.unsupported(key, "names or ends of names as keys, no regular expressions"))
+            }
+            Some(value) => Ok((name.clone(), value)),
+            None => Err(o.bad(key, "an object of numbers above 0 by layer name")),
+        })
+        .collect()
+}
+
+fn pattern<T: Copy>(patterns: &BTreeMap<String, T>, module: &str) -> Option<T> {
+    patterns.iter().find(|(name, _)| is_path_end(module, name)).map(|(_, value)| *value)
+}
+
+impl Model {
+    /// Attaches the adapter of a PEFT folder; everything else is frozen.
+    ///
+    /// # Errors
+    /// Any [`ModelError`] of configuration and files; [`ModelError::Adapter`] for layers the model does not have.
+    pub fn attach_peft(&mut self, dir: &Path) -> Result<()> {
+        self.expect_no_adapter()?;
+        let config = PeftConfig::read(dir)?;
+        let mut file = WeightFile::open(&dir.join(WEIGHTS))?;
+        let parts = sort_tensors(&file, &config)?;
+        let linears: Vec<Linear> = self.arch.linears().into_iter().cloned().collect();
+        let known: BTreeSet<&str> = linears.iter().map(|linear| linear.name.as_str()).collect();
+        if let Some(module) = parts.keys().find(|module| !known.contains(module.as_str())) {
+            let names = last_names(&linears.iter().collect::<Vec<_>>()).join(", ");
+            return Err(ModelError::adapter(format!(
+                "{} has weights for `{module}`, which a {} does not have among its linear layers ({names})",
+                file.path.display(),
+                self.config.class_name
+            )));
+        }
+        let mut layers = Vec::new();
+        for linear in linears.iter().filter(|linear| parts.contains_key(&linear.name)) {
+            layers.push((&linear.name, read_layer(&mut file, linear, &parts[&linear.name], &config)?));
+        }
+        self.freeze();
+        for (module, layer) in layers {
+            self.attach_layer(module, layer);
+        }
+        self.adapter = Some(Adapter { config: config.lora, pissa: Vec::new() });
+        Ok(())
+    }
+
+    /// Writes the attached adapter into a folder that exists, each file atomically.
+    ///
+    /// One made with PiSSA is written relative to the original base model, at twice its rank: `[A; A0]` and `[B, -B0]`.
+    ///
+    /// # Errors
+    /// [`ModelError::State`] without an adapter; [`ModelError::Io`].
+    pub fn save_peft(&self, folder: &Path, base_model: Option<&str>) -> Result<()> {
+        let Some(adapter) = &self.adapter else {
+            return Err(ModelError::State {
+                problem: "no adapter is attached, so there is none to save".to_owned(),
+            });
+        };
+        let linears: Vec<&Linear> =
+            self.arch.linears().into_iter().filter(|linear| linear.lora.is_some()).collect();
+        let mut tensors = Vec::new();
+        for linear in &linears {
+            tensors.extend(self.layer_tensors(linear, adapter)?);
+        }
+        write_tensors(&folder.join(WEIGHTS), tensors)?;
+        write_json(&folder.join(CONFIG), &Value::Object(self.peft_json(adapter, &linears, base_model)))
+    }
+
+    fn layer_tensors(&self, linear: &Linear, adapter: &Adapter) -> Result<Vec<(String, Stored<'_>)>> {
+        let lora = linear.lora.as_ref().expect("a layer with an adapter");
+        let float = |id| Stored::Float(self.params.get(id), Dtype::F32);
+        let start = adapter.pissa.iter().find(|start| start.module == linear.name);
+        let mut tensors = match start {
+            None => vec![(name_a(&linear.name), float(lora.a)), (name_b(&linear.name), float(lora.b))],
+            Some(start) => {
+                let (a, b) =
+                    (self.params.get(lora.a).weight.to_f32(), self.params.get(lora.b).weight.to_f32());
+                let rows = a.iter().chain(&start.a).copied().collect::<Vec<f32>>();
+                let joined = b.chunks_exact(lora.rank).zip(start.b.chunks_exact(lora.rank));
+                let cols: Vec<f32> =
+                    joined.flat_map(|(b, b0)| b.iter().copied().chain(b0.iter().map(|x| -x))).collect();
+                vec![
+                    (name_a(&linear.name), matrix(&rows, 2 * lora.rank, linear.n_in)),
+                    (name_b(&linear.name), matrix(&cols, linear.n_out, 2 * lora.rank)),
+                ]
+            }
+        };
+        tensors.extend(lora.magnitude.map(|id| (name_magnitude(&linear.name), float(id))));
+        Ok(tensors)
+    }
+
+    fn peft_json(
+        &self,
+        adapter: &Adapter,
+        linears: &[&Linear],
+        base_model: Option<&str>,
+    ) -> Map<String, Value> {
+        let config = &adapter.config;
+        // The doubled rank of PiSSA keeps its scale: alpha / r, or alpha / sqrt(r).
+        let grown = if adapter.pissa.is_empty() { 1.0 } else { 2.0 };
+        let rank = (config.rank as f64 * grown) as usize;
+        let alpha = config.alpha * if config.rslora { grown.sqrt() } else { grown };
+        let (mut ranks, mut alphas) = (Map::new(), Map::new());
+        for linear in linears {
+            let lora = linear.lora.as_ref().expect("a layer with an adapter");
+            if lora.rank != config.rank {
+                ranks.insert(linear.name.clone(), json!(lora.rank));
+            }
+            if lora.scale != scale_of(config.alpha, lora.rank, config.rslora) {
+                let r = lora.rank as f64;
+                alphas.insert(
+                    linear.name.clone(),
+                    number(f64::from(lora.scale) * if config.rslora { r.sqrt() } else { r }),
+                );
+            }
+        }
+        let targets: Vec<String> = match &config.targets {
+            Targets::Names(names) => names.clone(),
+            Targets::Word(_) | Targets::Default => {
+                last_names(linears).into_iter().map(str::to_owned).collect()
+            }
+        };
+        let value = json!({
+            "peft_type": "LORA",
+            "task_type": "CAUSAL_LM",
+            "base_model_name_or_path": base_model,
+            "revision": null,
+            "inference_mode": true,
+            "r": rank,
+            "lora_alpha": number(alpha),
+            "lora_dropout": config.dropout,
+            "target_modules": targets,
+            "use_rslora": config.rslora,
+            "use_dora": config.dora,
+            "bias": "none",
+            "fan_in_fan_out": false,
+            "init_lora_weights": true,
+            "modules_to_save": null,
+            "layers_to_transform": null,
+            "layers_pattern": null,
+            "rank_pattern": ranks,
+            "alpha_pattern": alphas,
+            "auto_mapping": null,
+        });
+        match value {
+            Value::Object(map) => map,
+            _ => unreachable!("an object was written above"),
+        }
+    }
+}
+
+/// A whole number where it is one: PEFT declares alpha as an integer.
+fn number(x: f64) -> Value {
+    if x.fract() == 0.0 && x.abs() < 1e15 { json!(x as i64) } else { json!(x) }
+}
+
+fn matrix(values: &[f32], rows: usize, cols: usize) -> Stored<'static> {
+    Stored::Raw(RawTensor { shape: vec![rows, cols], ..RawTensor::from_f32(values) })
+}
+
+/// The file's names of one layer's tensors.
+#[derive(Default)]
+struct Parts {
+    a: Option<String>,
+    b: Option<String>,
+    magnitude: Option<String>,
+}
+
+fn sort_tensors(file: &WeightFile, config: &PeftConfig) -> Result<BTreeMap<String, Parts>> {
+    let mut parts: BTreeMap<String, Parts> = BTreeMap::new();
+    for name in file.names() {
+        let unknown = || {
+            ModelError::adapter(format!(
+                "{}: tensor `{name}` is not part of a LoRA adapter; expected base_model.model.<layer>.lora_A.weight, \
+                 .lora_B.weight or .lora_magnitude_vector",
+                file.path.display()
+            ))
+        };
+        let rest = name.strip_prefix("base_model.model.").ok_or_else(unknown)?;
+        // Older releases of PEFT end the magnitude's name in `.weight`.
+        let split = |suffix: &str| rest.strip_suffix(suffix);
+        let (module, slot): (&str, fn(&mut Parts) -> &mut Option<String>) =
+            if let Some(m) = split(".lora_A.weight") {
+                (m, |p| &mut p.a)
+            } else if let Some(m) = split(".lora_B.weight") {
+                (m, |p| &mut p.b)
+            } else if let Some(m) =
+                split(".lora_magnitude_vector").or_else(|| split(".lora_magnitude_vector.weight"))
+            {
+                (m, |p| &mut p.magnitude)
+            } else {
+                return Err(unknown());
+            };
+        *slot(parts.entry(module.to_owned()).or_default()) = Some(name.to_owned());
+    }
+    for (module, part) in &parts {
+        let missing = match part {
+            Parts { a: None, .. } => "lora_A.weight",
+            Parts { b: None, .. } => "lora_B.weight",
+            Parts { magnitude: None, .. } if config.lora.dora => "lora_magnitude_vector",
+            Parts { magnitude: Some(_), .. } if !config.lora.dora => {
+                let problem = format!("`{module}` has a magnitude, but use_dora is false in {CONFIG}");
+                return Err(ModelError::adapter(problem));
+            }
+            _ => continue,
+        };
+        let problem = format!("{}: `{module}` has no {missing}; the file is incomplete", file.path.display());
+        return Err(ModelError::adapter(problem));
+    }
+    if parts.is_empty() {
+        return Err(ModelError::adapter(format!("{} holds no tensors", file.path.display())));
+    }
+    Ok(parts)
+}
+
+fn read_layer(
+    file: &mut WeightFile,
+    linear: &Linear,
+    parts: &Parts,
+    config: &PeftConfig,
+) -> Result<LayerAdapter> {
+    let rank = config.rank_of(&linear.name);
+    let mut read = |name: &Option<String>, shape: &[usize]| -> Result<Vec<f32>> {
+        let name = name.as_ref().expect("sort_tensors found all parts");
+        file.expect_shape(name, shape)?;
+        Ok(file.values::<f32>(name)?.to_vec())
+    };
+    Ok(LayerAdapter {
+        a: read(&parts.a, &[rank, linear.n_in])?,
+        b: read(&parts.b, &[linear.n_out, rank])?,
+        magnitude: config.lora.dora.then(|| read(&parts.magnitude, &[linear.n_out])).transpose()?,
+        rank,
+        scale: scale_of(config.alpha_of(&linear.name), rank, config.lora.rslora),
+        dropout: config.lora.dropout as f32,
+    })
+}

@@ -1,0 +1,260 @@
+//! Writing a Hugging Face directory: `config.json`, `generation_config.json`, and the weights in shards with an index.
+//!
+//! A file appears whole or not at all, and [`save`] publishes the whole folder at once. Tokenizer files are the
+//! caller's: `also` writes them into the folder before it is published.
+
+use std::borrow::Cow;
+use std::collections::HashMap;
+use std::path::Path;
+
+use half::bf16;
+use pt_core::atomic_file;
+use pt_engine::{Dtype, Param, Weight};
+use pt_kernels::elem::Elem;
+use pt_kernels::quant::{RawDtype, RawTensor};
+use safetensors::tensor::View;
+use safetensors::{Dtype as StoredDtype, SafeTensorError};
+use serde_json::{Map, Value, json};
+
+use crate::config::StoredQuantisation;
+use crate::error::{ModelError, Result};
+use crate::model::{Model, torch_name};
+
+/// How weights are written.
+#[derive(Clone, Debug)]
+pub struct SaveOptions {
+    /// The floating-point type; `None` keeps each tensor's own.
+    pub dtype: Option<Dtype>,
+    /// Largest size of one file; a tensor larger than that has a file of its own.
+    pub max_shard_bytes: u64,
+}
+
+impl Default for SaveOptions {
+    /// Own types, shards of 5 GB as transformers writes them.
+    fn default() -> Self {
+        SaveOptions { dtype: None, max_shard_bytes: 5_000_000_000 }
+    }
+}
+
+/// Writes a model folder under `dir`, replacing an older one whole. `also` adds files before it is published.
+///
+/// # Errors
+/// [`ModelError::State`] if an adapter is attached; [`ModelError::Io`].
+pub fn save(
+    model: &Model,
+    dir: &Path,
+    options: &SaveOptions,
+    also: impl FnOnce(&Path) -> Result<()>,
+) -> Result<()> {
+    atomic_file::publish_dir(dir, |folder| {
+        save_into(model, folder, options)?;
+        also(folder)
+    })
+}
+
+/// Writes the model's files into a folder that exists, each atomically, leaving other files alone.
+///
+/// # Errors
+/// [`ModelError::State`] if an adapter is attached; [`ModelError::Io`].
+pub fn save_into(model: &Model, folder: &Path, options: &SaveOptions) -> Result<()> {
+    if model.adapter.is_some() {
+        let problem =
+            "an adapter is attached; save the adapter on its own, or merge it before saving the model";
+        return Err(ModelError::State { problem: problem.to_owned() });
+    }
+    let (tensors, dtype) = (stored_tensors(model, options)?, main_dtype(model, options));
+    write_shards(folder, tensors, options.max_shard_bytes)?;
+    write_json(
+        &folder.join("config.json"),
+        &Value::Object(model.config.to_json(torch_name(dtype), quantisation(model)?)),
+    )?;
+    if let Some(value) =
+        model.generation_config.clone().or_else(|| default_generation_config(model.config.raw()))
+    {
+        write_json(&folder.join("generation_config.json"), &value)?;
+    }
+    Ok(())
+}
+
+/// Writes tensors as one safetensors file, atomically.
+pub(crate) fn write_tensors(path: &Path, tensors: Vec<(String, Stored<'_>)>) -> Result<()> {
+    let format = HashMap::from([("format".to_owned(), "pt".to_owned())]);
+    let temporary = path.with_extension("safetensors.partial");
+    let written = safetensors::serialize_to_file(tensors, Some(format), &temporary);
+    written.map_err(|error| match error {
+        SafeTensorError::IoError(source) => {
+            ModelError::Io { path: path.to_owned(), doing: "writing", source }
+        }
+        other => {
+            ModelError::BadFile { file: path.to_owned(), problem: format!("cannot be written: {other}") }
+        }
+    })?;
+    let file = std::fs::File::open(&temporary).map_err(ModelError::io(path, "writing"))?;
+    file.sync_all().map_err(ModelError::io(path, "writing"))?;
+    std::fs::rename(&temporary, path).map_err(ModelError::io(path, "writing"))
+}
+
+pub(crate) fn write_json(path: &Path, value: &Value) -> Result<()> {
+    let mut text = serde_json::to_string_pretty(value).expect("a JSON value is always serialisable");
+    text.push('\n');
+    atomic_file::write(path, text.as_bytes()).map_err(ModelError::io(path, "writing"))
+}
+
+/// A tensor on its way into a file.
+pub(crate) enum Stored<'a> {
+    /// Floating point, converted when its turn comes, so that no second copy of the model exists.
+    Float(&'a Param, Dtype),
+    /// Anything else, as it is.
+    Raw(RawTensor),
+}
+
+impl View for Stored<'_> {
+    fn dtype(&self) -> StoredDtype {
+        match self {
+            Stored::Float(_, Dtype::F32) => StoredDtype::F32,
+            Stored::Float(_, Dtype::Bf16) => StoredDtype::BF16,
+            Stored::Raw(tensor) => match tensor.dtype {
+                RawDtype::U8 => StoredDtype::U8,
+                RawDtype::I8 => StoredDtype::I8,
+                RawDtype::F32 => StoredDtype::F32,
+                RawDtype::Bf16 => StoredDtype::BF16,
+                RawDtype::F16 => StoredDtype::F16,
+            },
+        }
+    }
+
+    fn shape(&self) -> &[usize] {
+        match self {
+            Stored::Float(param, _) => &param.shape,
+            Stored::Raw(tensor) => &tensor.shape,
+        }
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        match self {
+            Stored::Float(param, dtype) => Cow::Owned(float_bytes(&param.weight, *dtype)),
+            Stored::Raw(tensor) => Cow::Borrowed(&tensor.bytes),
+        }
+    }
+
+    fn data_len(&self) -> usize {
+        match self {
+            Stored::Float(param, dtype) => param.len() * dtype.bytes(),
+            Stored::Raw(tensor) => tensor.bytes.len(),
+        }
+    }
+}
+
+fn float_bytes(weight: &Weight, dtype: Dtype) -> Vec<u8> {
+    match (weight, dtype) {
+        (Weight::Bf16(values), Dtype::Bf16) => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+        (Weight::F32(values), Dtype::F32) => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+        (weight, Dtype::F32) => weight.to_f32().iter().flat_map(|v| v.to_le_bytes()).collect(),
+        (weight, Dtype::Bf16) => {
+            weight.to_f32().iter().flat_map(|v| <bf16 as Elem>::put(*v).to_le_bytes()).collect()
+        }
+    }
+}
+
+fn own_dtype(weight: &Weight) -> Dtype {
+    if matches!(weight, Weight::Bf16(_)) { Dtype::Bf16 } else { Dtype::F32 }
+}
+
+/// The type config.json names: that of the embedding, which is never quantised.
+fn main_dtype(model: &Model, options: &SaveOptions) -> Dtype {
+    let embedding = model.params.iter().find(|(_, param)| !param.weight.is_quantised());
+    options.dtype.unwrap_or_else(|| embedding.map_or(Dtype::F32, |(_, param)| own_dtype(&param.weight)))
+}
+
+fn quantisation(model: &Model) -> Result<Option<StoredQuantisation>> {
+    let kinds = model.params.iter().filter_map(|(_, param)| match param.weight {
+        Weight::Nf4(_) => Some(StoredQuantisation::Nf4),
+        Weight::Int8(_) => Some(StoredQuantisation::Int8),
+        Weight::F32(_) | Weight::Bf16(_) => None,
+    });
+    let mut kinds: Vec<StoredQuantisation> = kinds.collect();
+    kinds.dedup();
+    match kinds.as_slice() {
+        [] => Ok(None),
+        [kind] => Ok(Some(*kind)),
+        _ => Err(ModelError::State {
+            problem: "a model with NF4 and int8 layers has no file format".to_owned(),
+        }),
+    }
+}
+
+fn stored_tensors<'m>(model: &'m Model, options: &SaveOptions) -> Result<Vec<(String, Stored<'m>)>> {
+    let mut tensors = Vec::new();
+    for (_, param) in model.params.iter() {
+        match &param.weight {
+            Weight::Nf4(matrix) => {
+                let dict = matrix.to_state_dict(&param.name, torch_name(main_dtype(model, options)));
+                tensors.extend(dict.into_iter().map(|(name, tensor)| (name, Stored::Raw(tensor))));
+            }
+            Weight::Int8(matrix) => {
+                let module = param.name.strip_suffix("weight").unwrap_or(&param.name);
+                let dict = matrix.to_state_dict();
+                tensors.extend(
+                    dict.into_iter().map(|(name, tensor)| (format!("{module}{name}"), Stored::Raw(tensor))),
+                );
+            }
+            weight => {
+                let dtype = options.dtype.unwrap_or_else(|| own_dtype(weight));
+                tensors.push((param.name.clone(), Stored::Float(param, dtype)));
+            }
+        }
+    }
+    Ok(tensors)
+}
+
+/// Fills shards in declaration order, so that a layer's tensors lie together.
+fn write_shards(folder: &Path, tensors: Vec<(String, Stored<'_>)>, max_bytes: u64) -> Result<()> {
+    let total: u64 = tensors.iter().map(|(_, tensor)| tensor.data_len() as u64).sum();
+    let mut shards: Vec<Vec<(String, Stored<'_>)>> = Vec::new();
+    let mut filled = max_bytes;
+    for (name, tensor) in tensors {
+        let bytes = tensor.data_len() as u64;
+        if shards.is_empty() || filled + bytes > max_bytes {
+            shards.push(Vec::new());
+            filled = 0;
+        }
+        filled += bytes;
+        shards.last_mut().expect("a shard was just pushed").push((name, tensor));
+    }
+    let n = shards.len();
+    if n <= 1 {
+        let only = shards.pop().unwrap_or_default();
+        remove_if_there(&folder.join("model.safetensors.index.json"))?;
+        return write_tensors(&folder.join("model.safetensors"), only);
+    }
+    let mut weight_map = Map::new();
+    for (i, shard) in shards.into_iter().enumerate() {
+        let file = format!("model-{:05}-of-{n:05}.safetensors", i + 1);
+        weight_map.extend(shard.iter().map(|(name, _)| (name.clone(), json!(file))));
+        write_tensors(&folder.join(&file), shard)?;
+    }
+    weight_map.sort_keys();
+    let index = json!({"metadata": {"total_size": total}, "weight_map": weight_map});
+    write_json(&folder.join("model.safetensors.index.json"), &index)?;
+    // A reader prefers the single file; an older one must not shadow the shards.
+    remove_if_there(&folder.join("model.safetensors"))
+}
+
+fn remove_if_there(path: &Path) -> Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(ModelError::io(path, "removing")(error))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The special tokens of config.json, as transformers derives a generation configuration from it.
+fn default_generation_config(config: &Map<String, Value>) -> Option<Value> {
+    let keys = ["bos_token_id", "eos_token_id", "pad_token_id"];
+    let ids: Map<String, Value> = keys
+        .iter()
+        .filter_map(|key| Some(((*key).to_owned(), config.get(*key).filter(|v| !v.is_null())?.clone())))
+        .collect();
+    (!ids.is_empty()).then(|| Value::Object(ids))
+}
