@@ -12,8 +12,8 @@
 //!
 //! Parameters in `f32` are updated in place. Parameters in `bf16` cannot hold small updates, so either
 //! an `f32` master copy is kept in the state (`bf16_params = "master"`), or the new value is rounded
-//! stochastically (`"stochastic"`, 4 bytes a parameter less). Moments in `bf16` are rounded
-//! stochastically too: to nearest, β₂ = 0.999 could never lower a second moment.
+//! stochastically (`"stochastic"`, 4 bytes a parameter less). Of moments in `bf16` the second is rounded
+//! stochastically too: to nearest, β₂ = 0.999 could never lower it.
 
 use crate::catalogue::{OptimiserInfo, OptionInfo, parse};
 use crate::error::require;
@@ -263,7 +263,7 @@ impl ParamState for AdamwState {
     fn step(&mut self, step: Step, param: ParamSlice<'_>, grad: &[f32]) {
         assert!(step.t > 0, "steps count from 1");
         let c = self.rule.coefficients(step, &self.spec);
-        let noise = [0, 1, 2].map(|array| Noise::new(self.seed, &self.spec.name, step.t, array));
+        let noise = [0, 1].map(|array| Noise::new(self.seed, &self.spec.name, step.t, array));
         let params = Piece::of_param(param);
         let fits = grad.len() == self.spec.len()
             && params.len() == grad.len().div_ceil(PIECE)
@@ -346,7 +346,7 @@ struct Tile {
 }
 
 pt_kernels::kernel! {
-    fn update_piece(['a, 'w] work: &'a mut Work<'w>, c: Coefficients, noise: &'a [Noise; 3]) {
+    fn update_piece(['a, 'w] work: &'a mut Work<'w>, c: Coefficients, noise: &'a [Noise; 2]) {
         let mut tile = Tile { p: [0.0; TILE], m: [0.0; TILE], v: [0.0; TILE], noise: [0; TILE] };
         for (i, grad) in work.grad.chunks(TILE).enumerate() {
             let (at, n) = (i * TILE, grad.len());
@@ -354,8 +354,8 @@ pt_kernels::kernel! {
             work.m.load(at, &mut tile.m[..n]);
             work.v.load(at, &mut tile.v[..n]);
             update_tile::<FMA>(&mut tile.p[..n], &mut tile.m[..n], &mut tile.v[..n], grad, c);
-            save(&mut work.m, at, &tile.m[..n], &noise[1], work.first, &mut tile.noise[..n]);
-            save(&mut work.v, at, &tile.v[..n], &noise[2], work.first, &mut tile.noise[..n]);
+            work.m.save(at, &tile.m[..n], None);
+            save(&mut work.v, at, &tile.v[..n], &noise[1], work.first, &mut tile.noise[..n]);
             match &mut work.master {
                 Some(master) => {
                     master.save(at, &tile.p[..n], None);

@@ -19,7 +19,6 @@ pub(crate) const TILE: usize = 4 * BLOCK;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     F32,
-    /// Rounded stochastically: to nearest, a second moment could not decay by a factor of 0.999.
     Bf16,
     /// Blocks of 256 in the dynamic map for both signs, or for one.
     Dynamic8 {
@@ -184,11 +183,11 @@ pub(crate) struct Noise {
     block: u64,
 }
 
-/// Arrays that may need noise in the same step.
-const ARRAYS: u64 = 4;
+/// Arrays that may need noise in the same step: the parameter and the second moment.
+const ARRAYS: u64 = 2;
 
 impl Noise {
-    /// Noise of array `array` (below 4) of the parameter `name` in step `t`.
+    /// Noise of array `array` (below 2) of the parameter `name` in step `t`.
     pub(crate) fn new(seed: u64, name: &str, t: u64, array: u64) -> Noise {
         assert!(array < ARRAYS, "array {array}");
         Noise { stream: Stream::new(seed, &format!("round/{name}")), block: t * ARRAYS + array }

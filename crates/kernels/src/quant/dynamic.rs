@@ -30,7 +30,7 @@ pub struct DynamicMap {
     midpoints: [f32; 256],
     /// The code of the smallest value in each bucket of [`bucket`]; the bucket's other values have
     /// that code or the next.
-    lowest: Vec<u8>,
+    lowest: Box<[u8; 2 * SIGN]>,
 }
 
 /// Magnitudes at or below this share a bucket: 2^-23, below half of the smallest code.
@@ -41,14 +41,16 @@ const LARGEST: u32 = 0x3f80_0000;
 const BUCKET_SHIFT: u32 = 15;
 const BUCKETS_PER_SIGN: usize = ((LARGEST - SMALLEST) >> BUCKET_SHIFT) as usize + 1;
 
+/// Where the buckets of negative values start: a power of two, so that an index needs no check.
+const SIGN: usize = 8192;
+
 /// The bucket of a value in `[-1, 1]`: its sign and the leading bits of its magnitude.
 #[inline(always)]
 fn bucket(x: f32) -> usize {
     let bits = x.to_bits();
     // Wrapping, because overflow checks of debug builds would cost more than the look-up.
     let magnitude = (bits & 0x7fff_ffff).clamp(SMALLEST, LARGEST).wrapping_sub(SMALLEST);
-    let negative = (bits >> 31).wrapping_mul(BUCKETS_PER_SIGN as u32);
-    (magnitude >> BUCKET_SHIFT).wrapping_add(negative) as usize
+    (magnitude >> BUCKET_SHIFT | bits >> 31 << SIGN.trailing_zeros()) as usize & (2 * SIGN - 1)
 }
 
 impl DynamicMap {
@@ -76,7 +78,7 @@ impl DynamicMap {
             midpoints[i] = (values[i] + values[i + 1]) / 2.0;
         }
         let exact = |x: f32| midpoints.partition_point(|&m| m < x);
-        let mut lowest = vec![0u8; 2 * BUCKETS_PER_SIGN];
+        let mut lowest = Box::new([0u8; 2 * SIGN]);
         for index in 0..BUCKETS_PER_SIGN {
             let near = if index == 0 { 0 } else { SMALLEST + ((index as u32) << BUCKET_SHIFT) };
             let far = (SMALLEST + ((index as u32 + 1) << BUCKET_SHIFT) - 1).min(LARGEST);
@@ -85,7 +87,7 @@ impl DynamicMap {
                 return None;
             }
             lowest[index] = exact(near) as u8;
-            lowest[index + BUCKETS_PER_SIGN] = exact(-far) as u8;
+            lowest[index + SIGN] = exact(-far) as u8;
         }
         Some(DynamicMap { values, midpoints, lowest })
     }
