@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::check::{self, Reach, SharedRows, blocks, dot_rows, tiles};
+use super::check::{self, Reach, SharedRows, blocks, tiles};
 use super::softmax::{self, Extent, ScoreMap};
 use super::tile::{Layout, SLACK, transpose_into};
 use super::{AttentionShape, Columns, Rows, RowsMut, Span, TILE, precision_of};
@@ -214,7 +214,7 @@ impl Pass<'_> {
                 let (dk, dv) = grads.split_at_mut(tile_floats);
                 block.step(tile, words, dk, dv);
             }
-            block.finish(span, kv_head);
+            block.finish(kv_head);
         }
         for (grads, tile) in grads.chunks_exact(2 * tile_floats).zip(tiles_seen) {
             let context = &span.context[tile * TILE..span.context.len().min((tile + 1) * TILE)];
@@ -233,9 +233,8 @@ impl Pass<'_> {
             let (along, across) = out.split_at_mut(2 * sizes.along);
             // Values first: the rows gathered last are the keys, which are needed in both forms.
             for (from, out) in [(&self.v, 1), (&self.k, 0)] {
-                for (to, row) in rows.chunks_exact_mut(stride).zip(context) {
-                    self.layout.gather(from, *row as usize, kv_head * d, to);
-                }
+                let place = |i: usize| (context[i] as usize, kv_head * d);
+                self.layout.gather(from, context.len(), place, &mut rows);
                 let panels =
                     along[out * sizes.along..][..sizes.along].chunks_mut(micro.nr * self.layout.steps(d));
                 for (first, out) in (0..context.len()).step_by(micro.nr).zip(panels) {
@@ -302,16 +301,21 @@ struct Block<'a> {
 impl<'a> Block<'a> {
     fn new(pass: &'a Pass<'a>, span: &Span<'_>, kv_head: usize, positions: &Range<usize>) -> Self {
         let (layout, group) = (&pass.layout, pass.shape.group());
-        let Layout { micro, d, .. } = *layout;
+        let Layout { micro, d, stride } = *layout;
         let rows = positions.len() * group;
         let q_row = span.q_row + positions.start - span.positions().start;
-        let place = |row: usize| (q_row + row / group, kv_head * group + row % group);
-        let mut lse = Buffer::dirty(rows);
+        let place = |row: usize| (q_row + row / group, (kv_head * group + row % group) * d);
+        let words = || Buffer::<u32>::dirty(rows * stride + SLACK);
+        let (mut queries, mut d_out, mut out) = (words(), words(), words());
+        for (from, to) in [(&pass.q, &mut queries), (&pass.d_out, &mut d_out), (&pass.out, &mut out)] {
+            layout.gather(from, rows, place, to);
+        }
         let mut dot = Buffer::dirty(rows);
-        for row in 0..rows {
-            let (at, head) = place(row);
-            lse[row] = pass.lse[at * pass.shape.heads + head] * std::f32::consts::LOG2_E;
-            dot[row] = dot_rows(&pass.out, &pass.d_out, at, head * d, d);
+        layout.dots(&d_out, &out, &mut dot);
+        let mut lse = Buffer::dirty(rows);
+        for (row, lse) in lse.iter_mut().enumerate() {
+            let at = place(row);
+            *lse = pass.lse[at.0 * pass.shape.heads + at.1 / d] * std::f32::consts::LOG2_E;
         }
         let row_panels = rows.div_ceil(micro.mr);
         Block {
@@ -319,8 +323,8 @@ impl<'a> Block<'a> {
             positions: positions.clone(),
             q_row,
             rows,
-            queries: pack_both(layout, &pass.q, rows, place),
-            d_out: pack_both(layout, &pass.d_out, rows, place),
+            queries: pack_both(layout, &queries, rows),
+            d_out: pack_both(layout, &d_out, rows),
             lse,
             dot,
             dq: Buffer::zeroed(row_panels * layout.head_panels() * micro.mr * micro.nr),
@@ -401,35 +405,34 @@ impl<'a> Block<'a> {
         }
     }
 
-    fn finish(&self, span: &Span<'_>, kv_head: usize) {
+    fn finish(&self, kv_head: usize) {
         let Pass { shape, layout, dqkv, columns, .. } = self.pass;
         let Layout { micro, d, .. } = *layout;
-        let (group, head_panels) = (shape.group(), layout.head_panels());
-        debug_assert!(self.q_row >= span.q_row);
-        let mut values = Buffer::<f32>::dirty(head_panels * micro.nr);
-        for row in 0..self.rows {
-            for (head_panel, values) in values.chunks_exact_mut(micro.nr).enumerate() {
-                let panel = row / micro.mr * head_panels + head_panel;
-                let at = (panel * micro.mr + row % micro.mr) * micro.nr;
-                let from = &self.dq[at..at + micro.nr];
-                values.iter_mut().zip(from).for_each(|(to, from)| *to = from * shape.scale);
+        let (group, panels) = (shape.group(), layout.head_panels());
+        let (width, stride) = (panels * micro.nr, micro.mr * micro.nr);
+        let mut values = Buffer::<f32>::dirty(micro.mr * width);
+        for (panel, first) in (0..self.rows).step_by(micro.mr).enumerate() {
+            let rows = micro.mr.min(self.rows - first);
+            let tiles = softmax::Tiles { rows, nr: micro.nr, panels, stride };
+            softmax::join(
+                tiles,
+                &self.dq[panel * panels * stride..],
+                &[shape.scale; softmax::ROWS_MAX],
+                &mut values,
+            );
+            for (row, values) in (first..first + rows).zip(values.chunks_exact(width)) {
+                let head = kv_head * group + row % group;
+                // SAFETY: spans share no query row (checked), blocks of a span neither, and key heads have
+                // distinct query heads: these elements are this block's alone.
+                unsafe { dqkv.write(self.q_row + row / group, columns.q + head * d, &values[..d]) };
             }
-            let head = kv_head * group + row % group;
-            // SAFETY: spans share no query row (checked), blocks of a span neither, and key heads have
-            // distinct query heads: these elements are this block's alone.
-            unsafe { dqkv.write(self.q_row + row / group, columns.q + head * d, &values[..d]) };
         }
     }
 }
 
-/// Packs rows `place(0), place(1), …` of `from` for products along and across them.
-fn pack_both(layout: &Layout, from: &Rows<'_>, rows: usize, place: impl Fn(usize) -> (usize, usize)) -> Both {
+/// Packs word rows for products along and across them.
+fn pack_both(layout: &Layout, words: &[u32], rows: usize) -> Both {
     let Layout { micro, d, stride } = *layout;
-    let mut words = Buffer::<u32>::dirty(rows * stride + SLACK);
-    for (row, to) in words.chunks_exact_mut(stride).take(rows).enumerate() {
-        let (at, head) = place(row);
-        layout.gather(from, at, head * d, to);
-    }
     let mut along = Buffer::<u32>::dirty(rows * layout.steps(d) + SLACK);
     for first in (0..rows).step_by(micro.mr) {
         let n = micro.mr.min(rows - first);
@@ -438,7 +441,7 @@ fn pack_both(layout: &Layout, from: &Rows<'_>, rows: usize, place: impl Fn(usize
     let mut across = Buffer::<u32>::dirty(d * layout.steps(rows) + SLACK);
     for first in (0..d).step_by(micro.mr) {
         let width = micro.mr.min(d - first);
-        layout.pack_across(&words, rows, first, width, &mut across[first * layout.steps(rows)..]);
+        layout.pack_across(words, rows, first, width, &mut across[first * layout.steps(rows)..]);
     }
     Both { along, across }
 }

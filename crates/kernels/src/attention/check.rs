@@ -6,7 +6,7 @@ use std::ops::Range;
 use half::bf16;
 
 use super::{AttentionShape, Rows, RowsMut, Span, TILE};
-use crate::elem::{Elem, narrow};
+use crate::elem::narrow;
 
 /// # Panics
 /// If the geometry is impossible.
@@ -175,38 +175,6 @@ impl Reach {
 fn bits(low: usize, high: usize) -> u64 {
     let below = |n: usize| if n >= 64 { u64::MAX } else { (1 << n) - 1 };
     below(high) & !below(low)
-}
-
-crate::kernel! {
-    /// The inner product, sixteen running sums folded at the end.
-    pub(super) fn dot<E: Elem>(['a] a: &'a [E], b: &'a [E]) -> f32 {
-        assert_eq!(a.len(), b.len());
-        let mut lanes = [0.0; crate::math::LANES];
-        let (a_chunks, b_chunks) = (a.chunks_exact(crate::math::LANES), b.chunks_exact(crate::math::LANES));
-        let tails = a_chunks.remainder().iter().zip(b_chunks.remainder());
-        for (a, b) in a_chunks.zip(b_chunks) {
-            for i in 0..crate::math::LANES {
-                lanes[i] = crate::isa::fma::<FMA>(a[i].get(), b[i].get(), lanes[i]);
-            }
-        }
-        for (i, (a, b)) in tails.enumerate() {
-            lanes[i] = crate::isa::fma::<FMA>(a.get(), b.get(), lanes[i]);
-        }
-        crate::math::fold_lanes(lanes, |a, b| a + b)
-    }
-}
-
-/// The inner product of `width` columns from (`row`, `col`) of two matrices of one type.
-pub(super) fn dot_rows(a: &Rows<'_>, b: &Rows<'_>, row: usize, col: usize, width: usize) -> f32 {
-    match (*a, *b) {
-        (Rows::F32(a, a_ld), Rows::F32(b, b_ld)) => {
-            dot(&a[row * a_ld + col..][..width], &b[row * b_ld + col..][..width])
-        }
-        (Rows::Bf16(a, a_ld), Rows::Bf16(b, b_ld)) => {
-            dot(&a[row * a_ld + col..][..width], &b[row * b_ld + col..][..width])
-        }
-        _ => unreachable!("the types were compared at the start"),
-    }
 }
 
 #[cfg(test)]

@@ -117,20 +117,16 @@ impl Pass<'_> {
     fn pack_tile(&self, span: &Span<'_>, kv_head: usize, tile: usize, rows: &mut [u32], out: &mut [u32]) {
         let Layout { micro, d, stride, .. } = self.layout;
         let context = &span.context[tile * TILE..span.context.len().min((tile + 1) * TILE)];
-        let gather = |from: &Rows<'_>, rows: &mut [u32]| {
-            for (to, row) in rows.chunks_exact_mut(stride).zip(context) {
-                self.layout.gather(from, *row as usize, kv_head * d, to);
-            }
-        };
+        let place = |i: usize| (context[i] as usize, kv_head * d);
         let (keys, values) = out.split_at_mut(self.key_words());
-        gather(&self.k, rows);
+        self.layout.gather(&self.k, context.len(), place, rows);
         for (first, out) in
             (0..context.len()).step_by(micro.nr).zip(keys.chunks_mut(micro.nr * self.layout.steps(d)))
         {
             let n = micro.nr.min(context.len() - first);
             self.layout.pack_along(&rows[first * stride..], n, d, micro.nr, out);
         }
-        gather(&self.v, rows);
+        self.layout.gather(&self.v, context.len(), place, rows);
         for panel in 0..self.layout.head_panels() {
             let out = &mut values[panel * micro.nr * self.layout.steps(TILE)..];
             self.layout.pack_across(rows, context.len(), panel * micro.nr, micro.nr, out);
@@ -181,9 +177,8 @@ impl<'a> Block<'a> {
         let panels = rows.div_ceil(micro.mr);
         let mut words = Buffer::<u32>::dirty(pass.row_words(rows));
         let q_row = span.q_row + positions.start - span.positions().start;
-        for (row, to) in words.chunks_exact_mut(stride).take(rows).enumerate() {
-            layout.gather(&pass.q, q_row + row / group, (kv_head * group + row % group) * d, to);
-        }
+        let place = |row: usize| (q_row + row / group, (kv_head * group + row % group) * d);
+        layout.gather(&pass.q, rows, place, &mut words);
         let mut queries = Buffer::<u32>::dirty(rows * layout.steps(d) + SLACK);
         for first in (0..rows).step_by(micro.mr) {
             let n = micro.mr.min(rows - first);
@@ -227,48 +222,48 @@ impl<'a> Block<'a> {
             max: (&mut self.max[state.clone()]).try_into().expect("ROWS_MAX values"),
             sum: (&mut self.sum[state]).try_into().expect("ROWS_MAX values"),
         };
-        let shrink = softmax::online(extent, scores, running);
+        let factors = softmax::online(extent, scores, running);
         layout.pack_keys_along(scores, rows, panels, &mut self.weights);
-        let tile_len = micro.mr * micro.nr;
+        let (tiles, at) = self.tiles(panel);
+        let out = &mut self.out[at..];
+        softmax::shrink(tiles, out, &factors);
         let first_step = layout.steps(reach.panels.start * micro.nr);
-        for head_panel in 0..layout.head_panels() {
-            let out =
-                &mut self.out[(panel * layout.head_panels() + head_panel) * tile_len..][..rows * micro.nr];
-            for (row, shrink) in out.chunks_exact_mut(micro.nr).zip(shrink) {
-                if shrink != 1.0 {
-                    row.iter_mut().for_each(|value| *value *= shrink);
-                }
-            }
+        for (head_panel, out) in out.chunks_exact_mut(tiles.stride).take(tiles.panels).enumerate() {
             let values = &values[(head_panel * layout.steps(TILE) + first_step) * micro.nr..];
             micro.run(rows, reach.keys, &self.weights, values, out);
         }
+    }
+
+    /// The output tiles of a panel of rows, and where they start.
+    fn tiles(&self, panel: usize) -> (softmax::Tiles, usize) {
+        let layout = &self.pass.layout;
+        let (mr, nr, panels) = (layout.micro.mr, layout.micro.nr, layout.head_panels());
+        let rows = mr.min(self.rows - panel * mr);
+        (softmax::Tiles { rows, nr, panels, stride: mr * nr }, panel * panels * mr * nr)
     }
 
     /// Divides by the sums and writes outputs and log-sum-exps.
     fn finish(&self, span: &Span<'_>, kv_head: usize) {
         let Pass { shape, layout, out, lse, .. } = self.pass;
         let Layout { micro, d, .. } = *layout;
-        let (group, head_panels) = (shape.group(), layout.head_panels());
+        let (group, width) = (shape.group(), layout.head_panels() * micro.nr);
         let q_row = span.q_row + self.positions.start - span.positions().start;
-        let mut values = Buffer::<f32>::dirty(head_panels * micro.nr);
-        for row in 0..self.rows {
-            let (panel, lane) = (row / micro.mr, row % micro.mr);
-            let sum = self.sum[panel * ROWS_MAX + lane];
-            let factor = 1.0 / sum;
-            for (head_panel, values) in values.chunks_exact_mut(micro.nr).enumerate() {
-                let at = ((panel * head_panels + head_panel) * micro.mr + lane) * micro.nr;
-                for (to, from) in values.iter_mut().zip(&self.out[at..at + micro.nr]) {
-                    // Adding 0 turns -0 into 0: the one bit that hidden keys could have changed.
-                    *to = from * factor + 0.0;
+        let mut values = Buffer::<f32>::dirty(micro.mr * width);
+        for (panel, first) in (0..self.rows).step_by(micro.mr).enumerate() {
+            let (tiles, at) = self.tiles(panel);
+            let state = panel * ROWS_MAX..(panel + 1) * ROWS_MAX;
+            let (max, sum) = (&self.max[state.clone()], &self.sum[state]);
+            softmax::join(tiles, &self.out[at..], &std::array::from_fn(|lane| 1.0 / sum[lane]), &mut values);
+            for (lane, values) in values.chunks_exact(width).take(tiles.rows).enumerate() {
+                let row = first + lane;
+                let (to_row, head) = (q_row + row / group, kv_head * group + row % group);
+                let log_sum = max[lane] * std::f32::consts::LN_2 + sum[lane].ln();
+                // SAFETY: spans share no query row (checked), blocks of a span neither, and key heads have
+                // distinct query heads: these elements are this block's alone.
+                unsafe {
+                    out.write(to_row, head * d, &values[..d]);
+                    lse.write(to_row, head, &[log_sum]);
                 }
-            }
-            let (to_row, head) = (q_row + row / group, kv_head * group + row % group);
-            let log_sum = self.max[panel * ROWS_MAX + lane] * std::f32::consts::LN_2 + sum.ln();
-            // SAFETY: spans share no query row (checked), blocks of a span neither, and key heads have
-            // distinct query heads: these elements are this block's alone.
-            unsafe {
-                out.write(to_row, head * d, &values[..d]);
-                lse.write(to_row, head, &[log_sum]);
             }
         }
     }

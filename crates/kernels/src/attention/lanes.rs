@@ -176,11 +176,19 @@ impl<const FMA: bool> Lanes for Array<FMA> {
     }
 }
 
-/// An AVX-512 register. Only `splat` and `load`, which are unsafe, make one: a value proves that the
-/// instructions are present.
+/// An AVX-512 register. Only `splat` and `load`, which are unsafe, and a register make one: a value proves
+/// that the instructions are present.
 #[cfg(target_arch = "x86_64")]
 #[derive(Clone, Copy)]
 pub(super) struct Zmm(__m512);
+
+#[cfg(target_arch = "x86_64")]
+impl From<__m512> for Zmm {
+    #[inline(always)]
+    fn from(register: __m512) -> Self {
+        Zmm(register)
+    }
+}
 
 #[cfg(target_arch = "x86_64")]
 impl Lanes for Zmm {

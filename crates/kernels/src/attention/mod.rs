@@ -55,11 +55,6 @@ pub struct AttentionShape {
 }
 
 impl AttentionShape {
-    /// Columns of a matrix that holds all queries, then all keys, then all values.
-    pub fn qkv_width(&self) -> usize {
-        (self.heads + 2 * self.kv_heads) * self.head_dim
-    }
-
     /// Query heads per key head.
     pub fn group(&self) -> usize {
         self.heads / self.kv_heads
@@ -125,7 +120,7 @@ pub fn precision_of(rows: &Rows<'_>) -> Precision {
     }
 }
 
-/// `out = softmax(cap(scale q k^T)) v`, and the natural log-sum-exp of the scores for [`backward`].
+/// `out = softmax(cap(scale q k^T)) v`, and the natural log-sum-exp of the scores for [`backward()`].
 ///
 /// - `q`: `[q_rows, heads * head_dim]`; `k`, `v`: `[kv_rows, kv_heads * head_dim]`; each slice starts at
 ///   the first column of its part, so that all three may be views of one matrix. All of one type.
@@ -160,7 +155,7 @@ pub fn forward(
 /// key row (trees). Parallel over groups and key heads: a group's result does not depend on the others.
 ///
 /// # Panics
-/// As [`forward`], or if the groups are not as described, or the column ranges overlap.
+/// As [`forward()`], or if the groups are not as described, or the column ranges overlap.
 pub fn backward(
     shape: &AttentionShape,
     q: Rows<'_>,

@@ -11,7 +11,7 @@ pub struct Outputs {
     pub lse: Vec<f64>,
 }
 
-/// What [`backward`] gives, dense and row-major.
+/// What [`backward()`] gives, dense and row-major.
 pub struct Gradients {
     /// `[rows, heads * head_dim]`.
     pub dq: Vec<f64>,
@@ -64,7 +64,7 @@ fn query(shape: &AttentionShape, q: Rows<'_>, k: Rows<'_>, span: &Span<'_>, i: u
     Query { first: visible.start, p: scores.iter().map(|s| (s - lse).exp()).collect(), slope, lse }
 }
 
-/// The definition of [`super::forward`].
+/// The definition of [`super::forward()`].
 pub fn forward(
     shape: &AttentionShape,
     q: Rows<'_>,
@@ -91,7 +91,7 @@ pub fn forward(
     outputs
 }
 
-/// The definition of [`super::backward`]: `dv = p^T do`, `ds = p (do v - do o)`, `dq = ds k`, `dk = ds^T q`.
+/// The definition of [`super::backward()`]: `dv = p^T do`, `ds = p (do v - do o)`, `dq = ds k`, `dk = ds^T q`.
 pub fn backward(
     shape: &AttentionShape,
     q: Rows<'_>,
@@ -131,4 +131,65 @@ pub fn backward(
         }
     }
     g
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use pt_core::rng::Stream;
+
+    /// A power of two, so that moving an `f32` input by it is nearly exact; the central difference is then
+    /// wrong by about `STEP^2 / 6` times a third derivative of order 1 to 10.
+    const STEP: f32 = 1.0 / 1024.0;
+    const TOLERANCE: f64 = 1e-5;
+
+    /// Central differences of `sum(weights * out)` by every input against [`backward()`].
+    fn check(shape: &AttentionShape, spans: &[Span<'_>], rows: usize) {
+        let widths = [shape.heads, shape.kv_heads, shape.kv_heads].map(|heads| heads * shape.head_dim);
+        let draw = |name: &str, width: usize| -> Vec<f32> {
+            let stream = Stream::new(2, name);
+            (0..rows * width).map(|i| stream.at(i as u64).normal() as f32).collect()
+        };
+        let mut inputs = [draw("q", widths[0]), draw("k", widths[1]), draw("v", widths[2])];
+        let weights = draw("weights", widths[0]);
+        let loss = |inputs: &[Vec<f32>; 3]| -> f64 {
+            let [q, k, v] = std::array::from_fn(|i| Rows::F32(&inputs[i], widths[i]));
+            let out = forward(shape, q, k, v, spans, rows).out;
+            out.iter().zip(&weights).map(|(o, w)| o * f64::from(*w)).sum()
+        };
+        let [q, k, v] = std::array::from_fn(|i| Rows::F32(&inputs[i], widths[i]));
+        let g = backward(shape, q, k, v, Rows::F32(&weights, widths[0]), spans, rows);
+        for (part, gradient) in [&g.dq, &g.dk, &g.dv].into_iter().enumerate() {
+            for (i, expected) in gradient.iter().enumerate() {
+                let value = inputs[part][i];
+                let (high, low) = (value + STEP, value - STEP);
+                inputs[part][i] = high;
+                let above = loss(&inputs);
+                inputs[part][i] = low;
+                let below = loss(&inputs);
+                inputs[part][i] = value;
+                let slope = (above - below) / (f64::from(high) - f64::from(low));
+                assert!(
+                    (slope - expected).abs() <= TOLERANCE,
+                    "{shape:?} input {part} element {i}: {expected}, by difference {slope}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn gradients_are_those_of_the_definition() {
+        let plain =
+            AttentionShape { heads: 4, kv_heads: 2, head_dim: 3, scale: 0.6, window: None, softcap: None };
+        // A prompt of 3 with two continuations, and a row that nothing sees.
+        let contexts: [&[u32]; 3] = [&[0, 1, 2], &[0, 1, 2, 3, 4], &[0, 1, 2, 5]];
+        let spans: Vec<Span<'_>> = [(0, 3), (3, 2), (5, 1)]
+            .iter()
+            .zip(contexts)
+            .map(|(&(q_row, q_len), context)| Span { q_row, q_len, context })
+            .collect();
+        for (window, softcap) in [(None, None), (Some(2), None), (None, Some(1.5)), (Some(3), Some(2.0))] {
+            check(&AttentionShape { window, softcap, ..plain }, &spans, 7);
+        }
+    }
 }

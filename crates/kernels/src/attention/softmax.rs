@@ -195,3 +195,100 @@ impl LaneKernel for Gradient<'_> {
         }
     }
 }
+
+/// Tiles `[rows, nr]` of one panel of rows, one for each panel of columns, `stride` values apart.
+#[derive(Clone, Copy)]
+pub(super) struct Tiles {
+    pub rows: usize,
+    pub nr: usize,
+    pub panels: usize,
+    pub stride: usize,
+}
+
+impl Tiles {
+    fn check(&self, values: &[f32]) {
+        assert!(self.rows >= 1 && self.rows <= ROWS_MAX && matches!(self.nr, 16 | 32) && self.panels >= 1);
+        assert!(self.rows * self.nr <= self.stride && values.len() >= self.panels * self.stride);
+    }
+}
+
+/// Multiplies each row by its factor; rows with factor 1 are not touched.
+pub(super) fn shrink(tiles: Tiles, values: &mut [f32], factors: &[f32; ROWS_MAX]) {
+    if factors[..tiles.rows].iter().any(|factor| *factor != 1.0) {
+        tiles.check(values);
+        dispatch(Shrink { tiles, values, factors });
+    }
+}
+
+struct Shrink<'a> {
+    tiles: Tiles,
+    values: &'a mut [f32],
+    factors: &'a [f32; ROWS_MAX],
+}
+
+impl LaneKernel for Shrink<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<L: Lanes>(self) {
+        let Shrink { tiles, values, factors } = self;
+        let values = values.as_mut_ptr();
+        // SAFETY: `Tiles::check` showed that every vector lies within `values`; the caller promises `L`.
+        unsafe {
+            for row in (0..tiles.rows).filter(|row| factors[*row] != 1.0) {
+                let factor = L::splat(factors[row]);
+                for at in tiles.vectors(row) {
+                    let at = values.add(at);
+                    L::load(at).mul(factor).store(at);
+                }
+            }
+        }
+    }
+}
+
+impl Tiles {
+    /// Where the vectors of a row lie.
+    #[inline(always)]
+    fn vectors(self, row: usize) -> impl Iterator<Item = usize> {
+        (0..self.panels).flat_map(move |panel| {
+            (0..self.nr).step_by(WIDTH).map(move |lane| panel * self.stride + row * self.nr + lane)
+        })
+    }
+}
+
+/// Joins the tiles of each row: `out[row] = factor * row + 0`, `panels * nr` values per row.
+///
+/// Adding 0 turns -0 into 0: the one bit that hidden keys can change.
+pub(super) fn join(tiles: Tiles, values: &[f32], factors: &[f32; ROWS_MAX], out: &mut [f32]) {
+    tiles.check(values);
+    assert!(out.len() >= tiles.rows * tiles.panels * tiles.nr);
+    dispatch(Join { tiles, values, factors, out });
+}
+
+struct Join<'a> {
+    tiles: Tiles,
+    values: &'a [f32],
+    factors: &'a [f32; ROWS_MAX],
+    out: &'a mut [f32],
+}
+
+impl LaneKernel for Join<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<L: Lanes>(self) {
+        let Join { tiles, values, factors, out } = self;
+        let (values, mut out) = (values.as_ptr(), out.as_mut_ptr());
+        // SAFETY: `Tiles::check` showed that every vector lies within `values`, `join` that `out` holds as
+        // many; the caller promises `L`.
+        unsafe {
+            for row in 0..tiles.rows {
+                let (factor, zero) = (L::splat(factors[row]), L::splat(0.0));
+                for at in tiles.vectors(row) {
+                    L::load(values.add(at)).mul(factor).add(zero).store(out);
+                    out = out.add(WIDTH);
+                }
+            }
+        }
+    }
+}

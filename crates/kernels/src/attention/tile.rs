@@ -10,6 +10,9 @@ use std::arch::x86_64::*;
 use half::bf16;
 
 use super::Rows;
+#[cfg(target_arch = "x86_64")]
+use super::lanes::Zmm;
+use super::lanes::{LaneKernel, Lanes, WIDTH, dispatch};
 use crate::elem::Elem;
 use crate::gemm::micro::Format;
 use crate::gemm::{Micro, Precision};
@@ -53,29 +56,50 @@ impl Layout {
         self.d.div_ceil(self.micro.nr)
     }
 
-    /// Writes `d` values of `rows` at (`row`, `col`) as a word row.
-    pub(super) fn gather(&self, rows: &Rows<'_>, row: usize, col: usize, to: &mut [u32]) {
-        match (*rows, self.micro.format) {
-            (Rows::F32(values, ld), Format::Single) => copy_row(&values[row * ld + col..][..self.d], to),
-            (Rows::Bf16(values, ld), Format::Single) => copy_row(&values[row * ld + col..][..self.d], to),
-            (Rows::Bf16(values, ld), Format::Pair) => {
-                let from = &values[row * ld + col..][..self.d];
-                if self.d.is_multiple_of(32) {
-                    // SAFETY: `d` bf16 are `d / 2` words, the length of `to` is checked by the slice, and
-                    // any bits are a u32.
-                    let from =
-                        unsafe { std::slice::from_raw_parts(from.as_ptr().cast::<[u16; 2]>(), self.d / 2) };
-                    for (to, from) in to[..self.d / 2].iter_mut().zip(from) {
-                        *to = u32::from(from[0]) | u32::from(from[1]) << 16;
-                    }
-                } else {
-                    to.fill(0);
-                    for (i, value) in from.iter().enumerate() {
-                        to[i / 2] |= u32::from(value.to_bits()) << (i % 2 * 16);
-                    }
-                }
+    /// Writes the heads at (row, column) `place(0)`, `place(1)`, … `place(n - 1)` of `from` as word rows.
+    pub(super) fn gather(
+        &self,
+        from: &Rows<'_>,
+        n: usize,
+        place: impl Fn(usize) -> (usize, usize),
+        words: &mut [u32],
+    ) {
+        let (d, words) = (self.d, &mut words[..n * self.stride]);
+        let start = |i: usize, ld: usize| {
+            let (row, col) = place(i);
+            row * ld + col
+        };
+        match (*from, self.micro.format) {
+            (Rows::F32(values, ld), Format::Single) => {
+                let rows = words.chunks_exact_mut(self.stride).enumerate();
+                rows.for_each(|(i, to)| copy_row(&values[start(i, ld)..][..d], to));
             }
+            (Rows::Bf16(values, ld), Format::Single) => {
+                let rows = words.chunks_exact_mut(self.stride).enumerate();
+                rows.for_each(|(i, to)| copy_row(&values[start(i, ld)..][..d], to));
+            }
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: the Pair format is only chosen where AVX-512 is present; the slices checked both ends.
+            (Rows::Bf16(values, ld), Format::Pair) => unsafe {
+                copy_halves(n, d, |i| values[start(i, ld)..][..d].as_ptr(), words.as_mut_ptr(), self.stride);
+            },
+            #[cfg(not(target_arch = "x86_64"))]
+            (Rows::Bf16(..), Format::Pair) => unreachable!("no micro-kernel has this format here"),
             (Rows::F32(..), Format::Pair) => unreachable!("f32 rows multiply in f32"),
+        }
+    }
+
+    /// The inner product of each pair of word rows, in `f32`.
+    pub(super) fn dots(&self, a: &[u32], b: &[u32], out: &mut [f32]) {
+        let extent = out.len() * self.stride;
+        let (a, b) = (&a[..extent], &b[..extent]);
+        match self.micro.format {
+            Format::Single => dispatch(Dots { a, b, stride: self.stride, out }),
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: the Pair format means AVX512-BF16; the slices checked the extents.
+            Format::Pair => unsafe { dot_pairs(a.as_ptr(), b.as_ptr(), self.stride, out) },
+            #[cfg(not(target_arch = "x86_64"))]
+            Format::Pair => unreachable!("no micro-kernel has this format here"),
         }
     }
 
@@ -174,6 +198,76 @@ fn copy_row<E: Elem>(from: &[E], to: &mut [u32]) {
     let (head, tail) = to.split_at_mut(from.len());
     head.iter_mut().zip(from).for_each(|(to, from)| *to = from.get().to_bits());
     tail.fill(0);
+}
+
+/// Copies `n` rows of `d` halves, filling each up to `stride` words with zeros.
+///
+/// # Safety
+/// AVX-512 present; each pointer readable for `d` halves; `to` writable for `n * stride` words, and `stride`
+/// a multiple of 16 that holds `d` halves.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+unsafe fn copy_halves(n: usize, d: usize, row: impl Fn(usize) -> *const bf16, to: *mut u32, stride: usize) {
+    /// Rows lie far apart, where the hardware does not look ahead.
+    const AHEAD: usize = 8;
+    for i in 0..n {
+        let (from, next) = (row(i).cast::<u16>(), row((i + AHEAD).min(n - 1)).cast::<u16>());
+        for chunk in 0..stride / 16 {
+            let left = d.saturating_sub(chunk * 32).min(32);
+            let mask = if left == 0 { 0 } else { u32::MAX >> (32 - left) };
+            // SAFETY: masked loads touch only the row's `d` halves; the store is within the row's words.
+            unsafe {
+                _mm_prefetch::<_MM_HINT_T0>(next.wrapping_add(chunk * 32).cast());
+                let halves = _mm512_maskz_loadu_epi16(mask, from.wrapping_add(chunk * 32).cast());
+                _mm512_storeu_si512(to.add(i * stride + chunk * 16).cast(), halves);
+            }
+        }
+    }
+}
+
+struct Dots<'a> {
+    a: &'a [u32],
+    b: &'a [u32],
+    stride: usize,
+    out: &'a mut [f32],
+}
+
+impl LaneKernel for Dots<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<L: Lanes>(self) {
+        let rows = self.a.chunks_exact(self.stride).zip(self.b.chunks_exact(self.stride));
+        for (out, (a, b)) in self.out.iter_mut().zip(rows) {
+            // SAFETY: each chunk holds 16 words, which are `f32`; the caller promises `L`.
+            unsafe {
+                let mut sum = L::splat(0.0);
+                for (a, b) in a.chunks_exact(WIDTH).zip(b.chunks_exact(WIDTH)) {
+                    sum = L::load(a.as_ptr().cast()).fma(L::load(b.as_ptr().cast()), sum);
+                }
+                *out = sum.fold_add();
+            }
+        }
+    }
+}
+
+/// # Safety
+/// AVX512-BF16 present; `a` and `b` readable for `out.len() * stride` words, `stride` a multiple of 16.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+unsafe fn dot_pairs(a: *const u32, b: *const u32, stride: usize, out: &mut [f32]) {
+    for (i, out) in out.iter_mut().enumerate() {
+        let mut sum = _mm512_setzero_ps();
+        for at in (i * stride..(i + 1) * stride).step_by(16) {
+            // SAFETY: within the extents the caller promises; any bits are `bf16`.
+            unsafe {
+                let a = std::mem::transmute::<__m512i, __m512bh>(_mm512_loadu_si512(a.add(at).cast()));
+                let b = std::mem::transmute::<__m512i, __m512bh>(_mm512_loadu_si512(b.add(at).cast()));
+                sum = _mm512_dpbf16_ps(sum, a, b);
+            }
+        }
+        *out = Zmm::from(sum).fold_add();
+    }
 }
 
 fn as_words(values: &[f32]) -> &[u32] {
