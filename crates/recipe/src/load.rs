@@ -30,7 +30,8 @@ impl Recipe {
     ) -> Result<Recipe, RecipeErrors> {
         let errors = |problems| RecipeErrors { file: file.to_owned(), problems };
         let mut root = tree::parse(text).map_err(errors)?;
-        let mut reader = Reader { catalogue, problems: tree::apply_sets(&mut root, sets) };
+        let problems = tree::apply_sets(&mut root, sets);
+        let mut reader = Reader { catalogue, problems, inside: root.at.clone() };
         let recipe = Recipe::from_table(&mut reader, "", Some(&root));
         Checks { reader: &mut reader, root: &root }.run(recipe.as_ref());
         reader.problems.sort_by(|a, b| a.at.cmp(&b.at));

@@ -244,6 +244,8 @@ impl Params {
 pub(crate) struct Reader<'c> {
     pub catalogue: &'c Catalogue,
     pub problems: Vec<Problem>,
+    /// The innermost section being read that was written: where what it lacks is reported.
+    pub inside: Location,
 }
 
 impl Reader<'_> {
@@ -267,7 +269,7 @@ impl Reader<'_> {
                     .unwrap_or_else(|| panic!("{path} has a derived default, so its field is an Option")),
             ),
             Fallback::Required { example } => {
-                let at = section.map_or(Location::File { line: 1, column: 1 }, |node| node.at.clone());
+                let at = self.inside.clone();
                 self.problem(
                     &at,
                     &path,
@@ -335,7 +337,12 @@ impl Reader<'_> {
                 );
                 None
             }
-            node => Some(node),
+            node => {
+                if let Some(node) = node {
+                    self.inside = node.at.clone();
+                }
+                Some(node)
+            }
         }
     }
 }
@@ -583,6 +590,7 @@ macro_rules! section {
                 path: &str,
                 node: Option<&$crate::tree::Node>,
             ) -> Option<Self> {
+                let outside = reader.inside.clone();
                 let node = reader.section(path, node)?;
                 let sections: &[&str] = &[$(stringify!($section)),*];
                 let keys = Self::DOC.keys.iter().map(|doc| doc.name());
@@ -602,6 +610,7 @@ macro_rules! section {
                     &$crate::schema::join(path, stringify!($section)),
                     node.and_then(|node| node.table()).and_then(|table| table.get(stringify!($section))),
                 );)*
+                reader.inside = outside;
                 Some($name {
                     $($key: $key?,)*
                     $($section: $section?,)*

@@ -23,6 +23,7 @@ pub struct StepKey {
 pub struct JsonlFile {
     path: PathBuf,
     file: File,
+    len: u64,
 }
 
 impl JsonlFile {
@@ -33,8 +34,8 @@ impl JsonlFile {
     pub fn open(path: &Path) -> Result<JsonlFile> {
         let file =
             OpenOptions::new().append(true).create(true).open(path).map_err(RunError::io("open", path))?;
-        let this = JsonlFile { path: path.to_owned(), file };
         let bytes = fs::read(path).map_err(RunError::io("read", path))?;
+        let mut this = JsonlFile { path: path.to_owned(), file, len: bytes.len() as u64 };
         let sound = sound_len(path, &bytes)?;
         if sound < bytes.len() {
             this.cut(sound as u64)?;
@@ -45,12 +46,18 @@ impl JsonlFile {
     /// Appends `value` as one line.
     ///
     /// # Errors
-    /// [`RunError::Io`], also when `value` cannot be written as JSON.
+    /// [`RunError::Io`], also when `value` cannot be written as JSON. The file then has the lines it had.
     pub fn append(&mut self, value: &impl Serialize) -> Result<()> {
         let mut line =
             serde_json::to_vec(value).map_err(|e| RunError::io("encode a line of", &self.path)(e.into()))?;
         line.push(b'\n');
-        self.file.write_all(&line).map_err(RunError::io("append to", &self.path))
+        if let Err(error) = self.file.write_all(&line) {
+            // On a full disk half a line may be there; the next line must not be glued to it.
+            let _ = self.file.set_len(self.len);
+            return Err(RunError::io("append to", &self.path)(error));
+        }
+        self.len += line.len() as u64;
+        Ok(())
     }
 
     /// Waits until the disk holds what was appended.
@@ -79,7 +86,8 @@ impl JsonlFile {
         Ok(())
     }
 
-    fn cut(&self, len: u64) -> Result<()> {
+    fn cut(&mut self, len: u64) -> Result<()> {
+        self.len = len;
         self.file
             .set_len(len)
             .and_then(|()| self.file.sync_all())
@@ -166,6 +174,37 @@ mod tests {
         fs::write(&path, format!("{}oops\n{}", line("01-sft", 1), line("01-sft", 2))).unwrap();
         let message = JsonlFile::open(&path).unwrap_err().to_string();
         assert!(message.contains("metrics.jsonl line 2"), "{message}");
+    }
+
+    const CHILD: &str = "PT_RUN_TEST_FULL_DISK_JSONL";
+
+    /// The shell limits the file size of a copy of this test, so that a line is written in part only.
+    #[cfg(unix)]
+    #[test]
+    fn a_line_that_does_not_fit_the_disk_leaves_the_lines_before_it() {
+        if let Ok(path) = std::env::var(CHILD) {
+            let mut file = JsonlFile::open(Path::new(&path)).unwrap();
+            let failed =
+                (0..9999).find(|i| file.append(&serde_json::json!({"stage": "01-sft", "step": i})).is_err());
+            fs::write(format!("{path}.failed"), failed.unwrap().to_string()).unwrap();
+            file.append(&1).unwrap(); // short enough for what is left
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("m");
+        let name = "jsonl::tests::a_line_that_does_not_fit_the_disk_leaves_the_lines_before_it";
+        let output = std::process::Command::new("sh")
+            .args(["-c", "trap '' XFSZ; ulimit -f 8; exec \"$0\" --exact \"$1\""])
+            .arg(std::env::current_exe().unwrap())
+            .arg(name)
+            .env(CHILD, &path)
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+        let failed: usize = fs::read_to_string(dir.path().join("m.failed")).unwrap().parse().unwrap();
+        let text = fs::read_to_string(&path).unwrap();
+        assert_eq!(text.lines().count(), failed + 1);
+        assert!(text.ends_with("}\n1\n"), "{text}");
     }
 
     #[test]

@@ -272,6 +272,78 @@ fn keys_of_another_section_and_of_trl_are_sent_where_they_belong() {
 }
 
 #[test]
+fn what_a_stage_lacks_is_reported_at_the_stage() {
+    let text = "[model]\nbase = \"b\"\n[[stage]]\ntype = \"sft\"\ntrain.steps = 1\n\n[[stage]]\nname = \"x\"\ndata.eval = \"e\"\n";
+    check_errors(
+        text,
+        &[],
+        &[
+            "r.toml:3:1: stage.0.data.train: is required; add it, for example `train = [\"data/train.jsonl\"]`",
+            "r.toml:7:1: stage.1.type: is required",
+            "r.toml:9:1: stage.1.data.train: is required",
+        ],
+    );
+}
+
+/// Seeded fuzz: damaged text and absurd values give problems, never a panic.
+#[test]
+fn no_text_and_no_value_is_a_panic() {
+    let whole = format!(
+        "{MINIMAL}[stage.train]\nsteps = 5\n[stage.optimizer]\nbetas = [0.9, 0.95]\n# \u{e9}\u{1f600}\n"
+    );
+    let stream = pt_core::rng::Stream::new(3, "recipes");
+    let (mut n_refused, n) = (0, 3000);
+    for round in 0..n {
+        let mut draws = stream.at(round);
+        let mut chars: Vec<char> = whole.chars().collect();
+        for _ in 0..=draws.below(3) {
+            if chars.is_empty() {
+                break;
+            }
+            let at = draws.below(chars.len());
+            match draws.below(4) {
+                0 => drop(chars.remove(at)),
+                1 => chars
+                    .insert(at, *draws.pick(&['\n', '"', '[', ']', '{', '=', '.', '\0', '\u{e9}', '9', '#'])),
+                2 => chars.truncate(at.max(1)),
+                _ => chars[at] = char::from(draws.below(128) as u8),
+            }
+        }
+        let text: String = chars.into_iter().collect();
+        n_refused += u64::from(parse(&text, &[]).is_err());
+    }
+    assert!(n_refused > n / 2 && n_refused < n, "{n_refused} of {n}");
+}
+
+#[test]
+fn absurd_values_are_refused_for_every_key() {
+    let absurd = [
+        "nan",
+        "-inf",
+        "-1",
+        "1e300",
+        "99999999999999999999",
+        "[]",
+        "{ zz = 1 }",
+        "1979-05-27",
+        "[[[1]]]",
+        "\"\"",
+    ];
+    for key in documented_keys() {
+        for value in absurd {
+            let set = format!("{}={value}", key.set_path(0));
+            let mut sets = key.set_beside(0);
+            sets.push(set.clone());
+            let sets: Vec<&str> = sets.iter().map(String::as_str).collect();
+            let taken_as_text =
+                matches!(key.kind, Kind::String | Kind::Strings | Kind::Sources) && value.starts_with("9999");
+            let errors = parse(&base_recipe(key), &sets);
+            assert!(errors.is_err() || taken_as_text, "{set} was accepted");
+        }
+    }
+}
+
+#[test]
 fn repeated_types_get_numbered_names() {
     let stage = "[[stage]]\ntype = \"sft\"\ndata.train = \"x\"\n";
     let recipe = parse(&format!("{MINIMAL}{stage}{stage}"), &[]).unwrap();
