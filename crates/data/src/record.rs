@@ -196,7 +196,10 @@ impl Record {
         if let Some(kwargs) = &self.chat_template_kwargs {
             put("chat_template_kwargs", Value::Object(kwargs.clone()));
         }
-        row.extend(self.extra.iter().map(|(key, value)| (key.clone(), value.clone())));
+        for (key, value) in &self.extra {
+            // A named layout may leave an extra column with a canonical name: the record's own content wins.
+            row.entry(key.as_str()).or_insert_with(|| value.clone());
+        }
         row
     }
 

@@ -8,37 +8,56 @@ use pt_core::hash;
 use serde_json::Value;
 
 use crate::error::DataError;
+use crate::record::Record;
 use crate::row::{Columns, Row};
 
-/// The content hash of a row's columns, whatever their order.
-pub fn content_hash(columns: &Columns) -> String {
+/// What has content to be held out by.
+pub trait Hashed {
+    /// The hash of the content: the same for equal content, wherever it came from.
+    fn content_hash(&self) -> String;
+}
+
+impl Hashed for Row {
+    fn content_hash(&self) -> String {
+        of_columns(&self.value)
+    }
+}
+
+impl Hashed for Record {
+    /// The hash of the canonical row, so that one example in two layouts counts as equal.
+    fn content_hash(&self) -> String {
+        of_columns(&self.to_row())
+    }
+}
+
+/// The content hash of columns, whatever their order.
+pub fn of_columns(columns: &Columns) -> String {
     let mut canonical = String::new();
     write_object(columns, &mut canonical);
     hash::of_bytes(canonical.as_bytes())
 }
 
-/// Whether the row with these columns is held out, for about `fraction` of all rows.
-pub fn is_held_out(columns: &Columns, fraction: f64, seed: u64) -> bool {
-    let keyed = hash::of_parts([seed.to_le_bytes().as_slice(), content_hash(columns).as_bytes()]);
+/// Whether the item is held out, for about `fraction` of all items.
+pub fn is_held_out(item: &impl Hashed, fraction: f64, seed: u64) -> bool {
+    let keyed = hash::of_parts([seed.to_le_bytes().as_slice(), item.content_hash().as_bytes()]);
     // The first 52 bits as a number in [0, 1): exact in f64.
     const BITS: i32 = 52;
     let draw = u64::from_str_radix(&keyed[..13], 16).expect("a hash is hexadecimal");
     (draw as f64) < fraction * 2f64.powi(BITS)
 }
 
-/// Rows to train on and rows held out, each in the order given.
+/// Rows (or records) to train on and those held out, each in the order given.
 ///
 /// # Errors
 /// When `fraction` is not within 0 and 1, or one side would be empty though it should not be.
-pub fn hold_out(rows: Vec<Row>, fraction: f64, seed: u64) -> Result<(Vec<Row>, Vec<Row>), DataError> {
+pub fn hold_out<T: Hashed>(items: Vec<T>, fraction: f64, seed: u64) -> Result<(Vec<T>, Vec<T>), DataError> {
     if !(0.0..1.0).contains(&fraction) {
-        return Err(DataError::Mixture(format!(
-            "held-out fraction {fraction}; it must be at least 0 and below 1"
-        )));
+        let message = format!("held-out fraction {fraction}; it must be at least 0 and below 1");
+        return Err(DataError::Mixture(message));
     }
-    let n = rows.len();
-    let (held, train): (Vec<Row>, Vec<Row>) =
-        rows.into_iter().partition(|row| is_held_out(&row.value, fraction, seed));
+    let n = items.len();
+    let (held, train): (Vec<T>, Vec<T>) =
+        items.into_iter().partition(|item| is_held_out(item, fraction, seed));
     if n > 0 && (train.is_empty() || (held.is_empty() && fraction > 0.0)) {
         return Err(DataError::Mixture(format!(
             "holding out {fraction} of {n} rows leaves {} to train on and {} held out; choose another fraction or seed",
@@ -102,13 +121,27 @@ mod tests {
 
     #[test]
     fn order_of_columns_does_not_matter() {
-        let hash = |text: &str| content_hash(&serde_json::from_str(text).unwrap());
+        let hash = |text: &str| of_columns(&serde_json::from_str(text).unwrap());
         assert_eq!(
             hash(r#"{"a": {"x": 1, "y": [2]}, "b": "c"}"#),
             hash(r#"{"b": "c", "a": {"y": [2], "x": 1}}"#)
         );
         assert_ne!(hash(r#"{"a": [1, 2]}"#), hash(r#"{"a": [2, 1]}"#));
         assert_ne!(hash(r#"{"a": "1"}"#), hash(r#"{"a": 1}"#));
+    }
+
+    #[test]
+    fn records_are_held_out_by_their_canonical_content() {
+        let record = |layout: &str, row: Value| {
+            let value = row.as_object().unwrap().clone();
+            let row = Row { origin: Origin::new("f", 1), value };
+            crate::layout::by_name(layout).unwrap().convert(row).unwrap().remove(0)
+        };
+        let openai = record("messages", json!({"messages": [{"role": "user", "content": "Hi"}]}));
+        let sharegpt = record("sharegpt", json!({"conversations": [{"from": "human", "value": "Hi"}]}));
+        assert_eq!(openai.content_hash(), sharegpt.content_hash());
+        let alpaca = record("alpaca", json!({"instruction": "Hi", "output": "Hello"}));
+        assert_ne!(openai.content_hash(), alpaca.content_hash());
     }
 
     #[test]

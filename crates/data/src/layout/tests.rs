@@ -333,6 +333,15 @@ fn messages_of_every_spelling_become_one() {
 }
 
 #[test]
+fn an_extra_column_never_replaces_the_content() {
+    let row = row(r#"{"instruction": "a", "output": "b", "prompt": "template"}"#);
+    assert!(recognise(&row).is_err());
+    let record = by_name("alpaca").unwrap().convert(row).unwrap().remove(0);
+    assert_eq!(record.extra["prompt"], "template");
+    assert_eq!(record.to_row()["prompt"], json!([{"role": "user", "content": "a"}]));
+}
+
+#[test]
 fn tools_and_template_variables_are_taken_out() {
     let record = one(
         r#"{"prompt": "a", "tools": "[{\"name\": \"f\", \"parameters\": {}}]", "chat_template_kwargs": {"thinking": true, "x": null}}"#,

@@ -1,16 +1,17 @@
 //! JSONL, JSON arrays, and JSON objects that hold a list.
 //!
-//! Arrays are read element by element in bounded memory. An object file (`{"data": [...]}`) is read
+//! Arrays are read element by element in bounded memory ([`super::json_array`]). An object file (`{"data": [...]}`) is read
 //! whole, up to [`DOCUMENT_FACTOR`] times the row bound.
 
 use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use serde_json::Value;
 
 use super::chunks::Chunks;
 use super::decompress::{self, Content};
+use super::json_array::{Element, Elements};
 use super::json_value::{self, Start, kind};
 use super::{ReadOptions, RowIter};
 use crate::error::DataError;
@@ -37,8 +38,8 @@ const ROW_LISTS: &[&str] = &[
 pub(crate) fn open_jsonl(path: &Path, options: &ReadOptions) -> Result<RowIter, DataError> {
     let mut content = decompress::open(path)?;
     match first_byte(&mut content)? {
-        Some(b'[') => array(path, options),
-        _ => lines(path, options),
+        Some(b'[') => array(content, options),
+        _ => lines(content, options),
     }
 }
 
@@ -46,14 +47,14 @@ pub(crate) fn open_jsonl(path: &Path, options: &ReadOptions) -> Result<RowIter, 
 pub(crate) fn open_json(path: &Path, options: &ReadOptions) -> Result<RowIter, DataError> {
     let mut content = decompress::open(path)?;
     match first_byte(&mut content)? {
-        Some(b'{') if is_jsonl(path, options)? => lines(path, options),
-        Some(b'{') => object(path, options),
-        _ => array(path, options),
+        Some(b'{') if is_jsonl(path, options)? => lines(content, options),
+        Some(b'{') => object(content, options),
+        _ => array(content, options),
     }
 }
 
-fn lines(path: &Path, options: &ReadOptions) -> Result<RowIter, DataError> {
-    let mut chunks = Chunks::new(decompress::open(path)?, b"\n", options.max_record_bytes);
+fn lines(content: Content, options: &ReadOptions) -> Result<RowIter, DataError> {
+    let mut chunks = Chunks::new(content, b"\n", options.max_record_bytes);
     Ok(Box::new(std::iter::from_fn(move || {
         loop {
             match chunks.next_chunk() {
@@ -70,26 +71,20 @@ fn lines(path: &Path, options: &ReadOptions) -> Result<RowIter, DataError> {
     })))
 }
 
-fn array(path: &Path, options: &ReadOptions) -> Result<RowIter, DataError> {
-    let mut elements = Elements::new(decompress::open(path)?, options.max_record_bytes);
-    Ok(Box::new(std::iter::from_fn(move || {
-        let next = elements.next_element();
-        if next.is_err() {
-            elements.state = State::Ended;
-        }
-        let (text, start) = match next {
-            Ok(found) => found?,
-            Err(error) => return Some(Err(error)),
-        };
-        let origin = elements.origin();
+fn array(content: Content, options: &ReadOptions) -> Result<RowIter, DataError> {
+    let elements = Elements::new(content, options.max_record_bytes);
+    Ok(Box::new(elements.map(|element| {
+        let Element { text, start, origin } = element?;
         let parsed = json_value::parse(&text, &origin.file, start);
-        Some(parsed.and_then(|value| as_row(value, origin)))
+        parsed.and_then(|value| as_row(value, origin))
     })))
 }
 
-fn object(path: &Path, options: &ReadOptions) -> Result<RowIter, DataError> {
+fn object(content: Content, options: &ReadOptions) -> Result<RowIter, DataError> {
     let limit = options.max_record_bytes.saturating_mul(DOCUMENT_FACTOR);
-    let text = read_whole(decompress::open(path)?, limit)?;
+    let path = content.path.clone();
+    let path = path.as_path();
+    let text = read_whole(content, limit)?;
     let value = json_value::parse(&text, path, Start { line: 1, column: 1 })?;
     let origin = Origin::new(path, 1);
     let rows = match rows_key(&value, path, options)? {
@@ -156,18 +151,10 @@ fn as_row(value: Value, origin: Origin) -> Result<Row, DataError> {
     }
 }
 
+/// The first byte that is not white space, as far as it is buffered; nothing is consumed, so that a pipe
+/// can be read too.
 fn first_byte(content: &mut Content) -> Result<Option<u8>, DataError> {
-    loop {
-        let buffered = content.peek()?;
-        let n = buffered.len();
-        if n == 0 {
-            return Ok(None);
-        }
-        if let Some(byte) = buffered.iter().find(|byte| !byte.is_ascii_whitespace()) {
-            return Ok(Some(*byte));
-        }
-        content.consume(n);
-    }
+    Ok(content.peek()?.iter().copied().find(|byte| !byte.is_ascii_whitespace()))
 }
 
 /// Whether the first line is a whole object and something follows it.
@@ -207,165 +194,4 @@ pub(crate) fn read_whole(mut content: Content, limit: usize) -> Result<String, D
         let value = error.as_bytes()[at];
         DataError::NotUtf8 { origin: Origin::new(&content.path, line), byte: start + at as u64, value }
     })
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum State {
-    BeforeArray,
-    BeforeFirst,
-    AfterElement,
-    Ended,
-}
-
-/// The elements of a top-level array, one text at a time.
-struct Elements {
-    content: Content,
-    file: Arc<PathBuf>,
-    limit: usize,
-    state: State,
-    at: Start,
-    n_elements: usize,
-}
-
-impl Elements {
-    fn new(content: Content, limit: usize) -> Self {
-        let file = Arc::new(content.path.clone());
-        Elements {
-            content,
-            file,
-            limit,
-            state: State::BeforeArray,
-            at: Start { line: 1, column: 1 },
-            n_elements: 0,
-        }
-    }
-
-    fn origin(&self) -> Origin {
-        Origin { file: Arc::clone(&self.file), line: self.n_elements }
-    }
-
-    fn next_element(&mut self) -> Result<Option<(String, Start)>, DataError> {
-        if self.state == State::BeforeArray {
-            match self.skip_space()? {
-                None => {
-                    self.state = State::Ended;
-                    return Ok(None);
-                }
-                Some(b'[') => self.advance(),
-                Some(_) => return Err(self.error("expected `[` or `{` at the start of a JSON file")),
-            }
-            self.state = State::BeforeFirst;
-        }
-        match (self.state, self.skip_space_unless_ended()?) {
-            (State::Ended, _) => return Ok(None),
-            (_, None) => return Err(self.error("the array is cut off: the file ends before `]`")),
-            (_, Some(b']')) => return self.finish(),
-            (State::AfterElement, Some(b',')) => {
-                let comma = self.at;
-                self.advance();
-                if self.skip_space()? == Some(b']') {
-                    self.at = comma;
-                    return Err(self.error("trailing comma; remove the comma before the closing bracket"));
-                }
-            }
-            (State::AfterElement, Some(_)) => return Err(self.error("expected `,` or `]` after an element")),
-            _ => {}
-        }
-        self.state = State::AfterElement;
-        self.n_elements += 1;
-        let start = self.at;
-        let from = self.content.offset();
-        let bytes = self.take_value()?;
-        let text = String::from_utf8(bytes).map_err(|error| {
-            let at = error.utf8_error().valid_up_to();
-            DataError::NotUtf8 { origin: self.origin(), byte: from + at as u64, value: error.as_bytes()[at] }
-        })?;
-        Ok(Some((text, start)))
-    }
-
-    fn finish(&mut self) -> Result<Option<(String, Start)>, DataError> {
-        self.advance();
-        self.state = State::Ended;
-        match self.skip_space()? {
-            None => Ok(None),
-            Some(_) => Err(self.error("something follows the closing `]`")),
-        }
-    }
-
-    fn skip_space_unless_ended(&mut self) -> Result<Option<u8>, DataError> {
-        if self.state == State::Ended { Ok(None) } else { self.skip_space() }
-    }
-
-    fn skip_space(&mut self) -> Result<Option<u8>, DataError> {
-        loop {
-            match self.content.peek()?.first().copied() {
-                Some(byte) if byte.is_ascii_whitespace() => self.advance(),
-                other => return Ok(other),
-            }
-        }
-    }
-
-    fn advance(&mut self) {
-        if self.content.peek().is_ok_and(|buffered| buffered.first() == Some(&b'\n')) {
-            self.at = Start { line: self.at.line + 1, column: 1 };
-        } else {
-            self.at.column += 1;
-        }
-        self.content.consume(1);
-    }
-
-    /// Bytes up to the end of the value that starts here: brackets are balanced outside strings.
-    fn take_value(&mut self) -> Result<Vec<u8>, DataError> {
-        let mut bytes = Vec::new();
-        let (mut depth, mut in_string, mut escaped) = (0usize, false, false);
-        loop {
-            let buffered = self.content.peek()?;
-            if buffered.is_empty() {
-                return Ok(bytes); // The parser reports the missing end, with its place.
-            }
-            let mut taken = 0;
-            let mut complete = false;
-            for &byte in buffered {
-                let ends_scalar = depth == 0 && !in_string && (byte == b',' || byte == b']' || byte == b'}');
-                if ends_scalar {
-                    complete = true;
-                    break;
-                }
-                taken += 1;
-                match byte {
-                    _ if escaped => escaped = false,
-                    b'\\' if in_string => escaped = true,
-                    b'"' => in_string = !in_string,
-                    b'{' | b'[' if !in_string => depth += 1,
-                    b'}' | b']' if !in_string => {
-                        depth -= 1;
-                        complete = depth == 0;
-                    }
-                    b'\n' => self.at = Start { line: self.at.line + 1, column: 0 },
-                    _ => {}
-                }
-                self.at.column += 1;
-                if complete {
-                    break;
-                }
-            }
-            bytes.extend_from_slice(&buffered[..taken]);
-            self.content.consume(taken);
-            if bytes.len() > self.limit {
-                return Err(DataError::TooLong { origin: self.origin(), limit: self.limit });
-            }
-            if complete {
-                return Ok(bytes);
-            }
-        }
-    }
-
-    fn error(&self, message: &str) -> DataError {
-        DataError::Json {
-            file: self.file.to_path_buf(),
-            line: self.at.line,
-            column: self.at.column,
-            message: format!("invalid JSON: {message}"),
-        }
-    }
 }

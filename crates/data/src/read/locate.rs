@@ -136,21 +136,9 @@ fn files_of_split(dir: &Path, options: &ReadOptions) -> Result<Vec<PathBuf>, Dat
         let detail = "the folder holds no jsonl, json, parquet, csv, tsv or text file".to_owned();
         return Err(DataError::NotFound { location: dir.display().to_string(), detail });
     }
-    let found =
-        list(candidates.iter().map(|c| c.path.strip_prefix(dir).unwrap_or(&c.path).display().to_string()));
-    let names = names_of(&options.split);
-    let any_split = SPLIT_NAMES.concat().iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
-    let mut chosen: Vec<Candidate> = if candidates.iter().any(|c| c.is_in(&any_split) || c.is_in(&names)) {
-        candidates.into_iter().filter(|c| c.is_in(&names)).collect()
-    } else if names_of("train").contains(&options.split) {
-        candidates
-    } else {
-        Vec::new()
-    };
-    // A file named exactly like the split goes before one that merely mentions it (`train_extra.jsonl`).
-    if chosen.iter().any(|c| names.contains(&c.stem)) {
-        chosen.retain(|c| names.contains(&c.stem));
-    }
+    let relative = |c: &Candidate| c.path.strip_prefix(dir).unwrap_or(&c.path).display().to_string();
+    let found = list(candidates.iter().map(relative));
+    let mut chosen = of_split(candidates, &options.split);
     if let Some(subset) = &options.subset {
         let subset = subset.to_ascii_lowercase();
         chosen.retain(|c| c.folders.contains(&subset));
@@ -160,14 +148,28 @@ fn files_of_split(dir: &Path, options: &ReadOptions) -> Result<Vec<PathBuf>, Dat
     }
     let subsets: BTreeSet<&str> = chosen.iter().map(Candidate::subset).collect();
     if subsets.len() > 1 {
-        let found = list(
-            subsets.iter().map(|s| if s.is_empty() { "(top folder)".to_owned() } else { (*s).to_owned() }),
-        );
+        let named = |s: &&str| if s.is_empty() { "(top folder)".to_owned() } else { (*s).to_owned() };
+        let found = list(subsets.iter().map(named));
         return Err(DataError::SeveralSubsets { dir: dir.to_owned(), split: options.split.clone(), found });
     }
     let mut files: Vec<PathBuf> = chosen.into_iter().map(|c| c.path).collect();
     files.sort();
     Ok(files)
+}
+
+/// The candidates of a split; all of them for `train` when no name mentions any split.
+fn of_split(candidates: Vec<Candidate>, split: &str) -> Vec<Candidate> {
+    let names = names_of(split);
+    let any_split: Vec<String> = SPLIT_NAMES.concat().into_iter().map(str::to_owned).collect();
+    if !candidates.iter().any(|c| c.is_in(&any_split) || c.is_in(&names)) {
+        return if names_of("train").contains(&split.to_ascii_lowercase()) { candidates } else { Vec::new() };
+    }
+    let mut chosen: Vec<Candidate> = candidates.into_iter().filter(|c| c.is_in(&names)).collect();
+    // A file named exactly like the split goes before one that merely mentions it (`train_extra.jsonl`).
+    if chosen.iter().any(|c| names.contains(&c.stem)) {
+        chosen.retain(|c| names.contains(&c.stem));
+    }
+    chosen
 }
 
 fn names_of(split: &str) -> Vec<String> {

@@ -10,6 +10,7 @@ mod chunks;
 mod csv;
 mod decompress;
 mod json;
+mod json_array;
 mod json_value;
 mod locate;
 mod parquet;
