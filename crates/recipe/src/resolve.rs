@@ -387,7 +387,8 @@ fn plan_schedule(
     let warmup_steps = schedule.warmup_steps.unwrap_or_else(|| share(ratio, steps));
     let falls_late = schedule.r#type == ScheduleType::WarmupStableDecay;
     let decay_ratio = if falls_late { schedule.decay_ratio } else { 0.0 };
-    let late_steps = share(decay_ratio, steps);
+    // The schedule itself rounds the ratio so (as transformers does); the plan must show what it will do.
+    let late_steps = (steps as f64 * decay_ratio).ceil() as u64;
     if warmup_steps + late_steps > steps {
         let stage = stage.to_owned();
         return Err(PlanError::ScheduleTooLong { stage, warmup_steps, decay_steps: late_steps, steps });
