@@ -43,6 +43,9 @@ pub struct NewModel {
     /// Base of the rotary frequencies.
     #[serde(default = "default_theta")]
     pub rope_theta: f64,
+    /// Added to the mean square inside the normalisations.
+    #[serde(default = "default_norm_eps")]
+    pub norm_eps: f64,
     /// Deviation of the matrices.
     #[serde(default = "default_std")]
     pub init_std: f64,
@@ -69,6 +72,10 @@ fn default_theta() -> f64 {
     10_000.0
 }
 
+fn default_norm_eps() -> f64 {
+    1e-5
+}
+
 fn default_std() -> f64 {
     0.02
 }
@@ -87,7 +94,7 @@ impl NewModel {
             "num_key_value_heads": self.n_kv_heads,
             "max_position_embeddings": self.max_positions,
             "hidden_act": "silu",
-            "rms_norm_eps": 1e-5,
+            "rms_norm_eps": self.norm_eps,
             "rope_theta": self.rope_theta,
             "tie_word_embeddings": self.tied,
             "attention_bias": false,

@@ -122,6 +122,7 @@ impl Header {
             max_positions: self.context,
             tied: self.tied,
             rope_theta: 10_000.0,
+            norm_eps: 1e-5,
             init_std: 0.02,
             bos_token_id: Some(BOS),
             eos_token_id: Some(EOS),

@@ -1,0 +1,64 @@
+//! What can go wrong in training.
+
+use pt_objectives::ObjectiveError;
+use pt_optim::OptimError;
+use pt_run::RunError;
+
+/// An error of the training step or loop.
+#[derive(Debug, thiserror::Error)]
+pub enum TrainError {
+    /// The model produced something that is not a number.
+    #[error(
+        "step {step}: the log-probability of token {token} is {value} in the example from {origin}; the weights or the learning \
+         rate are to blame: resume from the last checkpoint with a lower learning rate"
+    )]
+    NotFinite {
+        /// The step.
+        step: u64,
+        /// The first target concerned.
+        token: u32,
+        /// Its log-probability.
+        value: f32,
+        /// The example's file and line.
+        origin: String,
+    },
+    /// A token id the model has no embedding for.
+    #[error(
+        "token id {token} from {origin} is outside the model's vocabulary of {vocabulary}: the tokenizer and the model do not belong together"
+    )]
+    Vocabulary {
+        /// The id.
+        token: u32,
+        /// The example's file and line.
+        origin: String,
+        /// The model's vocabulary.
+        vocabulary: usize,
+    },
+    /// Nothing in the model is trainable.
+    #[error("no parameter of the model is trainable: attach an adapter or train in full")]
+    NoParameters,
+    /// From the objective.
+    #[error(transparent)]
+    Objective(#[from] ObjectiveError),
+    /// From the optimiser.
+    #[error(transparent)]
+    Optim(#[from] OptimError),
+    /// From the run folder.
+    #[error(transparent)]
+    Run(#[from] RunError),
+    /// A checkpoint that does not belong to this model.
+    #[error(
+        "checkpoint tensor `{name}`: found {found}, expected {expected}; it belongs to another model or recipe"
+    )]
+    Mismatch {
+        /// The tensor.
+        name: String,
+        /// What the checkpoint holds.
+        found: String,
+        /// What the model needs.
+        expected: String,
+    },
+}
+
+/// Results of training.
+pub type Result<T> = std::result::Result<T, TrainError>;

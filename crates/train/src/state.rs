@@ -1,0 +1,99 @@
+//! A trainer's state as checkpoint tensors: what trains, and what the optimiser remembers of it.
+//!
+//! Frozen weights are not part of it: they are loaded from the base model, whose hash the plan holds.
+
+use pt_engine::{Elements, ElementsMut, Param};
+use pt_optim::{StateDtype, StateTensor};
+use pt_run::{Checkpoint, DtypeTag, OwnedTensor, TensorEntry};
+
+use crate::error::{Result, TrainError};
+use crate::trainer::Trainer;
+
+const PARAM: &str = "param.";
+const STATE: &str = "state.";
+
+impl Trainer {
+    /// Every trainable parameter and its optimiser state.
+    pub fn export(&self) -> impl Iterator<Item = TensorEntry<'static>> + '_ {
+        self.trained().flat_map(|(param, state)| {
+            let states = state.export().into_iter().map(|tensor| {
+                let name = format!("{STATE}{}.{}", param.name, tensor.name);
+                TensorEntry::new(name, dtype_tag(tensor.dtype), &[tensor.len], tensor.bytes)
+            });
+            std::iter::once(param_entry(param)).chain(states)
+        })
+    }
+
+    /// Continues from a checkpoint, with the same bytes as if it had never stopped.
+    ///
+    /// # Errors
+    /// [`TrainError::Mismatch`] if the checkpoint belongs to another model, and those of the optimiser's state.
+    pub fn import(&mut self, checkpoint: &mut Checkpoint) -> Result<()> {
+        let steps_done = checkpoint.state.step;
+        self.restore(steps_done, |param, state| {
+            restore_param(param, &checkpoint.take(&format!("{PARAM}{}", param.name))?)?;
+            let prefix = format!("{STATE}{}.", param.name);
+            let names: Vec<String> = state.export().into_iter().map(|tensor| tensor.name).collect();
+            let mut tensors = Vec::with_capacity(names.len());
+            for name in names {
+                let tensor = checkpoint.take(&format!("{prefix}{name}"))?;
+                let (dtype, len) = (state_dtype(tensor.dtype, &name)?, tensor.shape.iter().product());
+                tensors.push(StateTensor { name, dtype, len, bytes: tensor.bytes });
+            }
+            Ok(state.import(&tensors)?)
+        })
+    }
+
+    /// Puts the checkpoint's parameters in place, leaving optimiser state and step as they are: for writing out the best
+    /// model at the end.
+    ///
+    /// # Errors
+    /// [`TrainError::Mismatch`].
+    pub fn import_params(&mut self, checkpoint: &mut Checkpoint) -> Result<()> {
+        self.restore(self.steps_done(), |param, _| {
+            restore_param(param, &checkpoint.take(&format!("{PARAM}{}", param.name))?)
+        })
+    }
+}
+
+fn param_entry(param: &Param) -> TensorEntry<'static> {
+    let name = format!("{PARAM}{}", param.name);
+    match param.weight.elements().expect("trainable parameters are not quantised") {
+        Elements::F32(values) => TensorEntry::f32(name, &param.shape, values),
+        Elements::Bf16(values) => TensorEntry::bf16(name, &param.shape, values),
+    }
+}
+
+fn restore_param(param: &mut Param, tensor: &OwnedTensor) -> Result<()> {
+    let name = param.name.clone();
+    if tensor.shape != param.shape {
+        let (found, expected) = (format!("{:?}", tensor.shape), format!("{:?}", param.shape));
+        return Err(TrainError::Mismatch { name, found, expected });
+    }
+    match param.weight.elements_mut().expect("trainable parameters are not quantised") {
+        ElementsMut::F32(values) => values.copy_from_slice(&tensor.to_f32(&name)?),
+        ElementsMut::Bf16(values) => values.copy_from_slice(&tensor.to_bf16(&name)?),
+    }
+    Ok(())
+}
+
+fn dtype_tag(dtype: StateDtype) -> DtypeTag {
+    match dtype {
+        StateDtype::F32 => DtypeTag::F32,
+        StateDtype::Bf16 => DtypeTag::Bf16,
+        StateDtype::U8 => DtypeTag::U8,
+    }
+}
+
+fn state_dtype(tag: DtypeTag, name: &str) -> Result<StateDtype> {
+    match tag {
+        DtypeTag::F32 => Ok(StateDtype::F32),
+        DtypeTag::Bf16 => Ok(StateDtype::Bf16),
+        DtypeTag::U8 => Ok(StateDtype::U8),
+        other => Err(TrainError::Mismatch {
+            name: name.to_owned(),
+            found: format!("{other:?}"),
+            expected: "F32, Bf16 or U8".to_owned(),
+        }),
+    }
+}

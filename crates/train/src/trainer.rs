@@ -1,0 +1,353 @@
+//! One optimiser step: forward, objective, backward, clip, update.
+//!
+//! The trainer knows no algorithm. An objective turns per-token arrays into their gradients; everything else here is
+//! the same for all of them. Losses are normalised by the total target weight of the **whole** step, so cutting a step
+//! into other micro-batches changes nothing (see [`pt_kernels::gemm`] on why not even the last bit in f32).
+
+use pt_engine::{Dtype, Elements, ElementsMut, Grads, LogprobGrad, Logprobs, Param, ParamId, Profile, Tape};
+use pt_models::Model;
+use pt_objectives::{Metric, Normaliser, Objective, TokenBatch};
+use pt_optim::{
+    GlobalNorm, Groups, Optimiser, ParamRef, ParamSlice, ParamSpec, ParamState, Role, Schedule, Step,
+    clip_factor,
+};
+
+use crate::error::{Result, TrainError};
+use crate::example::{MicroBatch, Predictions};
+
+/// How steps are taken.
+#[derive(Clone, Debug)]
+pub struct TrainerOptions {
+    /// Storage of activations.
+    pub dtype: Dtype,
+    /// The schedule's peak.
+    pub learning_rate: f64,
+    /// Keep only each block's input and compute the block again in backward.
+    pub recompute: bool,
+    /// Gradients are scaled down to this global norm; `None` leaves them.
+    pub max_grad_norm: Option<f64>,
+    /// Keys dropout.
+    pub seed: u64,
+    /// Weight decay and learning-rate groups.
+    pub groups: Groups,
+}
+
+/// A model being trained.
+pub struct Trainer {
+    /// The model; its trainable parameters change from step to step.
+    pub model: Model,
+    objective: Box<dyn Objective>,
+    schedule: Schedule,
+    options: TrainerOptions,
+    states: Vec<Trained>,
+    grads: Grads,
+    steps_done: u64,
+}
+
+struct Trained {
+    id: ParamId,
+    spec: ParamSpec,
+    state: Box<dyn ParamState>,
+}
+
+/// What a step did.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct StepStats {
+    /// Normalised loss of the step.
+    pub loss: f64,
+    /// Global gradient norm before clipping.
+    pub grad_norm: f64,
+    /// Learning rate used.
+    pub learning_rate: f64,
+    /// All tokens, context included.
+    pub n_tokens: u64,
+    /// Tokens that were targets.
+    pub n_targets: u64,
+    /// The objective's own metrics, and `entropy` and `mean_token_accuracy`.
+    pub metrics: Vec<(String, f64)>,
+}
+
+/// What an evaluation found.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct EvalStats {
+    /// Mean loss over target weights.
+    pub loss: f64,
+    /// Tokens that were targets.
+    pub n_targets: u64,
+    /// As in [`StepStats`].
+    pub metrics: Vec<(String, f64)>,
+}
+
+/// The means of summed metrics.
+fn means(totals: &[Metric]) -> Vec<(String, f64)> {
+    totals.iter().filter_map(|metric| Some((metric.name.to_owned(), metric.value()?))).collect()
+}
+
+/// What kind of parameter this is, for the optimiser's groups.
+pub fn role_of(param: &Param) -> Role {
+    let name = &param.name;
+    if name.contains("lora_A") {
+        Role::LoraA
+    } else if name.contains("lora_B") {
+        Role::LoraB
+    } else if param.shape.len() < 2 {
+        Role::Vector
+    } else if name.contains("embed_tokens") {
+        Role::Embedding
+    } else if name.contains("lm_head") {
+        Role::Head
+    } else {
+        Role::Hidden
+    }
+}
+
+impl Trainer {
+    /// A trainer at step 0.
+    ///
+    /// # Errors
+    /// [`TrainError::NoParameters`] if nothing trains.
+    pub fn new(
+        model: Model,
+        objective: Box<dyn Objective>,
+        optimiser: &dyn Optimiser,
+        schedule: Schedule,
+        options: TrainerOptions,
+    ) -> Result<Trainer> {
+        let states: Vec<Trained> = model
+            .params
+            .iter()
+            .filter(|(_, param)| param.trainable)
+            .map(|(id, param)| {
+                let spec = options.groups.spec(&param.name, &param.shape, role_of(param));
+                let state = optimiser.state(&spec, elements(param));
+                Trained { id, spec, state }
+            })
+            .collect();
+        if states.is_empty() {
+            return Err(TrainError::NoParameters);
+        }
+        Ok(Trainer { model, objective, schedule, options, states, grads: Grads::new(), steps_done: 0 })
+    }
+
+    /// Steps taken so far.
+    pub fn steps_done(&self) -> u64 {
+        self.steps_done
+    }
+
+    /// How steps are taken.
+    pub fn options(&self) -> &TrainerOptions {
+        &self.options
+    }
+
+    /// Accumulated gradients of the last [`Trainer::accumulate`].
+    pub fn grads(&self) -> &Grads {
+        &self.grads
+    }
+
+    /// Bytes of optimiser state.
+    pub fn state_bytes(&self) -> usize {
+        self.states.iter().map(|trained| trained.state.bytes()).sum()
+    }
+
+    /// Takes one step over these micro-batches.
+    ///
+    /// # Errors
+    /// [`TrainError`]; the parameters are unchanged then.
+    pub fn step(&mut self, micro_batches: &[MicroBatch]) -> Result<(StepStats, Profile)> {
+        let (mut stats, mut profile) = self.accumulate(micro_batches)?;
+        let start = std::time::Instant::now();
+        self.update(&mut stats)?;
+        profile.record("optimiser", "update", start);
+        Ok((stats, profile))
+    }
+
+    /// Forward, objective and backward over a whole step; leaves the gradients in place of older ones.
+    ///
+    /// # Errors
+    /// [`TrainError`].
+    pub fn accumulate(&mut self, micro_batches: &[MicroBatch]) -> Result<(StepStats, Profile)> {
+        let step = self.steps_done + 1;
+        let normaliser = self.normaliser(micro_batches)?;
+        self.grads.clear();
+        let mut totals = Vec::new();
+        let mut stats = StepStats {
+            learning_rate: self.schedule.lr(self.options.learning_rate, step),
+            ..StepStats::default()
+        };
+        let mut profile = Profile::default();
+        for micro_batch in micro_batches {
+            self.micro_step(step, micro_batch, normaliser, &mut stats, &mut totals, &mut profile)?;
+        }
+        stats.metrics = means(&totals);
+        Ok((stats, profile))
+    }
+
+    fn micro_step(
+        &mut self,
+        step: u64,
+        micro_batch: &MicroBatch,
+        normaliser: Normaliser,
+        stats: &mut StepStats,
+        totals: &mut Vec<Metric>,
+        profile: &mut Profile,
+    ) -> Result<()> {
+        let predictions = micro_batch.predictions();
+        stats.n_tokens += micro_batch.n_tokens() as u64;
+        stats.n_targets += predictions.rows.len() as u64;
+        if predictions.rows.is_empty() {
+            return Ok(());
+        }
+        check_vocabulary(micro_batch, &self.model)?;
+        let batch = micro_batch.batch().expect("examples have tokens: the data loader checked");
+        let dropout_seed = Some(self.options.seed.wrapping_add(step.wrapping_mul(0x9e37_79b9_7f4a_7c15)));
+        let mut tape = Tape::training(&self.model.params, &batch, self.options.dtype, dropout_seed);
+        let hidden = self.model.arch.hidden(&mut tape, self.options.recompute);
+        let (head, options) = (self.model.arch.head(), self.model.arch.logprob_options());
+        let scored = tape.linear_logprob(&hidden, head, &predictions.rows, &predictions.targets, &options);
+        drop(hidden);
+        let logprobs = Logprobs::of(&scored);
+        check_finite(step, micro_batch, &predictions, &logprobs)?;
+        let output = self.objective.evaluate(&token_batch(&logprobs, &predictions), normaliser)?;
+        stats.loss += output.loss;
+        Metric::accumulate(totals, &output.metrics);
+        let grad = LogprobGrad {
+            d_logp: &output.d_logp,
+            d_entropy: output.d_entropy.as_deref(),
+            d_mean_logp: output.d_mean_logp.as_deref(),
+        };
+        let seed = Logprobs::seed(&scored, &grad);
+        drop(scored);
+        profile.merge(&tape.backward(vec![seed], &mut self.grads));
+        Ok(())
+    }
+
+    /// Clips and applies the accumulated gradients.
+    fn update(&mut self, stats: &mut StepStats) -> Result<()> {
+        let mut norm = GlobalNorm::default();
+        for trained in &self.states {
+            if let Some(grad) = self.grads.get(trained.id) {
+                norm.add(&trained.spec.name, grad)?;
+            }
+        }
+        stats.grad_norm = norm.norm();
+        let grad_scale = self.options.max_grad_norm.map_or(1.0, |max| clip_factor(stats.grad_norm, max));
+        let step = Step { t: self.steps_done + 1, lr: stats.learning_rate, grad_scale };
+        for trained in &mut self.states {
+            let Some(grad) = self.grads.get(trained.id) else { continue };
+            let weight = &mut self.model.params.get_mut(trained.id).weight;
+            let slice = match weight.elements_mut().expect("trainable parameters are not quantised") {
+                ElementsMut::F32(values) => ParamSlice::F32(values),
+                ElementsMut::Bf16(values) => ParamSlice::Bf16(values),
+            };
+            trained.state.step(step, slice, grad);
+        }
+        self.steps_done += 1;
+        Ok(())
+    }
+
+    /// Loss and metrics on held-out micro-batches, with dropout off; changes nothing.
+    ///
+    /// # Errors
+    /// [`TrainError`].
+    pub fn evaluate(&self, micro_batches: &[MicroBatch]) -> Result<EvalStats> {
+        let normaliser = self.normaliser(micro_batches)?;
+        let mut totals = Vec::new();
+        let mut stats = EvalStats::default();
+        for micro_batch in micro_batches {
+            let predictions = micro_batch.predictions();
+            if predictions.rows.is_empty() {
+                continue;
+            }
+            check_vocabulary(micro_batch, &self.model)?;
+            let batch = micro_batch.batch().expect("examples have tokens: the data loader checked");
+            let logprobs = score(&self.model, &batch, self.options.dtype, &predictions);
+            check_finite(self.steps_done, micro_batch, &predictions, &logprobs)?;
+            let output = self.objective.evaluate(&token_batch(&logprobs, &predictions), normaliser)?;
+            stats.loss += output.loss;
+            stats.n_targets += predictions.rows.len() as u64;
+            Metric::accumulate(&mut totals, &output.metrics);
+        }
+        stats.metrics = means(&totals);
+        Ok(stats)
+    }
+
+    fn normaliser(&self, micro_batches: &[MicroBatch]) -> Result<Normaliser> {
+        let weights = |batch: &MicroBatch| self.objective.weight(&batch.predictions().weights);
+        Ok(Normaliser::new(micro_batches.iter().map(weights).sum())?)
+    }
+
+    pub(crate) fn trained(&self) -> impl Iterator<Item = (&Param, &dyn ParamState)> {
+        self.states.iter().map(|trained| (self.model.params.get(trained.id), trained.state.as_ref()))
+    }
+
+    /// Calls `restore(parameter, state)` for everything that trains, then continues at `steps_done`.
+    pub(crate) fn restore(
+        &mut self,
+        steps_done: u64,
+        mut restore: impl FnMut(&mut Param, &mut dyn ParamState) -> Result<()>,
+    ) -> Result<()> {
+        for trained in &mut self.states {
+            restore(self.model.params.get_mut(trained.id), trained.state.as_mut())?;
+        }
+        self.steps_done = steps_done;
+        Ok(())
+    }
+}
+
+/// Scores predictions without recording.
+pub fn score(model: &Model, batch: &pt_engine::Batch, dtype: Dtype, predictions: &Predictions) -> Logprobs {
+    let mut tape = Tape::inference(&model.params, batch, dtype);
+    let hidden = model.arch.hidden(&mut tape, false);
+    let options = model.arch.logprob_options();
+    Logprobs::of(&tape.linear_logprob(
+        &hidden,
+        model.arch.head(),
+        &predictions.rows,
+        &predictions.targets,
+        &options,
+    ))
+}
+
+fn elements(param: &Param) -> ParamRef<'_> {
+    match param.weight.elements().expect("trainable parameters are not quantised") {
+        Elements::F32(values) => ParamRef::F32(values),
+        Elements::Bf16(values) => ParamRef::Bf16(values),
+    }
+}
+
+fn token_batch<'a>(logprobs: &'a Logprobs, predictions: &'a Predictions) -> TokenBatch<'a> {
+    TokenBatch {
+        logp: &logprobs.logp,
+        entropy: Some(&logprobs.entropy),
+        mean_logp: Some(&logprobs.mean_logp),
+        correct: Some(&logprobs.correct),
+        weights: &predictions.weights,
+    }
+}
+
+fn check_vocabulary(micro_batch: &MicroBatch, model: &Model) -> Result<()> {
+    let vocabulary = model.params.get(model.arch.head()).shape[0];
+    for example in micro_batch.examples() {
+        if let Some(&token) = example.token_ids.iter().find(|&&id| id as usize >= vocabulary) {
+            return Err(TrainError::Vocabulary { token, origin: example.origin.to_string(), vocabulary });
+        }
+    }
+    Ok(())
+}
+
+fn check_finite(
+    step: u64,
+    micro_batch: &MicroBatch,
+    predictions: &Predictions,
+    logprobs: &Logprobs,
+) -> Result<()> {
+    match logprobs.logp.iter().position(|logp| !logp.is_finite()) {
+        None => Ok(()),
+        Some(i) => Err(TrainError::NotFinite {
+            step,
+            token: predictions.targets[i],
+            value: logprobs.logp[i],
+            origin: micro_batch.example_of(predictions.rows[i]).origin.to_string(),
+        }),
+    }
+}
