@@ -20,6 +20,8 @@
 //!
 //! What it leaves out: attention sinks, biases, and masks that are not causal.
 
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 mod backward;
 mod check;
 mod forward;
@@ -55,6 +57,11 @@ pub struct AttentionShape {
 }
 
 impl AttentionShape {
+    /// Columns of a matrix that holds all queries, then all keys, then all values.
+    pub fn qkv_width(&self) -> usize {
+        (self.heads + 2 * self.kv_heads) * self.head_dim
+    }
+
     /// Query heads per key head.
     pub fn group(&self) -> usize {
         self.heads / self.kv_heads
