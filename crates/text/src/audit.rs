@@ -232,11 +232,17 @@ pub fn audit_example(
     policy: &AuditPolicy,
 ) -> Result<(), AuditError> {
     let origin = || example.origin.clone();
-    if let (true, Some(bos), [first, second, ..]) = (policy.doubled_bos, tokenizer.bos_id(), &*example.token_ids) {
-        if *first == bos && *second == bos && example.n_truncated == 0 {
-            let token = tokenizer.id_to_token(bos).unwrap_or_default();
-            return Err(AuditError::DoubledBos { origin: origin(), token, shown: show::around(example, tokenizer, 0) });
-        }
+    if let (true, Some(bos), [first, second, ..]) =
+        (policy.doubled_bos, tokenizer.bos_id(), &*example.token_ids)
+        && [first, second] == [&bos, &bos]
+        && example.n_truncated == 0
+    {
+        let token = tokenizer.id_to_token(bos).unwrap_or_default();
+        return Err(AuditError::DoubledBos {
+            origin: origin(),
+            token,
+            shown: show::around(example, tokenizer, 0),
+        });
     }
     if policy.nothing_to_train && example.n_trained() == 0 {
         return Err(AuditError::NothingToTrain {
@@ -303,7 +309,8 @@ pub fn audit_dataset<'a>(
     let mut report = AuditReport::default();
     for example in examples {
         audit_example(example, tokenizer, mask, policy)?;
-        report.min_len = if report.n_examples == 0 { example.len() } else { report.min_len.min(example.len()) };
+        report.min_len =
+            if report.n_examples == 0 { example.len() } else { report.min_len.min(example.len()) };
         report.max_len = report.max_len.max(example.len());
         report.n_examples += 1;
         report.n_tokens += example.len();

@@ -108,7 +108,8 @@ fn colour(trains: bool, special: bool, underlined: bool) -> String {
 /// A token's own text; of several tokens that share a character, the last shows it.
 fn token_text(example: &Example, tokenizer: &Tokenizer, i: usize) -> String {
     let range = &example.offsets[i];
-    let shared = |other: Option<&std::ops::Range<usize>>| other.is_some_and(|o| o == range && !range.is_empty());
+    let shared =
+        |other: Option<&std::ops::Range<usize>>| other.is_some_and(|o| o == range && !range.is_empty());
     if range.is_empty() {
         return tokenizer.id_to_token(example.token_ids[i]).unwrap_or_default();
     }

@@ -79,7 +79,8 @@ pub(super) fn example(
     for (i, range) in encoding.offsets.iter().enumerate() {
         let first = pieces.partition_point(|p| p.range.end <= range.start);
         let last = pieces.partition_point(|p| p.range.start < range.end);
-        let best = (first..last).max_by(|a, b| pieces[*a].weight.total_cmp(&pieces[*b].weight).then(b.cmp(a)));
+        let best =
+            (first..last).max_by(|a, b| pieces[*a].weight.total_cmp(&pieces[*b].weight).then(b.cmp(a)));
         let best = if range.is_empty() { None } else { best };
         weights.push(best.map_or(0.0, |p| pieces[p].weight));
         token_pieces.push(best.unwrap_or(added_idx));

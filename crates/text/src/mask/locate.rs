@@ -207,10 +207,9 @@ impl<'a> Located<'a> {
     /// Where the rendering of the conversation up to and with message `i` ends.
     fn turn_end(&self, i: usize) -> Option<usize> {
         let content_end = self.regions_of(i).next_back().map_or(0, |r| r.range.end);
-        if let Ok(part) = self.template.render(&self.messages[..=i], false, self.inputs) {
-            if self.text().starts_with(&part) && part.len() >= content_end {
-                return Some(part.len());
-            }
+        let part = self.template.render(&self.messages[..=i], false, self.inputs).ok();
+        if let Some(part) = part.filter(|p| self.text().starts_with(p.as_str()) && p.len() >= content_end) {
+            return Some(part.len());
         }
         let skeleton = self.skeleton.as_ref()?;
         let part = self.template.render(&skeleton.messages[..=i], false, self.inputs).ok()?;
@@ -255,7 +254,8 @@ impl<'a> Located<'a> {
     /// what it has after its last word is looked for after the same word of the whole conversation.
     fn follow(&self, part: &str) -> Vec<usize> {
         let Some(skeleton) = &self.skeleton else { return Vec::new() };
-        let last = skeleton.words.iter().enumerate().filter_map(|(s, w)| Some((part.rfind(w)? + w.len(), s))).max();
+        let last =
+            skeleton.words.iter().enumerate().filter_map(|(s, w)| Some((part.rfind(w)? + w.len(), s))).max();
         let Some((end, slot)) = last else { return Vec::new() };
         let tail = &part[end..];
         let places = self.regions.iter().zip(&skeleton.places).filter(|(r, _)| r.slot == slot);
@@ -290,7 +290,8 @@ impl<'a> Located<'a> {
         for (k, (slot, place)) in places.iter().enumerate() {
             let next = places.get(k + 1).map_or(skeleton.len(), |(_, r)| r.start);
             let literal = &skeleton[place.end..next];
-            let fits = |tail: &str| if next == skeleton.len() { tail == literal } else { tail.starts_with(literal) };
+            let fits =
+                |tail: &str| if next == skeleton.len() { tail == literal } else { tail.starts_with(literal) };
             let content = self.slots[*slot].get(self.messages);
             let (variant, lead) = variants(content)
                 .into_iter()
@@ -363,7 +364,8 @@ fn slots_of(messages: &[Message]) -> Vec<Slot> {
 /// What templates make of a content, with the bytes lost at its start.
 fn variants(content: &str) -> Vec<(&str, usize)> {
     let lead = content.len() - content.trim_start().len();
-    let mut variants = vec![(content, 0), (content.trim_end(), 0), (content.trim_start(), lead), (content.trim(), lead)];
+    let mut variants =
+        vec![(content, 0), (content.trim_end(), 0), (content.trim_start(), lead), (content.trim(), lead)];
     // Templates that take reasoning out of the content leave what follows its end.
     if let Some((_, answer)) = content.rsplit_once("</think>") {
         for answer in [answer.trim_start_matches('\n'), answer.trim()] {

@@ -11,14 +11,18 @@
 //! ([`crate::audit::AuditError::PromptNotPrefix`]).
 
 mod assemble;
+mod checks;
+mod conversation;
 mod locate;
 mod masker;
+mod plan;
 
 use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
-pub use masker::{CONTROL_FIELDS, Conversation, Masker, Prompt, Targets};
+pub use masker::{Conversation, Masker, Prompt, Targets};
+pub use plan::CONTROL_FIELDS;
 
 use crate::error::Origin;
 

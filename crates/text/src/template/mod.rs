@@ -5,9 +5,11 @@
 //! `json.dumps(ensure_ascii=False)`, `raise_exception`, `strftime_now`, Python's `str()` of numbers,
 //! lists and dictionaries, and the `{% generation %}` tag. Absent `tools` and `documents` are `None`.
 //!
-//! Left out: templates that include or import other templates.
+//! Left out: templates that include or import other templates, and Python's `%` on strings; both are
+//! errors. `dict_items` and `range` objects print as lists.
 
 mod clock;
+mod methods;
 mod python;
 mod rewrite;
 
@@ -200,7 +202,7 @@ fn environment(now: Moment) -> Environment<'static> {
     let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
     env.set_syntax(syntax.expect("Jinja's own delimiters are valid"));
     env.set_undefined_behavior(UndefinedBehavior::Lenient);
-    env.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+    env.set_unknown_method_callback(methods::call);
     env.set_formatter(|out, _, value| out.write_str(&python::to_str(value)).map_err(Error::from));
     env.add_function("raise_exception", |message: Value| -> Result<Value, Error> {
         let raised = Raised(python::to_str(&message));
@@ -213,6 +215,13 @@ fn environment(now: Moment) -> Environment<'static> {
             let message = format!("cannot iterate over {}", python::repr(&value));
             Err(Error::new(ErrorKind::InvalidOperation, message))
         }
+    });
+    env.add_filter("list", |value: Value| match is_iterable(&value) {
+        true => value.try_iter().map(|items| Value::from_iter(items.collect::<Vec<_>>())),
+        false => Err(Error::new(
+            ErrorKind::InvalidOperation,
+            format!("cannot make a list of {}", python::repr(&value)),
+        )),
     });
     env.add_test("iterable", |value: Value| is_iterable(&value));
     env.add_filter("tojson", tojson);
@@ -283,6 +292,98 @@ mod tests {
         ];
         for (source, expected) in cases {
             check(source, data.clone(), expected);
+        }
+    }
+
+    /// Expected values are Jinja2 3.1.6's, sandboxed as transformers does; `None` is an error.
+    #[test]
+    fn expressions_mean_what_they_mean_in_jinja2() {
+        let data = serde_json::json!({"s": "  Ab c-d ", "u": "straße", "d": {"b": 1, "a": [true, null, 1.0, "it's"]}, "l": [3, 1, 2], "f": 2.5, "n": null, "msgs": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y", "n": 2}]});
+        let inputs =
+            TemplateInputs { variables: data.as_object().unwrap().clone(), ..TemplateInputs::default() };
+        let cases: &[(&str, Option<&str>)] = &[
+            ("s.rsplit('-', 1)", Some("['  Ab c', 'd ']")),
+            ("s.partition('-')", Some("('  Ab c', '-', 'd ')")),
+            ("s.rpartition('-')", Some("('  Ab c', '-', 'd ')")),
+            ("s.strip().removeprefix('Ab')", Some(" c-d")),
+            ("s.strip().removesuffix('d')", Some("Ab c-")),
+            ("'7'.zfill(3)", Some("007")),
+            ("s.index('c')", Some("5")),
+            ("'ab'.ljust(4)~'|'", Some("ab  |")),
+            ("'ab'.rjust(4)", Some("  ab")),
+            ("'ab'.center(6)~'|'", Some("  ab  |")),
+            ("u.casefold()", Some("strasse")),
+            ("'aB'.swapcase()", Some("Ab")),
+            ("s.split(' ',1)", Some("['', ' Ab c-d ']")),
+            ("'a\\nb'.splitlines()", Some("['a', 'b']")),
+            ("'{0}{a}'.format(1,a=2)", Some("12")),
+            ("d.items()|list", Some("[('b', 1), ('a', [True, None, 1.0, \"it's\"])]")),
+            ("d|length", Some("2")),
+            ("l|sort", Some("[1, 2, 3]")),
+            ("d.a|join(',')", Some("True,None,1.0,it's")),
+            ("msgs|map(attribute='role')|list", Some("['user', 'assistant']")),
+            ("msgs|selectattr('role','equalto','user')|list", Some("[{'role': 'user', 'content': 'x'}]")),
+            ("msgs|selectattr('n','defined')|list|length", Some("1")),
+            ("s[1:-1]", Some(" Ab c-d")),
+            ("1/2", Some("0.5")),
+            ("-7//2", Some("-4")),
+            ("-7%3", Some("2")),
+            ("2**-1", Some("0.5")),
+            ("1e20", Some("1e+20")),
+            ("1e-7", Some("1e-07")),
+            ("[1]+[2]", Some("[1, 2]")),
+            ("n|default('q')", Some("None")),
+            ("n|default('q', true)", Some("q")),
+            ("2.567|round(2)", Some("2.57")),
+            ("\"it's a dog\"|title", Some("It's A Dog")),
+            ("'<a>'|e", Some("&lt;a&gt;")),
+            (
+                "d|tojson(indent=4)",
+                Some(
+                    "{\n    \"b\": 1,\n    \"a\": [\n        true,\n        null,\n        1.0,\n        \"it's\"\n    ]\n}",
+                ),
+            ),
+            ("d|string", Some("{'b': 1, 'a': [True, None, 1.0, \"it's\"]}")),
+            ("{'a':n}", Some("{'a': None}")),
+            ("(1,2)", Some("(1, 2)")),
+            ("(1,)", Some("(1,)")),
+            ("[\"a'b\"]", Some("[\"a'b\"]")),
+            ("[\"a\\nb\\\\\"]", Some("['a\\nb\\\\']")),
+            ("s.startswith(('  A','x'))", Some("True")),
+            ("dict(a=1)", Some("{'a': 1}")),
+            ("d|dictsort", Some("[('a', [True, None, 1.0, \"it's\"]), ('b', 1)]")),
+            ("'a\\nb'|indent(2)", Some("a\n  b")),
+            ("true == 1", Some("True")),
+            ("d|tojson(sort_keys=true)", Some("{\"a\": [true, null, 1.0, \"it's\"], \"b\": 1}")),
+            ("'é'|tojson(ensure_ascii=true)", Some("\"\\u00e9\"")),
+            ("'</x>'|tojson", Some("\"</x>\"")),
+            ("0.1+0.2", Some("0.30000000000000004")),
+            ("1 and 'x'", Some("x")),
+            ("l.index(1)", Some("1")),
+            (
+                "msgs|map('tojson')|join(',')",
+                Some(
+                    "{\"role\": \"user\", \"content\": \"x\"},{\"role\": \"assistant\", \"content\": \"y\", \"n\": 2}",
+                ),
+            ),
+            ("[1,[2,'q']]|tojson(indent=2)", Some("[\n  1,\n  [\n    2,\n    \"q\"\n  ]\n]")),
+            ("s.title()", Some("  Ab C-D ")),
+            ("s.strip('- d')", Some("Ab c")),
+            ("'a' ~ l ~ n ~ true ~ 1.0", Some("a[3, 1, 2]NoneTrue1.0")),
+            ("zz|length", Some("0")),
+            ("{'a': {'b': [1, 2]}}.a.b[0]", Some("1")),
+            ("l|batch(2)|list", Some("[[3, 1], [2]]")),
+            ("n.foo", Some("")),
+            ("n|length", None),
+            ("n|list", None),
+            ("s + n", None),
+            ("s + 1", None),
+            ("l + s", None),
+        ];
+        for (expression, expected) in cases {
+            let template = ChatTemplate::at(&format!("{{{{ {expression} }}}}"), noon()).unwrap();
+            let got = template.render(&[], false, &inputs);
+            assert_eq!(got.as_deref().ok(), *expected, "{expression}: {got:?}");
         }
     }
 

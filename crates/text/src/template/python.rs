@@ -228,7 +228,11 @@ pub(super) fn repr(value: &Value) -> String {
         ValueKind::String => string_repr(value.as_str().unwrap_or_default()),
         ValueKind::Seq => {
             let items: Vec<String> = value.try_iter().into_iter().flatten().map(|v| repr(&v)).collect();
-            format!("[{}]", items.join(", "))
+            match (value.is_tuple(), items.as_slice()) {
+                (false, _) => format!("[{}]", items.join(", ")),
+                (true, [only]) => format!("({only},)"),
+                (true, _) => format!("({})", items.join(", ")),
+            }
         }
         ValueKind::Map => {
             let entries: Vec<String> = value

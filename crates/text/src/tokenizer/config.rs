@@ -89,7 +89,8 @@ impl TokenizerConfig {
         result.chat_templates = chat_templates(&config["chat_template"]);
         let known = ["bos_token", "eos_token", "pad_token", "unk_token", "add_bos_token", "add_eos_token"];
         for (key, value) in config.as_object().into_iter().flatten() {
-            let is_default = DEFAULTS.iter().any(|(k, v)| k == key && *v == value.to_string());
+            let written = value.to_string();
+            let is_default = DEFAULTS.contains(&(key.as_str(), written.as_str()));
             if key != "chat_template" && !known.contains(&key.as_str()) && !is_default {
                 result.other.insert(key.clone(), value.clone());
             }

@@ -100,7 +100,8 @@ impl Tokenizer {
                 eos_ids.push(*id);
             }
         }
-        let mut special_texts: Vec<String> = special_ids.iter().filter_map(|id| inner.id_to_token(*id)).collect();
+        let mut special_texts: Vec<String> =
+            special_ids.iter().filter_map(|id| inner.id_to_token(*id)).collect();
         special_texts.retain(|t| !t.is_empty());
         special_texts.sort();
         let config_json = config.to_json().to_string();
@@ -276,7 +277,7 @@ impl Tokenizer {
 
     fn first_dropped(&self, text: &str, offsets: &[Range<usize>]) -> Option<(usize, char)> {
         let mut covered = 0;
-        for range in offsets.iter().cloned().chain([text.len()..text.len()]) {
+        for range in offsets.iter().cloned().chain(std::iter::once(text.len()..text.len())) {
             let gap = text.get(covered..range.start).unwrap_or_default().char_indices();
             let dropped = gap.map(|(i, c)| (covered + i, c)).find(|(_, c)| match self.drops {
                 Drops::Nothing => false,

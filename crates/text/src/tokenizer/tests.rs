@@ -134,10 +134,9 @@ fn slow_llama2c(pieces: &HashMap<String, (u32, f32)>, text: &str) -> Vec<u32> {
     loop {
         let mut best: Option<(usize, f32)> = None;
         for i in 0..parts.len().saturating_sub(1) {
-            if let Some(&(_, score)) = pieces.get(&(parts[i].clone() + &parts[i + 1])) {
-                if best.is_none_or(|(_, b)| score > b) {
-                    best = Some((i, score));
-                }
+            let score = pieces.get(&(parts[i].clone() + &parts[i + 1])).map(|(_, score)| *score);
+            if let Some(score) = score.filter(|s| best.is_none_or(|(_, b)| *s > b)) {
+                best = Some((i, score));
             }
         }
         let Some((i, _)) = best else { break };
