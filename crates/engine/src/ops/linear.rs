@@ -52,7 +52,7 @@ struct SavedDora {
     magnitude: ParamId,
     /// `c`, `[n_out]`.
     col_scale: Vec<f32>,
-    /// The whole group's output.
+    /// The whole group's output, without the residual.
     y: Rc<Tensor>,
 }
 
@@ -279,6 +279,9 @@ impl<'m> Tape<'m> {
         let precision = dtype.precision();
         let left = pack_left(&Operand::k_inner(x.value().values(), n_in), n_tokens, n_in, precision);
         let mut out = Tensor::dirty(dtype, n_tokens, width);
+        // DoRA's magnitude needs the output without the residual, so there the residual is added afterwards.
+        let has_dora = layers.iter().any(|layer| layer.lora.as_ref().is_some_and(|l| l.magnitude.is_some()));
+        let (fused, added) = if has_dora { (None, residual) } else { (residual, None) };
         let mut saved = Vec::with_capacity(layers.len());
         let mut col = 0;
         for layer in layers {
@@ -296,7 +299,7 @@ impl<'m> Tape<'m> {
             let bias = layer.bias.map(|id| self.params.vector(id));
             let epilogue = Epilogue {
                 bias: bias.as_deref(),
-                residual: residual.map(|r| r.value().as_residual()),
+                residual: fused.map(|r| r.value().as_residual()),
                 col_scale: lora.as_ref().and_then(|l| l.dora.as_ref()).map(|dora| dora.col_scale.as_slice()),
                 ..Default::default()
             };
@@ -304,16 +307,24 @@ impl<'m> Tape<'m> {
             saved.push(Saved { weight: layer.weight, bias: layer.bias, n_out: layer.n_out, col, lora });
             col += layer.n_out;
         }
+        let y = Rc::new(out);
+        let out = added.map_or_else(
+            || y.clone(),
+            |residual| {
+                let mut sum = (*y).clone();
+                sum.add_assign(residual.value());
+                Rc::new(sum)
+            },
+        );
         self.profile.add("linear", "forward", start);
         let mut inputs = vec![x];
         inputs.extend(residual);
         let trains = layers.iter().any(|layer| self.layer_trains(layer));
         if !self.records(&inputs, trains) {
-            return self.constant(out);
+            return Var { value: out, node: None };
         }
-        let out = Rc::new(out);
         for dora in saved.iter_mut().filter_map(|layer| layer.lora.as_mut()?.dora.as_mut()) {
-            dora.y = out.clone();
+            dora.y = y.clone();
         }
         let op = LinearOp {
             x: x.value.clone(),
@@ -415,7 +426,7 @@ mod tests {
     #[test]
     fn dora_matches_finite_differences() {
         let mut setup = Setup::new(&[6]);
-        let x = setup.input(6);
+        let (x, r) = (setup.input(6), setup.input(4));
         let (w, a, b) = (setup.param("w", &[4, 6]), setup.param("a", &[2, 6]), setup.param("b", &[4, 2]));
         let (m, bias) = (setup.param("m", &[4]), setup.param("bias", &[4]));
         let lora = Lora { a, b, rank: 2, scale: 0.5, dropout: 0.0, magnitude: Some(m) };
@@ -426,20 +437,20 @@ mod tests {
                 (0..4)
                     .map(|n| {
                         let merged = |k: usize| {
-                            v[1][n * 6 + k]
-                                + 0.5 * (0..2).map(|r| v[3][n * 2 + r] * v[2][r * 6 + k]).sum::<f64>()
+                            v[2][n * 6 + k]
+                                + 0.5 * (0..2).map(|r| v[4][n * 2 + r] * v[3][r * 6 + k]).sum::<f64>()
                         };
                         (0..6).map(|k| merged(k).powi(2)).sum::<f64>().sqrt()
                     })
                     .collect()
             });
-            let update = product(&product(&v[0], &v[2], 6), &v[3], 2);
-            let main = product(&v[0], &v[1], 6);
+            let update = product(&product(&v[0], &v[3], 6), &v[4], 2);
+            let main = product(&v[0], &v[2], 6);
             (0..main.len())
-                .map(|i| (main[i] + 0.5 * update[i]) * v[4][i % 4] / norms[i % 4] + v[5][i % 4])
+                .map(|i| (main[i] + 0.5 * update[i]) * v[5][i % 4] / norms[i % 4] + v[6][i % 4] + v[1][i])
                 .collect()
         };
-        setup.check(|tape, v| tape.linear(&v[0], &[&linear], None), reference, &[x], &[w, a, b, m, bias]);
+        setup.check(|tape, v| tape.linear(&v[0], &[&linear], Some(&v[1])), reference, &[x, r], &[w, a, b, m, bias]);
     }
 
     #[test]
