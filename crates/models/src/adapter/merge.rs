@@ -1,9 +1,9 @@
 //! Folding an adapter into the weights it was trained on.
 //!
 //! `W' = W + s B A`; with DoRA each row is scaled to its magnitude, `W'_n = m_n (W + s B A)_n / ||(W + s B A)_n||`.
-//! A quantised `W` is decoded to the values that products in training used, which with `bf16` activations are `bf16`:
-//! merging into the original, unquantised weights would give a model that was never trained. The result is floating
-//! point; quantise again by loading it so.
+//! A quantised `W` is decoded to the values that products in training used, which are rounded to `bf16` whatever the
+//! type of the activations: merging into the original, unquantised weights would give a model that was never trained.
+//! The result is floating point; quantise again by loading it so.
 
 use pt_engine::{Dtype, Linear, Param, Params, Weight};
 use rayon::prelude::*;
@@ -14,12 +14,11 @@ use crate::init::float_weight;
 use crate::model::Model;
 
 impl Model {
-    /// Merges the attached adapter and removes it. `trained_in` is the type of the activations in training; a
-    /// quantised layer becomes that type, others keep theirs.
+    /// Merges the attached adapter and removes it. Quantised layers become `dtype`, others keep their type.
     ///
     /// # Errors
     /// [`ModelError::State`] if no adapter is attached.
-    pub fn merge_adapter(&mut self, trained_in: Dtype) -> Result<()> {
+    pub fn merge_adapter(&mut self, dtype: Dtype) -> Result<()> {
         if self.adapter.take().is_none() {
             return Err(ModelError::State {
                 problem: "no adapter is attached, so there is nothing to merge".to_owned(),
@@ -28,34 +27,36 @@ impl Model {
         let targets: Vec<Linear> =
             self.arch.linears().into_iter().filter(|l| l.lora.is_some()).cloned().collect();
         for linear in &targets {
-            let merged = self.merged_weight(linear, trained_in);
+            let merged = self.merged_weight(linear, dtype);
             self.params.get_mut(linear.weight).weight = merged;
         }
         self.drop_adapter_params(&targets);
         Ok(())
     }
 
-    fn merged_weight(&mut self, linear: &Linear, trained_in: Dtype) -> Weight {
+    fn merged_weight(&mut self, linear: &Linear, quantised_to: Dtype) -> Weight {
         let lora = linear.lora.as_ref().expect("a layer with an adapter");
+        let [a, b] = [lora.a, lora.b].map(|id| self.params.get(id).weight.to_f32());
+        let updated = |model: &Model| model.updated_weight(linear, &a, &b, lora.rank, lora.scale);
+        // Training takes the norms of the decoded values before they are rounded for products.
+        let factors = lora.magnitude.map(|id| {
+            let magnitude = self.params.get(id).weight.to_f32();
+            let norms = row_norms(&updated(self), linear.n_in);
+            magnitude.iter().zip(norms).map(|(m, norm)| m / norm).collect::<Vec<f32>>()
+        });
         let base = self.params.get_mut(linear.weight);
         let dtype = match base.weight {
             Weight::F32(_) => Dtype::F32,
             Weight::Bf16(_) => Dtype::Bf16,
             Weight::Nf4(_) | Weight::Int8(_) => {
-                base.weight = float_weight(&base.weight.to_f32(), trained_in);
-                trained_in
+                base.weight = Weight::bf16_from_f32(&base.weight.to_f32());
+                quantised_to
             }
         };
-        let values = |id| self.params.get(id).weight.to_f32();
-        let mut weight = self.updated_weight(linear, &values(lora.a), &values(lora.b), lora.rank, lora.scale);
-        if let Some(magnitude) = lora.magnitude.map(values) {
-            let norms = row_norms(&weight, linear.n_in);
-            weight.par_chunks_mut(linear.n_in).zip(magnitude).zip(norms).for_each(
-                |((row, magnitude), norm)| {
-                    let factor = magnitude / norm;
-                    row.iter_mut().for_each(|w| *w *= factor);
-                },
-            );
+        let mut weight = updated(self);
+        if let Some(factors) = factors {
+            let rows = weight.par_chunks_mut(linear.n_in).zip(factors);
+            rows.for_each(|(row, factor)| row.iter_mut().for_each(|w| *w *= factor));
         }
         float_weight(&weight, dtype)
     }
