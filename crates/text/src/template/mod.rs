@@ -93,6 +93,11 @@ impl ChatTemplate {
         &self.source
     }
 
+    /// Whether the template asks for the date, so that its renderings depend on the moment it was given.
+    pub fn reads_clock(&self) -> bool {
+        self.source.contains("strftime_now")
+    }
+
     /// Whether the template has `{% generation %}` tags.
     pub fn marks_generation(&self) -> bool {
         self.marks_generation

@@ -34,7 +34,8 @@ impl Tokenizer {
         let generation = files.json("generation_config.json")?.unwrap_or(Json::Null);
         config.generation_eos_ids = eos_ids(&generation["eos_token_id"]);
 
-        if let Some(json) = files.json("tokenizer.json")? {
+        if let Some(mut json) = files.json("tokenizer.json")? {
+            add_missing_tokens(&mut json, &config);
             return Self::from_parts(json, config);
         }
         if let (Some(vocab), Some(merges)) = (files.json("vocab.json")?, files.text("merges.txt")?) {
@@ -64,6 +65,25 @@ impl Tokenizer {
     pub fn from_llama2c(path: &Path) -> Result<Self, TextError> {
         let bytes = std::fs::read(path).map_err(|source| TextError::Io { path: path.to_owned(), source })?;
         convert::from_llama2c(path, &bytes)
+    }
+}
+
+/// As transformers, adds the tokens that only `added_tokens_decoder` of `tokenizer_config.json` knows.
+fn add_missing_tokens(json: &mut Json, config: &TokenizerConfig) {
+    let Some(listed) = config.other.get("added_tokens_decoder").and_then(Json::as_object) else { return };
+    let mut missing: Vec<(u64, Json)> = Vec::new();
+    for (id, fields) in listed {
+        let (Ok(id), Some(content)) = (id.parse::<u64>(), fields["content"].as_str()) else { continue };
+        let added =
+            json["added_tokens"].as_array().is_some_and(|a| a.iter().any(|t| t["content"] == content));
+        if !added && json["model"]["vocab"].get(content).is_none() {
+            let special = fields["special"].as_bool().unwrap_or(false);
+            missing.push((id, convert::added_token(id, content, special)));
+        }
+    }
+    missing.sort_by_key(|(id, _)| *id);
+    if let Some(added) = json["added_tokens"].as_array_mut() {
+        added.extend(missing.into_iter().map(|(_, token)| token));
     }
 }
 

@@ -24,7 +24,7 @@ pub use stream::DecodeStream;
 pub use train::train_byte_bpe;
 
 use crate::error::TextError;
-use crate::template::ChatTemplate;
+use crate::template::{ChatTemplate, Moment};
 
 /// A tokenizer with its special tokens and chat templates.
 pub struct Tokenizer {
@@ -263,6 +263,15 @@ impl Tokenizer {
     /// [`TextError::NoChatTemplate`], [`TextError::TemplateSyntax`].
     pub fn chat_template(&self, name: Option<&str>) -> Result<ChatTemplate, TextError> {
         ChatTemplate::new(self.config.chat_template(name)?)
+    }
+
+    /// As [`Tokenizer::chat_template`], with `strftime_now` fixed, so that a template that writes the date
+    /// writes the same one when the run is resumed.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::chat_template`].
+    pub fn chat_template_at(&self, name: Option<&str>, now: Moment) -> Result<ChatTemplate, TextError> {
+        ChatTemplate::at(self.config.chat_template(name)?, now)
     }
 
     /// The template variables transformers passes: `bos_token`, `eos_token`, `pad_token`, ...

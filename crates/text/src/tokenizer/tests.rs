@@ -263,3 +263,55 @@ fn a_configured_token_must_exist() {
     let error = Tokenizer::from_chars("abc", config).unwrap_err();
     assert!(matches!(error, TextError::UnknownToken { role: "eos_token", .. }), "{error}");
 }
+
+#[test]
+fn published_configurations_give_templates_that_compile() {
+    let Some(data) = pt_core::testdata::shared_data() else { return };
+    let mut n_templates = 0;
+    for entry in std::fs::read_dir(data.join("tokenizers/tokenizer_configs")).unwrap() {
+        let config = TokenizerConfig::from_json(&read_json(entry.unwrap().path()), &Json::Null);
+        for (name, source) in &config.chat_templates {
+            ChatTemplate::new(source).unwrap_or_else(|e| panic!("{name}: {e}"));
+            n_templates += 1;
+        }
+    }
+    assert_eq!(n_templates, 5);
+}
+
+/// Every place a model directory can say something, in one directory.
+#[test]
+fn every_file_beside_the_vocabulary_is_read() {
+    let dir = tempfile::tempdir().unwrap();
+    train_byte_bpe(["a b"], 259, &["<|end|>", "<|stop|>"]).unwrap().save(dir.path()).unwrap();
+    let write = |name: &str, json: &Json| std::fs::write(dir.path().join(name), json.to_string()).unwrap();
+    write(
+        "tokenizer_config.json",
+        &json!({
+            "eos_token": {"content": "<|end|>", "special": true},
+            "bos_token": null,
+            "chat_template": [{"name": "default", "template": "D"}, {"name": "tool_use", "template": "T"}],
+            "added_tokens_decoder": {"259": {"content": "<|new|>", "special": true}},
+        }),
+    );
+    write("special_tokens_map.json", &json!({"pad_token": "<|new|>", "eos_token": "<|stop|>"}));
+    write("generation_config.json", &json!({"eos_token_id": [1, 0, -1]}));
+    let tokenizer = Tokenizer::from_dir(dir.path()).unwrap();
+    assert_eq!(
+        (tokenizer.eos_ids(), tokenizer.pad_id(), tokenizer.bos_id()),
+        ([0, 1].as_slice(), Some(260), None)
+    );
+    let config = tokenizer.config();
+    assert_eq!(
+        (config.chat_template(None).unwrap(), config.chat_template(Some("tool_use")).unwrap()),
+        ("D", "T")
+    );
+    assert_eq!(tokenizer.encode("a<|new|>", true).unwrap().ids.last(), Some(&259));
+    let error = config.chat_template(Some("tool_uze")).unwrap_err().to_string();
+    assert!(error.contains("did you mean `tool_use`"), "{error}");
+
+    std::fs::write(dir.path().join("chat_template.jinja"), "{{ strftime_now('%Y') }}").unwrap();
+    let tokenizer = Tokenizer::from_dir(dir.path()).unwrap();
+    let template = tokenizer.chat_template_at(None, Moment::from_civil(2001, 2, 3, 0, 0, 0)).unwrap();
+    assert!(template.reads_clock());
+    assert_eq!(template.render(&[], false, &Default::default()).unwrap(), "2001");
+}
