@@ -298,7 +298,7 @@ fn every_file_beside_the_vocabulary_is_read() {
     let tokenizer = Tokenizer::from_dir(dir.path()).unwrap();
     assert_eq!(
         (tokenizer.eos_ids(), tokenizer.pad_id(), tokenizer.bos_id()),
-        ([0, 1].as_slice(), Some(260), None)
+        ([0, 1].as_slice(), Some(259), None)
     );
     let config = tokenizer.config();
     assert_eq!(
