@@ -450,7 +450,12 @@ mod tests {
                 .map(|i| (main[i] + 0.5 * update[i]) * v[5][i % 4] / norms[i % 4] + v[6][i % 4] + v[1][i])
                 .collect()
         };
-        setup.check(|tape, v| tape.linear(&v[0], &[&linear], Some(&v[1])), reference, &[x, r], &[w, a, b, m, bias]);
+        setup.check(
+            |tape, v| tape.linear(&v[0], &[&linear], Some(&v[1])),
+            reference,
+            &[x, r],
+            &[w, a, b, m, bias],
+        );
     }
 
     #[test]
