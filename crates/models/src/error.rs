@@ -228,10 +228,13 @@ impl ModelError {
     }
 }
 
-/// What `atomic_file::publish_dir` makes of failures of its own.
+/// What a folder was being done when the file system refused to make it appear.
+pub(crate) const PUBLISHING: &str = "publishing the folder";
+
+/// What `atomic_file::publish_dir` makes of failures of its own; the caller puts the folder's path in.
 impl From<io::Error> for ModelError {
     fn from(source: io::Error) -> ModelError {
-        ModelError::Io { path: PathBuf::from("model folder"), doing: "publishing", source }
+        ModelError::Io { path: PathBuf::new(), doing: PUBLISHING, source }
     }
 }
 

@@ -107,25 +107,14 @@ impl WeightFile {
     /// The values of a floating-point tensor, all finite.
     pub(crate) fn values<E: Elem + pt_kernels::buffer::Plain>(&mut self, name: &str) -> Result<Buffer<E>> {
         let info = self.known(name).clone();
-        let decode: fn(&[u8]) -> f32 = match info.dtype {
-            StoredDtype::F32 => |b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]),
-            StoredDtype::BF16 => |b| bf16::from_le_bytes([b[0], b[1]]).to_f32(),
-            StoredDtype::F16 => |b| f16::from_le_bytes([b[0], b[1]]).to_f32(),
-            StoredDtype::F64 => {
-                |b| f64::from_le_bytes([b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7]]) as f32
-            }
-            _ => return Err(self.wrong_dtype(name, "F32, F16 or BF16")),
-        };
-        let size = info.dtype.bitsize() / 8;
         let mut out = Buffer::<E>::dirty(info.shape.iter().product());
-        let mut done = 0;
-        self.pieces(&info, |bytes| {
-            let n = bytes.len() / size;
-            for (out, bytes) in out[done..done + n].iter_mut().zip(bytes.chunks_exact(size)) {
-                *out = E::put(decode(bytes));
-            }
-            done += n;
-        })?;
+        match info.dtype {
+            StoredDtype::F32 => self.convert(&info, &mut out, f32::from_le_bytes)?,
+            StoredDtype::BF16 => self.convert(&info, &mut out, |b| Elem::get(bf16::from_le_bytes(b)))?,
+            StoredDtype::F16 => self.convert(&info, &mut out, |b| f16::from_le_bytes(b).to_f32())?,
+            StoredDtype::F64 => self.convert(&info, &mut out, |b| f64::from_le_bytes(b) as f32)?,
+            _ => return Err(self.wrong_dtype(name, "F64, F32, F16 or BF16")),
+        }
         match out.iter().position(|value| !value.get().is_finite()) {
             None => Ok(out),
             Some(index) => Err(ModelError::NonFinite {
@@ -166,6 +155,23 @@ impl WeightFile {
         self.tensors
             .get(name)
             .unwrap_or_else(|| panic!("{name} is asked of {} and not in it", self.path.display()))
+    }
+
+    /// Elements of `N` bytes, as they arrive.
+    fn convert<E: Elem, const N: usize>(
+        &mut self,
+        info: &TensorInfo,
+        out: &mut [E],
+        decode: impl Fn([u8; N]) -> f32,
+    ) -> Result<()> {
+        let mut rest = out;
+        self.pieces(info, |bytes| {
+            let (now, later) = std::mem::take(&mut rest).split_at_mut(bytes.len() / N);
+            for (out, bytes) in now.iter_mut().zip(bytes.as_chunks::<N>().0) {
+                *out = E::put(decode(*bytes));
+            }
+            rest = later;
+        })
     }
 
     fn pieces(&mut self, info: &TensorInfo, mut take: impl FnMut(&[u8])) -> Result<()> {

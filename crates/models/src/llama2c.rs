@@ -90,9 +90,9 @@ impl Header {
             context: field(6, "seq_len")?,
             tied: word(5) > 0,
         };
-        if header.dim % header.heads != 0
+        if !header.dim.is_multiple_of(header.heads)
             || !header.head_dim().is_multiple_of(2)
-            || header.heads % header.kv_heads != 0
+            || !header.heads.is_multiple_of(header.kv_heads)
         {
             return Err(bad(format!(
                 "dim {}, n_heads {}, n_kv_heads {} do not divide; this is not a llama2.c version 0 file",

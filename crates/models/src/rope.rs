@@ -164,7 +164,7 @@ fn rotated_width(options: &Options<'_>, partial: Option<f64>, context: RopeConte
         return Err(options.unsupported("partial_rotary_factor", supported));
     }
     let width = (context.head_dim as f64 * share) as usize;
-    if width == 0 || width % 2 != 0 {
+    if width == 0 || !width.is_multiple_of(2) {
         let expected = format!(
             "such that an even number of columns is rotated (head_dim {}, found {width})",
             context.head_dim
@@ -373,6 +373,84 @@ mod tests {
             let cos = |text: &str| text.split("cos: [").nth(1).unwrap().split(']').next().unwrap().to_owned();
             assert!(cos(&beside).starts_with(&cos(&alone)), "{options}");
         }
+    }
+
+    /// Transformers computes frequencies in `f32`, and these were printed with seven digits.
+    const TOLERANCE: f64 = 1e-6;
+
+    /// What transformers 5.23's `ROPE_INIT_FUNCTIONS` give for a head of 16 columns and 1000 positions.
+    #[test]
+    fn scalings_are_those_of_transformers() {
+        let check = |parameters: Value, len: usize, expected: [f64; 8], factor: f64| {
+            let max_positions = parameters["max"].as_u64().unwrap_or(1000) as usize;
+            let mut parameters = parameters;
+            parameters.as_object_mut().unwrap().remove("max");
+            let context =
+                RopeContext { head_dim: 16, max_positions, default_original: max_positions, ..CONTEXT };
+            let rope = read(json!({"rope_parameters": parameters}), context).unwrap();
+            for (found, expected) in rope.frequencies.of_len(len).iter().zip(expected) {
+                assert!((found / expected - 1.0).abs() < TOLERANCE, "{parameters}: {found} and {expected}");
+            }
+            assert!((rope.factor / factor - 1.0).abs() < TOLERANCE, "{parameters}: {}", rope.factor);
+        };
+        check(
+            json!({"rope_type": "yarn", "rope_theta": 10000.0, "factor": 8.0, "beta_fast": 16.0, "beta_slow": 2.0,
+                "original_max_position_embeddings": 128}),
+            5,
+            [1.0, 0.2239947, 0.04166666, 0.003952847, 0.00125, 0.0003952847, 0.000125, 3.952847e-05],
+            1.2079441541679836,
+        );
+        check(
+            json!({"rope_type": "yarn", "rope_theta": 500.0, "factor": 4.0, "truncate": false,
+                "original_max_position_embeddings": 256}),
+            5,
+            [1.0, 0.406596, 0.151428, 0.05328775, 0.01698704, 0.005141428, 0.002364354, 0.00108728],
+            1.138629436111989,
+        );
+        check(
+            json!({"rope_type": "yarn", "factor": 40.0, "mscale": 0.707, "mscale_all_dim": 1.0, "max": 163840,
+                "original_max_position_embeddings": 4096}),
+            5,
+            [1.0, 0.3162278, 0.1, 0.02391472, 0.005125, 0.0008498622, 2.5e-05, 7.905694e-06],
+            0.9210423553163399,
+        );
+        check(
+            json!({"rope_type": "yarn", "factor": 2.0, "attention_factor": 1.5, "original_max_position_embeddings": 64}),
+            5,
+            [1.0, 0.2635231, 0.06666666, 0.01581139, 0.005, 0.001581139, 0.0005, 0.0001581139],
+            1.5,
+        );
+        check(
+            json!({"rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0, "original_max_position_embeddings": 8192, "max": 131072}),
+            5,
+            [1.0, 0.1939228, 0.03760603, 0.007292665, 0.000524846, 3.428102e-05, 6.64787e-06, 1.289173e-06],
+            1.0,
+        );
+        check(
+            json!({"rope_type": "dynamic", "factor": 3.0}),
+            2500,
+            [1.0, 0.2478757, 0.06144235, 0.01523006, 0.003775162, 0.0009357709, 0.0002319548, 5.749596e-05],
+            1.0,
+        );
+        let plain = [1.0, 0.3162278, 0.1, 0.03162278, 0.01, 0.003162278, 0.001, 0.0003162278];
+        check(json!({"rope_type": "dynamic", "factor": 3.0}), 900, plain, 1.0);
+        let long = json!({"rope_type": "longrope", "original_max_position_embeddings": 100,
+            "short_factor": [1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7], "long_factor": [2, 3, 4, 5, 6, 7, 8, 9]});
+        check(
+            long.clone(),
+            101,
+            [0.5, 0.1054092, 0.025, 0.006324556, 0.001666667, 0.000451754, 0.000125, 3.513642e-05],
+            1.224744871391589,
+        );
+        let mut scaled = long;
+        scaled["factor"] = json!(4.0);
+        check(
+            scaled,
+            100,
+            [1.0, 0.2874798, 0.08333334, 0.02432521, 0.007142857, 0.002108185, 0.000625, 0.0001860163],
+            1.1406270186454384,
+        );
     }
 
     #[test]

@@ -17,7 +17,7 @@ use safetensors::{Dtype as StoredDtype, SafeTensorError};
 use serde_json::{Map, Value, json};
 
 use crate::config::StoredQuantisation;
-use crate::error::{ModelError, Result};
+use crate::error::{ModelError, PUBLISHING, Result};
 use crate::model::{Model, torch_name};
 
 /// How weights are written.
@@ -46,9 +46,13 @@ pub fn save(
     options: &SaveOptions,
     also: impl FnOnce(&Path) -> Result<()>,
 ) -> Result<()> {
-    atomic_file::publish_dir(dir, |folder| {
+    let fill = |folder: &Path| {
         save_into(model, folder, options)?;
         also(folder)
+    };
+    atomic_file::publish_dir(dir, fill).map_err(|error| match error {
+        ModelError::Io { doing: PUBLISHING, source, .. } => ModelError::io(dir, PUBLISHING)(source),
+        other => other,
     })
 }
 
@@ -79,19 +83,27 @@ pub fn save_into(model: &Model, folder: &Path, options: &SaveOptions) -> Result<
 /// Writes tensors as one safetensors file, atomically.
 pub(crate) fn write_tensors(path: &Path, tensors: Vec<(String, Stored<'_>)>) -> Result<()> {
     let format = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-    let temporary = path.with_extension("safetensors.partial");
-    let written = safetensors::serialize_to_file(tensors, Some(format), &temporary);
-    written.map_err(|error| match error {
-        SafeTensorError::IoError(source) => {
-            ModelError::Io { path: path.to_owned(), doing: "writing", source }
-        }
-        other => {
-            ModelError::BadFile { file: path.to_owned(), problem: format!("cannot be written: {other}") }
-        }
-    })?;
-    let file = std::fs::File::open(&temporary).map_err(ModelError::io(path, "writing"))?;
-    file.sync_all().map_err(ModelError::io(path, "writing"))?;
-    std::fs::rename(&temporary, path).map_err(ModelError::io(path, "writing"))
+    let temporary = path.with_file_name(match path.file_name() {
+        Some(name) => format!(".{}.partial", name.to_string_lossy()),
+        None => unreachable!("callers give the path of a file"),
+    });
+    let written = safetensors::serialize_to_file(tensors, Some(format), &temporary)
+        .map_err(|error| match error {
+            SafeTensorError::IoError(source) => ModelError::io(path, "writing")(source),
+            other => {
+                ModelError::BadFile { file: path.to_owned(), problem: format!("cannot be written: {other}") }
+            }
+        })
+        .and_then(|()| {
+            let publish = || {
+                std::fs::File::open(&temporary)?.sync_all().and_then(|()| std::fs::rename(&temporary, path))
+            };
+            publish().map_err(ModelError::io(path, "writing"))
+        });
+    if written.is_err() {
+        let _ = std::fs::remove_file(&temporary);
+    }
+    written
 }
 
 pub(crate) fn write_json(path: &Path, value: &Value) -> Result<()> {

@@ -309,3 +309,29 @@ fn broken_shards_are_named() {
     });
     broken.fails_with(&["`lm_head.weight` is also in", "model-00001"]);
 }
+
+/// Whatever the bytes, the answer is a model or an error.
+#[test]
+fn damaged_bytes_never_panic() {
+    let broken = Broken::of("llama_sharded");
+    let stream = pt_core::rng::Stream::new(1, "damage");
+    let mut refused = 0;
+    for (file_idx, (name, original)) in contents(broken.dir.path()).iter().enumerate() {
+        for trial in 0..60 {
+            let mut draws = stream.at((file_idx * 1000 + trial) as u64);
+            let mut bytes = original.clone();
+            // Headers and JSON are at the front.
+            let reach = bytes.len().min(1500);
+            for _ in 0..=draws.below(3) {
+                bytes[draws.below(reach)] = draws.next_u32() as u8;
+            }
+            if draws.below(4) == 0 {
+                bytes.truncate(draws.below(original.len()));
+            }
+            std::fs::write(broken.path(name), bytes).unwrap();
+            refused += usize::from(load(broken.dir.path(), &LoadOptions::default()).is_err());
+        }
+        std::fs::write(broken.path(name), original).unwrap();
+    }
+    assert!(refused > 150, "{refused} of 360 damaged folders were refused");
+}

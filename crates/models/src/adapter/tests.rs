@@ -142,3 +142,23 @@ fn merging_removes_the_adapter_and_keeps_ids() {
     let (old, new) = (row_norms(&before, 32), row_norms(&values(&model, &format!("{Q}.weight")), 32));
     assert!(old.iter().zip(&new).all(|(o, n)| (o - n).abs() < 1e-5 * o));
 }
+
+/// On a quantised base the rest is quantised again, which moves the sum by less than the rest was moved before.
+#[test]
+fn pissa_on_quantised_weights_keeps_their_storage() {
+    for how in [Quantise::Nf4 { double: true }, Quantise::Int8] {
+        let mut model = model();
+        let id = model.params.find(&format!("{Q}.weight")).unwrap();
+        let original = model.params.get(id).weight.to_f32();
+        model.params.get_mut(id).weight = quantised(&original, 32, 32, how).unwrap();
+        let (stored, name) =
+            (values(&model, &format!("{Q}.weight")), model.params.get(id).weight.dtype_name());
+        model.attach_lora(&config(json!({"init": "pissa", "targets": [Q]})), 1).unwrap();
+        assert_eq!(model.params.get(id).weight.dtype_name(), name);
+        model.merge_adapter(Dtype::F32).unwrap();
+        let gap =
+            |w: &[f32]| -> f32 { w.iter().zip(&stored).map(|(a, b)| (a - b).powi(2)).sum::<f32>().sqrt() };
+        let size: f32 = stored.iter().map(|x| x * x).sum::<f32>().sqrt();
+        assert!(gap(&values(&model, &format!("{Q}.weight"))) < 0.1 * size, "{name}");
+    }
+}
