@@ -110,6 +110,13 @@ pub struct BestBy {
     pub higher_is_better: bool,
 }
 
+impl BestBy {
+    /// Equals are not better, nor is NaN.
+    fn is_better(&self, value: f64, than: f64) -> bool {
+        if self.higher_is_better { value > than } else { value < than }
+    }
+}
+
 /// Which checkpoints stay.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Retention {
@@ -223,17 +230,34 @@ impl CheckpointStore {
     /// # Errors
     /// [`RunError::Io`].
     pub fn best_step(&self) -> Result<Option<u64>> {
+        Ok(self.best()?.map(|(step, _)| step))
+    }
+
+    /// Whether a checkpoint with these metrics, saved now, would be the best one kept. Never, unless the retention
+    /// keeps a best one and `metrics` holds its metric, finite. Reads no tensors.
+    ///
+    /// # Errors
+    /// [`RunError::Io`].
+    pub fn would_be_best(&self, metrics: &BTreeMap<String, f64>) -> Result<bool> {
+        let Some(by) = &self.retention.best else { return Ok(false) };
+        let Some(&value) = metrics.get(&by.metric).filter(|value| value.is_finite()) else {
+            return Ok(false);
+        };
+        Ok(self.best()?.is_none_or(|(_, old)| by.is_better(value, old)))
+    }
+
+    /// Step and value of the best checkpoint.
+    fn best(&self) -> Result<Option<(u64, f64)>> {
         let Some(by) = &self.retention.best else { return Ok(None) };
         let mut best: Option<(u64, f64)> = None;
         for step in self.steps()? {
             let Ok(sealed) = read_state(&self.path_of(step)) else { continue };
             let Some(&value) = sealed.state.metrics.get(&by.metric) else { continue };
-            let better = |old: f64| if by.higher_is_better { value > old } else { value < old };
-            if best.is_none_or(|(_, old)| better(old)) {
+            if best.is_none_or(|(_, old)| by.is_better(value, old)) {
                 best = Some((step, value));
             }
         }
-        Ok(best.map(|(step, _)| step))
+        Ok(best)
     }
 
     /// Removes the checkpoints after `step`: those a resume from `step` will write again.

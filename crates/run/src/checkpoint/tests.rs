@@ -101,6 +101,28 @@ fn the_newest_and_the_best_stay() {
 }
 
 #[test]
+fn only_what_beats_the_best_kept_would_be_best() {
+    let check = |best: Option<&str>, saved: &[f64], key: &str, value: f64, expected: bool| {
+        let dir = tempfile::tempdir().unwrap();
+        let best = best.map(|metric| BestBy { metric: metric.into(), higher_is_better: false });
+        let store = CheckpointStore::open(dir.path(), Retention { keep_last: 9, best }).unwrap();
+        for (i, value) in saved.iter().enumerate() {
+            let metrics = BTreeMap::from([("m".to_owned(), *value)]);
+            store.save(&CheckpointState { metrics, ..state(i as u64 + 1) }, []).unwrap();
+        }
+        let metrics = BTreeMap::from([(key.to_owned(), value)]);
+        assert_eq!(store.would_be_best(&metrics).unwrap(), expected, "{saved:?} {key} {value}");
+    };
+    check(Some("m"), &[], "m", 5.0, true);
+    check(Some("m"), &[3.0, 4.0], "m", 2.9, true);
+    check(Some("m"), &[3.0, 4.0], "m", 3.0, false);
+    check(Some("m"), &[3.0, 4.0], "m", 3.5, false);
+    check(Some("m"), &[], "m", f64::NAN, false);
+    check(Some("m"), &[3.0], "other", 1.0, false);
+    check(None, &[3.0], "m", 1.0, false);
+}
+
+#[test]
 fn a_resume_discards_what_it_will_write_again() {
     let dir = tempfile::tempdir().unwrap();
     let store = store_with(dir.path(), &[1, 2, 3, 4]);
