@@ -61,30 +61,65 @@ impl Micro {
     /// If a slice is too short for the shape.
     #[inline]
     pub fn run(&self, rows: usize, k: usize, a: &[u32], b: &[u32], tile: &mut [f32]) {
+        self.run_part(rows, self.nr, k, a, b, tile, false);
+    }
+
+    /// As [`Micro::run`], but only the first `cols` columns of the tile must come out right, and a `fresh` tile starts
+    /// at zero whatever it holds.
+    ///
+    /// # Panics
+    /// If a slice is too short for the shape.
+    #[inline]
+    pub fn run_part(
+        &self,
+        rows: usize,
+        cols: usize,
+        k: usize,
+        a: &[u32],
+        b: &[u32],
+        tile: &mut [f32],
+        fresh: bool,
+    ) {
         let steps = match self.format {
             Format::Single => k,
             Format::Pair => k.div_ceil(2),
         };
         assert!(rows >= 1 && rows <= self.mr && tile.len() >= rows * self.nr);
-        assert!(a.len() >= steps * rows && b.len() >= steps * self.nr);
+        assert!(cols <= self.nr && a.len() >= steps * rows && b.len() >= steps * self.nr);
         macro_rules! by_rows {
-            ($kernel:ident, $($n:literal)*) => {
+            ($kernel:ident, $vectors:literal, $($n:literal)*) => {
                 match rows {
-                    // SAFETY: the lengths were checked above, and `of` chose this kernel for an instruction set present.
-                    $($n => unsafe { $kernel::<$n>(steps, a.as_ptr(), b.as_ptr(), tile.as_mut_ptr()) },)*
+                    $($n => {
+                        // SAFETY: the lengths were checked above, and `of` chose this kernel for an instruction set present.
+                        unsafe { $kernel::<$n, $vectors>(steps, a.as_ptr(), b.as_ptr(), tile.as_mut_ptr(), fresh) }
+                    })*
                     _ => unreachable!("rows <= mr was checked"),
                 }
             };
         }
         match (self.isa, self.format) {
             #[cfg(target_arch = "x86_64")]
-            (Isa::Avx512Bf16, Format::Pair) => by_rows!(pair_avx512, 1 2 3 4 5 6 7 8 9 10 11 12 13 14),
-            #[cfg(target_arch = "x86_64")]
-            (Isa::Avx512Bf16 | Isa::Avx512, Format::Single) => {
-                by_rows!(single_avx512, 1 2 3 4 5 6 7 8 9 10 11 12 13 14)
+            (Isa::Avx512Bf16, Format::Pair) if cols <= 16 => {
+                by_rows!(pair_avx512, 1, 1 2 3 4 5 6 7 8 9 10 11 12 13 14)
             }
             #[cfg(target_arch = "x86_64")]
-            (Isa::Avx2, _) => by_rows!(single_avx2, 1 2 3 4 5 6),
+            (Isa::Avx512Bf16, Format::Pair) => by_rows!(pair_avx512, 2, 1 2 3 4 5 6 7 8 9 10 11 12 13 14),
+            #[cfg(target_arch = "x86_64")]
+            (Isa::Avx512Bf16 | Isa::Avx512, Format::Single) if cols <= 16 => {
+                by_rows!(single_avx512, 1, 1 2 3 4 5 6 7 8 9 10 11 12 13 14)
+            }
+            #[cfg(target_arch = "x86_64")]
+            (Isa::Avx512Bf16 | Isa::Avx512, Format::Single) => {
+                by_rows!(single_avx512, 2, 1 2 3 4 5 6 7 8 9 10 11 12 13 14)
+            }
+            #[cfg(target_arch = "x86_64")]
+            (Isa::Avx2, _) if cols <= 8 => by_rows!(single_avx2, 1, 1 2 3 4 5 6),
+            #[cfg(target_arch = "x86_64")]
+            (Isa::Avx2, _) => by_rows!(single_avx2, 2, 1 2 3 4 5 6),
+            _ if fresh => {
+                tile[..rows * self.nr].fill(0.0);
+                self.run_part(rows, cols, k, a, b, tile, false);
+            }
             _ => match rows {
                 1 => single_portable::<1>(steps, a, b, tile),
                 2 => single_portable::<2>(steps, a, b, tile),
@@ -96,105 +131,142 @@ impl Micro {
     }
 }
 
-/// `R x 32` tile, two `bf16` per step and lane.
+/// `R` rows of `V` vectors of a tile of 32 columns, two `bf16` per step and lane.
 ///
 /// # Safety
 /// AVX512-BF16 present; `a` has `steps * R` words, `b` `steps * 32`, `tile` `R * 32`.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
-unsafe fn pair_avx512<const R: usize>(steps: usize, a: *const u32, b: *const u32, tile: *mut f32) {
+unsafe fn pair_avx512<const R: usize, const V: usize>(
+    steps: usize,
+    a: *const u32,
+    b: *const u32,
+    tile: *mut f32,
+    fresh: bool,
+) {
     // SAFETY: every offset below is within the extents the caller promises.
     unsafe {
-        let mut acc = [[_mm512_setzero_ps(); 2]; R];
-        for r in 0..R {
-            acc[r][0] = _mm512_loadu_ps(tile.add(r * 32));
-            acc[r][1] = _mm512_loadu_ps(tile.add(r * 32 + 16));
+        let mut acc = [[_mm512_setzero_ps(); V]; R];
+        if !fresh {
+            for r in 0..R {
+                for v in 0..V {
+                    acc[r][v] = _mm512_loadu_ps(tile.add(r * 32 + 16 * v));
+                }
+            }
         }
         let (mut a, mut b) = (a, b);
         for _ in 0..steps {
-            let b0: __m512bh = std::mem::transmute(_mm512_loadu_si512(b.cast()));
-            let b1: __m512bh = std::mem::transmute(_mm512_loadu_si512(b.add(16).cast()));
-            _mm_prefetch::<_MM_HINT_T0>(b.add(32 * 8).cast());
-            _mm_prefetch::<_MM_HINT_T0>(b.add(32 * 8 + 16).cast());
+            let mut columns: [__m512bh; V] = [std::mem::transmute(_mm512_setzero_si512()); V];
+            for v in 0..V {
+                columns[v] = std::mem::transmute(_mm512_loadu_si512(b.add(16 * v).cast()));
+                _mm_prefetch::<_MM_HINT_T0>(b.add(32 * 8 + 16 * v).cast());
+            }
             for r in 0..R {
                 let pair: __m512bh = std::mem::transmute(_mm512_set1_epi32(*a.add(r) as i32));
-                acc[r][0] = _mm512_dpbf16_ps(acc[r][0], pair, b0);
-                acc[r][1] = _mm512_dpbf16_ps(acc[r][1], pair, b1);
+                for v in 0..V {
+                    acc[r][v] = _mm512_dpbf16_ps(acc[r][v], pair, columns[v]);
+                }
             }
             a = a.add(R);
             b = b.add(32);
         }
         for r in 0..R {
-            _mm512_storeu_ps(tile.add(r * 32), acc[r][0]);
-            _mm512_storeu_ps(tile.add(r * 32 + 16), acc[r][1]);
+            for v in 0..V {
+                _mm512_storeu_ps(tile.add(r * 32 + 16 * v), acc[r][v]);
+            }
         }
     }
 }
 
-/// `R x 32` tile in `f32`.
+/// `R` rows of `V` vectors of a tile of 32 columns, in `f32`.
 ///
 /// # Safety
 /// AVX-512F present; `a` has `steps * R` words holding `f32`, `b` `steps * 32`, `tile` `R * 32`.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f")]
-unsafe fn single_avx512<const R: usize>(steps: usize, a: *const u32, b: *const u32, tile: *mut f32) {
+unsafe fn single_avx512<const R: usize, const V: usize>(
+    steps: usize,
+    a: *const u32,
+    b: *const u32,
+    tile: *mut f32,
+    fresh: bool,
+) {
     // SAFETY: every offset below is within the extents the caller promises.
     unsafe {
-        let mut acc = [[_mm512_setzero_ps(); 2]; R];
-        for r in 0..R {
-            acc[r][0] = _mm512_loadu_ps(tile.add(r * 32));
-            acc[r][1] = _mm512_loadu_ps(tile.add(r * 32 + 16));
+        let mut acc = [[_mm512_setzero_ps(); V]; R];
+        if !fresh {
+            for r in 0..R {
+                for v in 0..V {
+                    acc[r][v] = _mm512_loadu_ps(tile.add(r * 32 + 16 * v));
+                }
+            }
         }
         let (mut a, mut b): (*const f32, *const f32) = (a.cast(), b.cast());
         for _ in 0..steps {
-            let b0 = _mm512_loadu_ps(b);
-            let b1 = _mm512_loadu_ps(b.add(16));
-            _mm_prefetch::<_MM_HINT_T0>(b.add(32 * 8).cast());
-            _mm_prefetch::<_MM_HINT_T0>(b.add(32 * 8 + 16).cast());
+            let mut columns = [_mm512_setzero_ps(); V];
+            for v in 0..V {
+                columns[v] = _mm512_loadu_ps(b.add(16 * v));
+                _mm_prefetch::<_MM_HINT_T0>(b.add(32 * 8 + 16 * v).cast());
+            }
             for r in 0..R {
                 let value = _mm512_set1_ps(*a.add(r));
-                acc[r][0] = _mm512_fmadd_ps(value, b0, acc[r][0]);
-                acc[r][1] = _mm512_fmadd_ps(value, b1, acc[r][1]);
+                for v in 0..V {
+                    acc[r][v] = _mm512_fmadd_ps(value, columns[v], acc[r][v]);
+                }
             }
             a = a.add(R);
             b = b.add(32);
         }
         for r in 0..R {
-            _mm512_storeu_ps(tile.add(r * 32), acc[r][0]);
-            _mm512_storeu_ps(tile.add(r * 32 + 16), acc[r][1]);
+            for v in 0..V {
+                _mm512_storeu_ps(tile.add(r * 32 + 16 * v), acc[r][v]);
+            }
         }
     }
 }
 
-/// `R x 16` tile in `f32`.
+/// `R` rows of `V` vectors of a tile of 16 columns, in `f32`.
 ///
 /// # Safety
 /// AVX2 and FMA present; `a` has `steps * R` words holding `f32`, `b` `steps * 16`, `tile` `R * 16`.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
-unsafe fn single_avx2<const R: usize>(steps: usize, a: *const u32, b: *const u32, tile: *mut f32) {
+unsafe fn single_avx2<const R: usize, const V: usize>(
+    steps: usize,
+    a: *const u32,
+    b: *const u32,
+    tile: *mut f32,
+    fresh: bool,
+) {
     // SAFETY: every offset below is within the extents the caller promises.
     unsafe {
-        let mut acc = [[_mm256_setzero_ps(); 2]; R];
-        for r in 0..R {
-            acc[r][0] = _mm256_loadu_ps(tile.add(r * 16));
-            acc[r][1] = _mm256_loadu_ps(tile.add(r * 16 + 8));
+        let mut acc = [[_mm256_setzero_ps(); V]; R];
+        if !fresh {
+            for r in 0..R {
+                for v in 0..V {
+                    acc[r][v] = _mm256_loadu_ps(tile.add(r * 16 + 8 * v));
+                }
+            }
         }
         let (mut a, mut b): (*const f32, *const f32) = (a.cast(), b.cast());
         for _ in 0..steps {
-            let b0 = _mm256_loadu_ps(b);
-            let b1 = _mm256_loadu_ps(b.add(8));
+            let mut columns = [_mm256_setzero_ps(); V];
+            for v in 0..V {
+                columns[v] = _mm256_loadu_ps(b.add(8 * v));
+            }
             for r in 0..R {
                 let value = _mm256_set1_ps(*a.add(r));
-                acc[r][0] = _mm256_fmadd_ps(value, b0, acc[r][0]);
-                acc[r][1] = _mm256_fmadd_ps(value, b1, acc[r][1]);
+                for v in 0..V {
+                    acc[r][v] = _mm256_fmadd_ps(value, columns[v], acc[r][v]);
+                }
             }
             a = a.add(R);
             b = b.add(16);
         }
         for r in 0..R {
-            _mm256_storeu_ps(tile.add(r * 16), acc[r][0]);
-            _mm256_storeu_ps(tile.add(r * 16 + 8), acc[r][1]);
+            for v in 0..V {
+                _mm256_storeu_ps(tile.add(r * 16 + 8 * v), acc[r][v]);
+            }
         }
     }
 }

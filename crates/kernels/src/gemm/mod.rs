@@ -92,6 +92,7 @@ const TASKS_PER_THREAD: usize = 4;
 /// Computes every tile of the product and hands it to `sink`, in parallel over panels.
 pub fn for_each_tile(m: usize, n: usize, parts: &[Part<'_>], precision: Precision, sink: &impl TileSink) {
     let micro = Micro::of(precision);
+    assert!(!parts.is_empty(), "a product has at least one part");
     for part in parts {
         part.a.check(m, micro.mr, precision);
         if let Right::Packed(b) = part.b {
@@ -157,9 +158,10 @@ fn run_panel(
         let row0 = row_panel * micro.mr;
         let n_rows = micro.mr.min(m - row0);
         let tile = &mut tile[..n_rows * micro.nr];
-        sink.start(row0, n_rows, col0, cols, micro.nr, tile);
+        let mut fresh = !sink.start(row0, n_rows, col0, cols, micro.nr, tile);
         for (part, b) in parts.iter().zip(&b_panels) {
-            micro.run(n_rows, part.a.k(), part.a.panel(row_panel), b, tile);
+            micro.run_part(n_rows, cols, part.a.k(), part.a.panel(row_panel), b, tile, fresh);
+            fresh = false;
         }
         sink.finish(row0, n_rows, col0, cols, micro.nr, tile);
     }

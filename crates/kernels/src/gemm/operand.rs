@@ -11,6 +11,7 @@ use rayon::prelude::*;
 use super::micro::{Format, Micro, Precision};
 use crate::buffer::Buffer;
 use crate::elem::Elem;
+use crate::isa::{IsaKernel, dispatch};
 use crate::quant::int8::Int8Matrix;
 use crate::quant::nf4::Nf4Matrix;
 
@@ -141,9 +142,11 @@ pub fn pack_panel(
         (KAxis::Inner, Values::Bf16(v)) => {
             inner(|i| &v[(first + i) * operand.ld..][..k], n, k, width, format, out)
         }
-        (KAxis::Outer, Values::F32(v)) => outer(|j| &v[j * operand.ld + first..][..n], k, width, format, out),
+        (KAxis::Outer, Values::F32(v)) => {
+            dispatch(Outer { values: v.get(first..).unwrap_or(&[]), ld: operand.ld, n, k, width, format, out });
+        }
         (KAxis::Outer, Values::Bf16(v)) => {
-            outer(|j| &v[j * operand.ld + first..][..n], k, width, format, out)
+            dispatch(Outer { values: v.get(first..).unwrap_or(&[]), ld: operand.ld, n, k, width, format, out });
         }
         (KAxis::Inner, quantised) => {
             let mut rows = Buffer::<bf16>::dirty(n * k);
@@ -157,7 +160,7 @@ pub fn pack_panel(
             for (j, row) in rows.chunks_exact_mut(n).enumerate() {
                 decode(quantised, j, first, row);
             }
-            outer(|j| &rows[j * n..][..n], k, width, format, out);
+            dispatch(Outer { values: &rows[..], ld: n, n, k, width, format, out });
         }
     }
 }
@@ -183,6 +186,19 @@ fn inner<'v, E: Elem + Bits>(
     if n < width {
         out.fill(0);
     }
+    let words = match (format, E::IS_BF16) {
+        (Format::Single, false) => k,
+        (Format::Pair, true) => k / 2,
+        _ => 0,
+    };
+    if words > 0 && transpose_words(&row, n, words, width, out) {
+        if words * 2 + 1 == k && E::IS_BF16 {
+            for i in 0..n {
+                out[words * width + i] = pair(row(i)[k - 1].to_bf16_bits(), 0);
+            }
+        }
+        return;
+    }
     match format {
         Format::Single => {
             let mut i0 = 0;
@@ -202,39 +218,44 @@ fn inner<'v, E: Elem + Bits>(
             }
         }
         Format::Pair => {
-            let pairs = k / 2;
-            let mut i0 = 0;
-            while i0 < n {
-                let lanes = (n - i0).min(16);
-                #[cfg(target_arch = "x86_64")]
-                if lanes == 16 && E::IS_BF16 {
-                    let rows: [*const u32; 16] = std::array::from_fn(|i| {
-                        let row = row(i0 + i);
-                        assert_eq!(row.len(), k);
-                        row.as_ptr().cast()
-                    });
-                    assert!(pairs == 0 || out.len() >= (pairs - 1) * width + i0 + 16);
-                    // SAFETY: each row holds `2 * pairs` bf16 = `pairs` words, `out` was checked to hold the last store,
-                    // and the Pair format is only chosen where AVX-512 is present.
-                    unsafe { transpose16_words(&rows, pairs, out.as_mut_ptr().add(i0), width) };
-                    i0 += lanes;
-                    continue;
+            for i in 0..n {
+                let (pairs, rest) = row(i).as_chunks::<2>();
+                for (j, [low, high]) in pairs.iter().enumerate() {
+                    out[j * width + i] = pair(low.to_bf16_bits(), high.to_bf16_bits());
                 }
-                for i in i0..i0 + lanes {
-                    let row = row(i);
-                    for j in 0..pairs {
-                        out[j * width + i] = pair(row[2 * j].to_bf16_bits(), row[2 * j + 1].to_bf16_bits());
-                    }
-                }
-                i0 += lanes;
-            }
-            if k % 2 == 1 {
-                for i in 0..n {
-                    out[pairs * width + i] = pair(row(i)[k - 1].to_bf16_bits(), 0);
+                if let [last] = rest {
+                    out[pairs.len() * width + i] = pair(last.to_bf16_bits(), 0);
                 }
             }
         }
     }
+}
+
+/// Transposes the first `words` 32-bit words of `n` rows with vector instructions; `false` if there are none.
+fn transpose_words<'v, E: Elem>(
+    row: &impl Fn(usize) -> &'v [E],
+    n: usize,
+    words: usize,
+    width: usize,
+    out: &mut [u32],
+) -> bool {
+    #[cfg(target_arch = "x86_64")]
+    if crate::isa::current() >= crate::isa::Isa::Avx512 {
+        for i0 in (0..n).step_by(16) {
+            let lanes = (n - i0).min(16);
+            let rows: [*const u32; 16] = std::array::from_fn(|i| {
+                let row = row(i0 + i.min(lanes - 1));
+                assert!(size_of_val(row) >= 4 * words, "a row holds its words");
+                row.as_ptr().cast()
+            });
+            assert!(out.len() >= (words - 1) * width + i0 + lanes, "the panel holds its words");
+            // SAFETY: each row holds `words` words and `out` the last store, as was checked; AVX-512 is present.
+            unsafe { transpose16_words(&rows, words, out.as_mut_ptr().add(i0), width, lanes) };
+        }
+        return true;
+    }
+    let _ = (row, n, words, width, out);
+    false
 }
 
 #[inline(always)]
@@ -247,15 +268,22 @@ fn transpose16(k: usize, width: usize, out: &mut [u32], at: impl Fn(usize, usize
     }
 }
 
-/// Transposes 16 rows of `count` words: word `j` of row `i` goes to `out[j * width + i]`.
+/// Transposes `lanes` of 16 rows of `count` words: word `j` of row `i` goes to `out[j * width + i]`.
 ///
 /// # Safety
 /// AVX-512F present; each row pointer is readable for `count` words (any alignment); `out` is writable at
-/// `j * width .. j * width + 16` for every `j < count`.
+/// `j * width .. j * width + lanes` for every `j < count`.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f")]
-unsafe fn transpose16_words(rows: &[*const u32; 16], count: usize, out: *mut u32, width: usize) {
+unsafe fn transpose16_words(
+    rows: &[*const u32; 16],
+    count: usize,
+    out: *mut u32,
+    width: usize,
+    lanes: usize,
+) {
     use std::arch::x86_64::*;
+    let stored: u16 = if lanes == 16 { u16::MAX } else { (1 << lanes) - 1 };
     let mut j = 0;
     while j < count {
         let block = (count - j).min(16);
@@ -288,8 +316,8 @@ unsafe fn transpose16_words(rows: &[*const u32; 16], count: usize, out: *mut u32
             ];
             for (column, words) in columns {
                 if column < block {
-                    // SAFETY: `j + column < count`, where the caller promises 16 writable words.
-                    unsafe { _mm512_storeu_si512(out.add((j + column) * width).cast(), words) };
+                    // SAFETY: `j + column < count`, where the caller promises `lanes` writable words.
+                    unsafe { _mm512_mask_storeu_epi32(out.add((j + column) * width).cast(), stored, words) };
                 }
             }
         }
@@ -298,49 +326,83 @@ unsafe fn transpose16_words(rows: &[*const u32; 16], count: usize, out: *mut u32
 }
 
 /// Reduction across rows: interleave rows two by two, or copy them.
-fn outer<'v, E: Elem + Bits>(
-    row: impl Fn(usize) -> &'v [E],
+struct Outer<'v, 'o, E> {
+    /// Element (outer, k) at `k * ld + outer`.
+    values: &'v [E],
+    ld: usize,
+    n: usize,
     k: usize,
     width: usize,
     format: Format,
-    out: &mut [u32],
-) {
-    match format {
-        Format::Single => {
-            for (j, lane) in out.chunks_exact_mut(width).enumerate().take(k) {
-                let row = row(j);
-                for (out, value) in lane.iter_mut().zip(row) {
-                    *out = value.get().to_bits();
-                }
-                lane[row.len()..].fill(0);
-            }
+    out: &'o mut [u32],
+}
+
+impl<E: Elem + Bits> IsaKernel for Outer<'_, '_, E> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<const FMA: bool>(self) {
+        // The usual widths are constants, so that a row is one or two vectors.
+        match (self.n, self.width) {
+            (32, 32) => self.rows(32, 32),
+            (14, 14) => self.rows(14, 14),
+            (16, 16) => self.rows(16, 16),
+            (n, width) => self.rows(n, width),
         }
-        Format::Pair => {
-            for (j, lane) in out.chunks_exact_mut(width).enumerate().take(k.div_ceil(2)) {
-                let low = row(2 * j);
-                let n = low.len();
-                if 2 * j + 1 < k {
-                    let high = row(2 * j + 1);
-                    interleave(low, high, &mut lane[..n]);
-                } else {
-                    for (out, value) in lane.iter_mut().zip(low) {
+    }
+}
+
+/// Rows ahead of the one being packed that are asked for: rows are far apart, beyond what the hardware foresees.
+const AHEAD: usize = 16;
+
+impl<E: Elem + Bits> Outer<'_, '_, E> {
+    #[inline(always)]
+    fn rows(self, n: usize, width: usize) {
+        let Outer { values, ld, k, format, out, .. } = self;
+        let row = |j: usize| &values[j * ld..][..n];
+        match format {
+            Format::Single => {
+                for (j, lane) in out.chunks_exact_mut(width).enumerate().take(k) {
+                    prefetch(values, (j + AHEAD) * ld);
+                    for (out, value) in lane.iter_mut().zip(row(j)) {
+                        *out = value.get().to_bits();
+                    }
+                    lane[n..].fill(0);
+                }
+            }
+            Format::Pair => {
+                for (j, lane) in out.chunks_exact_mut(width).enumerate().take(k / 2) {
+                    prefetch(values, (2 * j + AHEAD) * ld);
+                    prefetch(values, (2 * j + 1 + AHEAD) * ld);
+                    let (low, high) = (row(2 * j), row(2 * j + 1));
+                    for i in 0..n {
+                        lane[i] = pair(low[i].to_bf16_bits(), high[i].to_bf16_bits());
+                    }
+                    lane[n..].fill(0);
+                }
+                if k % 2 == 1 {
+                    let lane = &mut out[k / 2 * width..][..width];
+                    for (out, value) in lane.iter_mut().zip(row(k - 1)) {
                         *out = pair(value.to_bf16_bits(), 0);
                     }
+                    lane[n..].fill(0);
                 }
-                lane[n..].fill(0);
             }
         }
     }
 }
 
-crate::kernel! {
-    fn interleave<E: Bits>(['a] low: &'a [E], high: &'a [E], out: &'a mut [u32]) {
-        let n = out.len();
-        let (low, high) = (&low[..n], &high[..n]);
-        for i in 0..n {
-            out[i] = pair(low[i].to_bf16_bits(), high[i].to_bf16_bits());
-        }
+/// Asks for the cache line of element `index`, if there is one.
+#[inline(always)]
+fn prefetch<E>(values: &[E], index: usize) {
+    #[cfg(target_arch = "x86_64")]
+    if let Some(value) = values.get(index) {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // SAFETY: a prefetch of a valid reference; SSE is part of x86-64.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(value).cast()) };
     }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (values, index);
 }
 
 #[inline(always)]

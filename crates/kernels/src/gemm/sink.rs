@@ -5,11 +5,20 @@ use std::marker::PhantomData;
 use half::bf16;
 
 use crate::elem::Elem;
+use crate::isa::{IsaKernel, dispatch};
 
 /// Receives tiles `[n_rows, nr]` of a product; called from several threads, each tile once.
 pub trait TileSink: Sync {
-    /// Fills the tile with the values the sum starts from.
-    fn start(&self, row0: usize, n_rows: usize, col0: usize, n_cols: usize, nr: usize, tile: &mut [f32]);
+    /// Fills the tile with the values the sum starts from; `false` leaves it, and the sum starts from zero.
+    fn start(
+        &self,
+        row0: usize,
+        n_rows: usize,
+        col0: usize,
+        n_cols: usize,
+        nr: usize,
+        tile: &mut [f32],
+    ) -> bool;
     /// Takes the finished tile; columns `n_cols ..` of it are padding.
     fn finish(&self, row0: usize, n_rows: usize, col0: usize, n_cols: usize, nr: usize, tile: &mut [f32]);
 }
@@ -90,40 +99,52 @@ impl<'a> Store<'a> {
 }
 
 impl TileSink for Store<'_> {
-    fn start(&self, row0: usize, n_rows: usize, col0: usize, n_cols: usize, nr: usize, tile: &mut [f32]) {
-        tile.fill(0.0);
-        if let (true, Raw::F32(out)) = (self.epilogue.accumulate, &self.out) {
-            for r in 0..n_rows {
-                // SAFETY: the extent was checked in `new`, and this tile's elements are ours alone.
-                let row = unsafe { std::slice::from_raw_parts(out.add((row0 + r) * self.ld + col0), n_cols) };
-                tile[r * nr..r * nr + n_cols].copy_from_slice(row);
-            }
+    fn start(
+        &self,
+        row0: usize,
+        n_rows: usize,
+        col0: usize,
+        n_cols: usize,
+        nr: usize,
+        tile: &mut [f32],
+    ) -> bool {
+        let (true, Raw::F32(out)) = (self.epilogue.accumulate, &self.out) else { return false };
+        for r in 0..n_rows {
+            // SAFETY: the extent was checked in `new`, and this tile's elements are ours alone.
+            let row = unsafe { std::slice::from_raw_parts(out.add((row0 + r) * self.ld + col0), n_cols) };
+            tile[r * nr..r * nr + n_cols].copy_from_slice(row);
+            tile[r * nr + n_cols..(r + 1) * nr].fill(0.0);
         }
+        true
     }
 
     fn finish(&self, row0: usize, n_rows: usize, col0: usize, n_cols: usize, nr: usize, tile: &mut [f32]) {
+        dispatch(Finish { store: self, row0, n_rows, col0, n_cols, nr, tile });
+    }
+}
+
+/// The epilogue of one tile, compiled for every instruction set.
+struct Finish<'s, 'a> {
+    store: &'s Store<'a>,
+    row0: usize,
+    n_rows: usize,
+    col0: usize,
+    n_cols: usize,
+    nr: usize,
+    tile: &'s mut [f32],
+}
+
+impl IsaKernel for Finish<'_, '_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<const FMA: bool>(self) {
+        let Finish { store, row0, n_rows, col0, n_cols, nr, tile } = self;
         for r in 0..n_rows {
             let values = &mut tile[r * nr..r * nr + n_cols];
-            if let Some(scale) = self.epilogue.scale {
-                values.iter_mut().for_each(|v| *v *= scale);
-            }
-            if let Some(scale) = self.epilogue.col_scale {
-                values.iter_mut().zip(&scale[col0..]).for_each(|(v, s)| *v *= s);
-            }
-            if let Some(bias) = self.epilogue.bias {
-                values.iter_mut().zip(&bias[col0..]).for_each(|(v, b)| *v += b);
-            }
-            match self.epilogue.residual {
-                Some(Residual::F32(from, ld)) => {
-                    values.iter_mut().zip(&from[(row0 + r) * ld + col0..]).for_each(|(v, x)| *v += x);
-                }
-                Some(Residual::Bf16(from, ld)) => {
-                    values.iter_mut().zip(&from[(row0 + r) * ld + col0..]).for_each(|(v, x)| *v += x.get());
-                }
-                None => {}
-            }
-            let at = (row0 + r) * self.ld + col0;
-            match self.out {
+            store.apply(row0 + r, col0, values);
+            let at = (row0 + r) * store.ld + col0;
+            match store.out {
                 // SAFETY: the extent was checked in `new`, and tiles are disjoint.
                 Raw::F32(out) => {
                     unsafe { std::slice::from_raw_parts_mut(out.add(at), n_cols) }.copy_from_slice(values)
@@ -131,10 +152,49 @@ impl TileSink for Store<'_> {
                 Raw::Bf16(out) => {
                     // SAFETY: as above.
                     let row = unsafe { std::slice::from_raw_parts_mut(out.add(at), n_cols) };
-                    row.iter_mut().zip(values.iter()).for_each(|(o, v)| *o = Elem::put(*v));
+                    zip_each(row, values, |o, v| *o = Elem::put(*v));
                 }
             }
         }
+    }
+}
+
+impl Store<'_> {
+    /// Scale, bias and residual of a piece of a row.
+    #[inline(always)]
+    fn apply(&self, row: usize, col0: usize, values: &mut [f32]) {
+        let n = values.len();
+        if let Some(scale) = self.epilogue.scale {
+            values.iter_mut().for_each(|v| *v *= scale);
+        }
+        if let Some(scale) = self.epilogue.col_scale {
+            zip_each(values, &scale[col0..col0 + n], |v, s| *v *= s);
+        }
+        if let Some(bias) = self.epilogue.bias {
+            zip_each(values, &bias[col0..col0 + n], |v, b| *v += b);
+        }
+        match self.epilogue.residual {
+            Some(Residual::F32(from, ld)) => zip_each(values, &from[row * ld + col0..][..n], |v, x| *v += x),
+            Some(Residual::Bf16(from, ld)) => {
+                zip_each(values, &from[row * ld + col0..][..n], |v, x| *v += x.get());
+            }
+            None => {}
+        }
+    }
+}
+
+/// Calls `f` on pairs; whole vectors first, so that the usual full tile has no remainder loop.
+#[inline(always)]
+fn zip_each<A, B>(a: &mut [A], b: &[B], f: impl Fn(&mut A, &B)) {
+    let (a_vectors, a_rest) = a.as_chunks_mut::<16>();
+    let (b_vectors, b_rest) = b.as_chunks::<16>();
+    for (a, b) in a_vectors.iter_mut().zip(b_vectors) {
+        for i in 0..16 {
+            f(&mut a[i], &b[i]);
+        }
+    }
+    for (a, b) in a_rest.iter_mut().zip(b_rest) {
+        f(a, b);
     }
 }
 
@@ -145,8 +205,16 @@ pub(super) struct MapStore<'a, F> {
 }
 
 impl<F: Fn(usize, usize, &mut [f32]) + Sync> TileSink for MapStore<'_, F> {
-    fn start(&self, row0: usize, n_rows: usize, col0: usize, n_cols: usize, nr: usize, tile: &mut [f32]) {
-        self.store.start(row0, n_rows, col0, n_cols, nr, tile);
+    fn start(
+        &self,
+        row0: usize,
+        n_rows: usize,
+        col0: usize,
+        n_cols: usize,
+        nr: usize,
+        tile: &mut [f32],
+    ) -> bool {
+        self.store.start(row0, n_rows, col0, n_cols, nr, tile)
     }
 
     fn finish(&self, row0: usize, n_rows: usize, col0: usize, n_cols: usize, nr: usize, tile: &mut [f32]) {
