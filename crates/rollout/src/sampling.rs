@@ -78,31 +78,41 @@ impl SamplingParams {
         logp.is_finite().then_some(Picked { token, logp })
     }
 
-    /// Inverse of the cumulative distribution over the tokens that pass the filters, most probable first (ties by id).
+    /// Inverse of the cumulative distribution over the tokens that pass the filters: by id, or, where there are
+    /// filters, most probable first (ties by id).
     fn draw(&self, logits: &[f32], random: [u32; 4]) -> u32 {
         let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
         let bits = (u64::from(random[0]) | u64::from(random[1]) << 32) >> 11;
         let uniform = bits as f64 / (1u64 << 53) as f64;
-        let weight = |&x: &f32| f64::from(x - max).exp();
-        if self.top_k == 0 && self.top_p >= 1.0 && self.min_p == 0.0 {
-            return invert(logits.iter().map(weight).enumerate().map(|(id, w)| (id as u32, w)), uniform);
+        // Not normalised: the most probable token has weight 1.
+        let mut kept: Vec<(u32, f64)> =
+            logits.iter().enumerate().map(|(id, x)| (id as u32, f64::from(x - max).exp())).collect();
+        if self.top_k > 0 || self.top_p < 1.0 || self.min_p > 0.0 {
+            self.filter(&mut kept, logits);
         }
-        let mut order: Vec<u32> = (0..logits.len() as u32).collect();
-        order.sort_by(|&a, &b| logits[b as usize].total_cmp(&logits[a as usize]).then(a.cmp(&b)));
-        if self.top_k > 0 {
-            order.truncate(self.top_k);
+        invert(&kept, uniform)
+    }
+
+    /// The top k; of these, those above the least share; of these, the most probable that together reach `top_p`.
+    fn filter(&self, kept: &mut Vec<(u32, f64)>, logits: &[f32]) {
+        kept.retain(|(_, weight)| *weight >= f64::from(self.min_p));
+        let by_logit = |a: &(u32, f64), b: &(u32, f64)| {
+            logits[b.0 as usize].total_cmp(&logits[a.0 as usize]).then(a.0.cmp(&b.0))
+        };
+        if self.top_k > 0 && self.top_k < kept.len() {
+            kept.select_nth_unstable_by(self.top_k - 1, by_logit);
+            kept.truncate(self.top_k);
         }
-        order.retain(|&id| weight(&logits[id as usize]) >= f64::from(self.min_p));
+        kept.sort_unstable_by(by_logit);
         if self.top_p < 1.0 {
-            let total: f64 = order.iter().map(|&id| weight(&logits[id as usize])).sum();
+            let total: f64 = kept.iter().map(|(_, weight)| weight).sum();
             let mut sum = 0.0;
-            let reaches = order.iter().position(|&id| {
-                sum += weight(&logits[id as usize]) / total;
+            let reaches = kept.iter().position(|(_, weight)| {
+                sum += weight / total;
                 sum >= f64::from(self.top_p)
             });
-            order.truncate(reaches.map_or(order.len(), |at| at + 1));
+            kept.truncate(reaches.map_or(kept.len(), |at| at + 1));
         }
-        invert(order.iter().map(|&id| (id, weight(&logits[id as usize]))), uniform)
     }
 }
 
@@ -117,18 +127,15 @@ fn argmax(logits: &[f32]) -> u32 {
 }
 
 /// The first id at which the running sum of weights exceeds `uniform` of the total.
-fn invert(weights: impl Iterator<Item = (u32, f64)> + Clone, uniform: f64) -> u32 {
-    let total: f64 = weights.clone().map(|(_, w)| w).sum();
-    let threshold = uniform * total;
+fn invert(weights: &[(u32, f64)], uniform: f64) -> u32 {
+    let threshold = uniform * weights.iter().map(|(_, weight)| weight).sum::<f64>();
     let mut sum = 0.0;
     let mut last = 0;
-    for (id, weight) in weights {
-        if weight > 0.0 {
-            last = id;
-            sum += weight;
-            if sum > threshold {
-                break;
-            }
+    for &(id, weight) in weights.iter().filter(|(_, weight)| *weight > 0.0) {
+        last = id;
+        sum += weight;
+        if sum > threshold {
+            break;
         }
     }
     last

@@ -1,10 +1,11 @@
 //! Sampler and trainer agree bit for bit, for every architecture, in any company.
 
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 
 use pt_engine::{Batch, Dtype, LogprobOptions, Logprobs, SegmentTable, Tape};
 use pt_models::{LoadOptions, Model};
-use pt_rollout::{FinishReason, Request, RolloutError, Sample, SamplingParams, generate};
+use pt_rollout::{FinishReason, Request, RolloutError, Sample, SamplingParams, generate, stream};
 
 /// Length from which these models turn by other angles; keys in a cache keep the ones they were stored with, so
 /// agreement is promised for sequences on one side of it (see `pt_models`, `rope.rs`).
@@ -213,6 +214,23 @@ fn samples_end_at_a_stop_token_or_at_the_limit_and_are_watched() {
             FinishReason::Stop => assert!(*last < 30),
             FinishReason::Length => assert!(*last >= 30 && sample.token_ids.len() == 20),
         }
+    }
+}
+
+#[test]
+fn a_stream_is_the_first_sample_and_can_be_broken_off() {
+    let model = load("llama", Dtype::F32);
+    let request = &requests(&[5])[0];
+    let params = SamplingParams { n: 2, max_new_tokens: 9, seed: 4, ..Default::default() };
+    let expected = &sample(&model, Dtype::F32, std::slice::from_ref(request), &params)[0][0];
+    for stop_after in [3, 9, 100] {
+        let mut seen = Vec::new();
+        let streamed = stream(&model, Dtype::F32, request, &params, &mut |token| {
+            seen.push(token);
+            if seen.len() == stop_after { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        });
+        assert_eq!(seen, expected.token_ids[..stop_after.min(9)]);
+        assert_eq!(streamed.unwrap().as_ref(), (stop_after >= 9).then_some(expected));
     }
 }
 
