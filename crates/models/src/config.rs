@@ -232,13 +232,16 @@ const SHARED: &[&str] = &[
 
 /// Keys that change nothing a forward or backward pass computes.
 const IGNORABLE: &[&str] = &[
+    "attn_implementation",
     "auto_map",
     "bos_token_id",
     "cache_implementation",
     "decoder_start_token_id",
+    "diversity_penalty",
     "do_sample",
     "dtype",
     "early_stopping",
+    "encoder_no_repeat_ngram_size",
     "eos_token_id",
     "finetuning_task",
     "id2label",
@@ -249,6 +252,7 @@ const IGNORABLE: &[&str] = &[
     "length_penalty",
     "max_length",
     "max_new_tokens",
+    "max_sequence_length",
     "min_length",
     "num_beam_groups",
     "num_beams",
@@ -273,8 +277,6 @@ const IGNORABLE: &[&str] = &[
     "typical_p",
     "unk_token_id",
     "use_cache",
-    "encoder_no_repeat_ngram_size",
-    "diversity_penalty",
 ];
 
 /// Underscored keys are transformers' own notes; Unsloth marks the models it repacked.

@@ -197,3 +197,27 @@ fn patterns_of_rank_and_alpha_are_understood() {
     again.attach_peft(again_dir.path()).unwrap();
     assert_eq!(scales(&model), scales(&again));
 }
+
+/// A file that adapts one layer of two must not be written as if it adapted both.
+#[test]
+fn targets_written_again_mean_the_same_layers() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut model = load_golden("models/llama", Dtype::F32);
+    let targets = json!(["layers.1.self_attn.q_proj", "v_proj"]);
+    let config: LoraConfig =
+        serde_json::from_value(json!({"rank": 2, "alpha": 4, "targets": targets})).unwrap();
+    model.attach_lora(&config, 1).unwrap();
+    model.save_peft(dir.path(), None).unwrap();
+    let path = dir.path().join("adapter_config.json");
+    let mut written = json_file(&path);
+    assert_eq!(written["target_modules"], targets);
+    // PEFT also allows a regular expression, which is not kept.
+    written["target_modules"] = json!(".*(1.self_attn.q|v)_proj");
+    std::fs::write(&path, written.to_string()).unwrap();
+    let mut again = load_golden("models/llama", Dtype::F32);
+    again.attach_peft(dir.path()).unwrap();
+    again.save_peft(dir.path(), None).unwrap();
+    let layers = |n: u32, name: &str| format!("model.layers.{n}.self_attn.{name}");
+    let expected = json!([layers(0, "v_proj"), layers(1, "q_proj"), layers(1, "v_proj")]);
+    assert_eq!(json_file(&path)["target_modules"], expected);
+}

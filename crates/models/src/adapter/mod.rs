@@ -44,17 +44,19 @@ pub struct LoraConfig {
 }
 
 /// Which linear layers an adapter is attached to.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(untagged)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged, expecting = "expected \"all-linear\" or a list of layer names")]
 pub enum Targets {
     /// A word; only `all-linear`, every linear layer but the head.
     Word(AllLinear),
     /// Names, each a module's whole path or its end: `q_proj`, `self_attn.q_proj`, `model.layers.0.mlp.up_proj`.
     Names(Vec<String>),
-    /// What is meant when nothing is said: `all-linear`.
-    #[default]
-    #[serde(skip)]
-    Default,
+}
+
+impl Default for Targets {
+    fn default() -> Self {
+        Targets::Word(AllLinear::AllLinear)
+    }
 }
 
 /// The word for every linear layer but the head.
@@ -67,7 +69,7 @@ pub enum AllLinear {
 
 /// Where `A` and `B` start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case", deny_unknown_fields)]
+#[serde(rename_all = "snake_case")]
 pub enum LoraInit {
     /// `A` uniform in `±1/sqrt(n_in)` (Kaiming with a = sqrt 5, as PEFT), `B` zero: the model starts unchanged.
     #[default]
@@ -123,7 +125,7 @@ impl Targets {
     /// Whether `module` is meant.
     pub fn matches(&self, module: &str) -> bool {
         match self {
-            Targets::Word(AllLinear::AllLinear) | Targets::Default => true,
+            Targets::Word(AllLinear::AllLinear) => true,
             Targets::Names(names) => names.iter().any(|name| is_path_end(module, name)),
         }
     }
@@ -332,10 +334,13 @@ fn stored_like(
 /// `weight += scale b a`, each element's sum over the rank in `f64`.
 fn add_product(weight: &mut [f32], a: &[f32], b: &[f32], rank: usize, n_in: usize, scale: f32) {
     weight.par_chunks_mut(n_in).zip(b.par_chunks(rank)).for_each(|(row, b)| {
-        for (j, w) in row.iter_mut().enumerate() {
-            let dot: f64 =
-                b.iter().enumerate().map(|(k, b)| f64::from(*b) * f64::from(a[k * n_in + j])).sum();
-            *w = (f64::from(*w) + f64::from(scale) * dot) as f32;
+        let mut sums = vec![0.0f64; n_in];
+        for (b, a) in b.iter().zip(a.chunks_exact(n_in)) {
+            let b = f64::from(*b);
+            sums.iter_mut().zip(a).for_each(|(sum, a)| *sum += b * f64::from(*a));
+        }
+        for (w, sum) in row.iter_mut().zip(sums) {
+            *w = (f64::from(*w) + f64::from(scale) * sum) as f32;
         }
     });
 }

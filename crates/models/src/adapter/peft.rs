@@ -229,6 +229,19 @@ impl Model {
         Ok(tensors)
     }
 
+    /// Names that mean exactly the adapted layers: as they were given, or their last components, or in full.
+    fn target_names(&self, config: &LoraConfig, linears: &[&Linear]) -> Vec<String> {
+        let short: Vec<String> = match &config.targets {
+            Targets::Names(names) => names.clone(),
+            Targets::Word(AllLinear::AllLinear) => {
+                last_names(linears).into_iter().map(str::to_owned).collect()
+            }
+        };
+        let is_meant = |linear: &Linear| short.iter().any(|name| is_path_end(&linear.name, name));
+        let is_exact = self.arch.linears().iter().all(|linear| is_meant(linear) == linear.lora.is_some());
+        if is_exact { short } else { linears.iter().map(|linear| linear.name.clone()).collect() }
+    }
+
     fn peft_json(
         &self,
         adapter: &Adapter,
@@ -254,12 +267,7 @@ impl Model {
                 );
             }
         }
-        let targets: Vec<String> = match &config.targets {
-            Targets::Names(names) => names.clone(),
-            Targets::Word(_) | Targets::Default => {
-                last_names(linears).into_iter().map(str::to_owned).collect()
-            }
-        };
+        let targets = self.target_names(config, linears);
         let value = json!({
             "peft_type": "LORA",
             "task_type": "CAUSAL_LM",

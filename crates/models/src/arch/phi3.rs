@@ -46,6 +46,10 @@ pub(super) fn build(
     for key in ["attention_bias", "resid_pdrop", "embd_pdrop"] {
         options.only(key, "off", crate::options::is_off)?;
     }
+    // Written by Phi 4 mini; transformers has no other value.
+    for key in ["full_attn_mod", "interpolate_factor"] {
+        options.only(key, "1", |v| v.as_f64() == Some(1.0))?;
+    }
     let context = RopeContext {
         may_be_partial: true,
         default_original: 4096,
