@@ -1,0 +1,121 @@
+//! What can go wrong between a recipe and a trained model.
+
+use std::path::PathBuf;
+
+/// An error of a pipeline; each variant is one boundary it came from.
+#[derive(Debug, thiserror::Error)]
+pub enum PipelineError {
+    /// From reading the recipe.
+    #[error(transparent)]
+    Recipe(#[from] pt_recipe::RecipeError),
+    /// From resolving it.
+    #[error(transparent)]
+    Plan(#[from] pt_recipe::PlanError),
+    /// From reading data.
+    #[error(transparent)]
+    Data(#[from] pt_data::DataError),
+    /// From tokenizers, templates and masks.
+    #[error(transparent)]
+    Text(#[from] pt_text::TextError),
+    /// From loading or saving models.
+    #[error(transparent)]
+    Model(#[from] pt_models::ModelError),
+    /// From generated sources.
+    #[error(transparent)]
+    Task(#[from] pt_tasks::TaskError),
+    /// From training.
+    #[error(transparent)]
+    Train(#[from] pt_train::TrainError),
+    /// From objectives.
+    #[error(transparent)]
+    Objective(#[from] pt_objectives::ObjectiveError),
+    /// From optimisers and schedules.
+    #[error(transparent)]
+    Optim(#[from] pt_optim::OptimError),
+    /// From sampling.
+    #[error(transparent)]
+    Rollout(#[from] pt_rollout::RolloutError),
+    /// From the run folder.
+    #[error(transparent)]
+    Run(#[from] pt_run::RunError),
+    /// A file that could not be read or written.
+    #[error("cannot {action} {path}: {source}", path = path.display())]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why it failed.
+        source: std::io::Error,
+    },
+    /// A hub name that is not in the local cache.
+    #[error(
+        "`{name}` is neither a folder nor a model in the local hub cache ({cache}); download it once, for example with \
+         `hf download {name}`, or give the path of its folder"
+    )]
+    NotDownloaded {
+        /// The name.
+        name: String,
+        /// Where it was looked for.
+        cache: String,
+    },
+    /// A row of a kind that the stage cannot train on.
+    #[error("{origin}: a {kind} row cannot be used in a `{stage}` stage; {advice}")]
+    RowKind {
+        /// File and line.
+        origin: String,
+        /// What it is.
+        kind: &'static str,
+        /// The stage's type.
+        stage: String,
+        /// What to do.
+        advice: &'static str,
+    },
+    /// A row longer than allowed, where the recipe says that is an error.
+    #[error("{origin}: the row has {tokens} tokens, more than max_length = {max_length}; raise it, or set truncation to keep_start, keep_end or drop")]
+    TooLong {
+        /// File and line.
+        origin: String,
+        /// Its length.
+        tokens: usize,
+        /// The recipe's limit.
+        max_length: usize,
+    },
+    /// A run that would not fit.
+    #[error(
+        "stage `{stage}` needs about {needed_gib:.1} GiB and this machine has {available_gib:.1} GiB free; lower tokens_per_micro_batch, set \
+         recompute = \"block\", or use method = \"lora\" or \"qlora\""
+    )]
+    DoesNotFit {
+        /// The stage.
+        stage: String,
+        /// Planned peak.
+        needed_gib: f64,
+        /// Free memory.
+        available_gib: f64,
+    },
+    /// A run folder that holds another run.
+    #[error("{path} holds a run already; continue it with --resume, or choose another folder with --out", path = path.display())]
+    RunExists {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// A recipe that names what this version does not do.
+    #[error("{what}; {advice}")]
+    Unsupported {
+        /// What was asked for.
+        what: String,
+        /// What to do instead.
+        advice: String,
+    },
+}
+
+impl PipelineError {
+    pub(crate) fn io(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> PipelineError {
+        let path = path.into();
+        move |source| PipelineError::Io { action, path, source }
+    }
+}
+
+/// Results of this crate.
+pub type Result<T> = std::result::Result<T, PipelineError>;

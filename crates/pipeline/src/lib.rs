@@ -1,0 +1,30 @@
+//! From a recipe to a plan, and from a plan to a trained model.
+//!
+//! ```text
+//! recipe --load_recipe--> Recipe --prepare--> Prepared { Plan, data, tokenizer } --run--> run folder
+//! ```
+//!
+//! This crate sees every other one and holds no algorithm: it reads sources, tokenises and audits them, finds or makes
+//! the model, and hands ready objects to the trainer. What it learns on the way is given to a [`Watch`]; it prints
+//! nothing, and reads nothing from its surroundings but what [`Surroundings`] holds.
+
+mod error;
+pub mod model;
+mod prepare;
+mod probe;
+mod verify;
+mod run;
+pub mod source;
+pub mod stage;
+pub mod steps;
+mod stop;
+pub mod tasks;
+pub mod tokenise;
+
+pub use error::{PipelineError, Result};
+pub use prepare::{Prepared, catalogue, check_fits, load_recipe, prepare};
+pub use probe::{flops_per_token, matrix_peak};
+pub use run::{RunOptions, RunOutcome, StageReport, Watch, run};
+pub use source::Surroundings;
+pub use stop::stop_token_ids;
+pub use verify::{Verdict, verify_resume};

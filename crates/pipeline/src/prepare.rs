@@ -1,0 +1,178 @@
+//! From a recipe to a plan: data read, tokenised and audited, model found, memory and time measured.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use pt_data::layout::LAYOUTS;
+use pt_objectives::OBJECTIVES;
+use pt_optim::OPTIMISERS;
+use pt_recipe::{Catalogue, Component, Facts, MemoryPart, Plan, Recipe, StageFacts, StageSection};
+use pt_text::Tokenizer;
+
+use crate::error::{PipelineError, Result};
+use crate::model::{count_parameters, load_base, load_tokenizer, model_files};
+use crate::probe::{Estimate, probe};
+use crate::source::{Surroundings, read_source};
+use crate::stage::{StageData, planned_schedule, planned_template, prepare_model, stage_data, stage_trainer, with_defaults};
+
+/// The names a recipe may use, from the catalogues that own them.
+pub fn catalogue() -> Catalogue {
+    let component = |name: &str, keys: Vec<String>| Component { name: name.to_owned(), keys };
+    Catalogue {
+        objectives: OBJECTIVES
+            .iter()
+            .map(|info| component(info.name, info.options.iter().map(|option| option.name.to_owned()).collect()))
+            .collect(),
+        optimizers: OPTIMISERS
+            .iter()
+            .map(|info| component(info.name, info.options.iter().map(|option| option.name.to_owned()).collect()))
+            .collect(),
+        layouts: LAYOUTS.iter().map(|layout| component(layout.name, Vec::new())).collect(),
+    }
+}
+
+/// Reads a recipe, changed by `sets` (`key=value` each).
+///
+/// # Errors
+/// Every problem found, with line and column.
+pub fn load_recipe(path: &Path, sets: &[String]) -> Result<Recipe> {
+    Ok(Recipe::load(path, sets, &catalogue())?)
+}
+
+/// A recipe that is ready to run.
+pub struct Prepared {
+    /// As written.
+    pub recipe: Recipe,
+    /// What will run.
+    pub plan: Plan,
+    /// The tokenizer of all stages.
+    pub tokenizer: Arc<Tokenizer>,
+    /// Data of each stage.
+    pub stages: Vec<StageData>,
+}
+
+/// Resolves a recipe on its data and model, and measures what its stages need on this machine.
+///
+/// # Errors
+/// Whatever is wrong with data, model or options, before anything is trained.
+pub fn prepare(recipe: Recipe, surroundings: &Surroundings) -> Result<Prepared> {
+    let tokenizer = load_tokenizer(&recipe, surroundings, || first_texts(&recipe, surroundings))?;
+    let mut stages = Vec::with_capacity(recipe.stage.len());
+    for stage in &recipe.stage {
+        stages.push(stage_data(&recipe, stage, &tokenizer, surroundings)?);
+    }
+    let mut facts = Facts {
+        parameters: count_parameters(&recipe, &tokenizer, surroundings)?,
+        vocab_size: tokenizer.vocab_size() as u64,
+        files: model_files(&recipe, surroundings)?,
+        stages: recipe.stage.iter().zip(&stages).map(|(stage, data)| stage_facts(stage, data)).collect(),
+    };
+    // A first plan decides the steps, on which the schedule and so the probe depend; the second one has the estimates.
+    let draft = recipe.resolve(&facts)?;
+    for (i, stage) in recipe.stage.iter().enumerate() {
+        let steps = draft.stages[i].steps;
+        let estimate = estimate(&recipe, stage, &draft, i, &tokenizer, &mut stages[i], surroundings)?;
+        facts.stages[i].trainable_parameters = estimate.trainable_parameters;
+        facts.stages[i].memory = estimate.estimate.memory;
+        let eval_tokens: usize = stages[i].eval.iter().map(pt_train::MicroBatch::n_tokens).sum();
+        let n_evals = if eval_tokens == 0 { 0 } else { steps.div_ceil(draft.stages[i].train.eval_every) };
+        // A forward pass is a third of a training step.
+        let tokens = draft.stages[i].tokens as f64 + (n_evals as usize * eval_tokens) as f64 / 3.0;
+        facts.stages[i].expected_seconds = tokens / estimate.estimate.tokens_per_second;
+    }
+    let plan = recipe.resolve(&facts)?;
+    Ok(Prepared { recipe, plan, tokenizer: Arc::new(tokenizer), stages })
+}
+
+/// Refuses a plan that does not fit into `available_bytes`.
+///
+/// # Errors
+/// [`PipelineError::DoesNotFit`] names the first stage that does not.
+pub fn check_fits(plan: &Plan, available_bytes: u64) -> Result<()> {
+    const GIB: f64 = (1u64 << 30) as f64;
+    for stage in &plan.stages {
+        let needed: u64 = stage.memory.iter().map(|part| part.bytes).sum();
+        if needed > available_bytes {
+            return Err(PipelineError::DoesNotFit {
+                stage: stage.name.clone(),
+                needed_gib: needed as f64 / GIB,
+                available_gib: available_bytes as f64 / GIB,
+            });
+        }
+    }
+    Ok(())
+}
+
+/// The texts of the first stage, for training a tokenizer.
+fn first_texts(recipe: &Recipe, surroundings: &Surroundings) -> Result<Vec<String>> {
+    let mut texts = Vec::new();
+    for source in recipe.stage.iter().flat_map(|stage| &stage.data.train) {
+        for record in read_source(source, surroundings)?.records {
+            let mut strings = Vec::new();
+            collect_strings(&serde_json::Value::Object(record.to_row()), &mut strings);
+            texts.push(strings.join("\n"));
+        }
+    }
+    Ok(texts)
+}
+
+/// Contents only: the words `role`, `user` and `assistant` would otherwise be learned as text.
+fn collect_strings(value: &serde_json::Value, strings: &mut Vec<String>) {
+    match value {
+        serde_json::Value::String(text) => strings.push(text.clone()),
+        serde_json::Value::Array(items) => items.iter().for_each(|item| collect_strings(item, strings)),
+        serde_json::Value::Object(map) => {
+            let text_keys = ["text", "content", "prompt", "completion", "messages"];
+            map.iter()
+                .filter(|(key, _)| text_keys.contains(&key.as_str()))
+                .for_each(|(_, value)| collect_strings(value, strings));
+        }
+        _ => {}
+    }
+}
+
+fn stage_facts(stage: &StageSection, data: &StageData) -> StageFacts {
+    let objective = OBJECTIVES.iter().find(|info| info.name == stage.objective_type());
+    let optimizer = OPTIMISERS.iter().find(|info| info.name == stage.optimizer.r#type);
+    let objective_options = objective.into_iter().flat_map(|info| info.options).map(|o| (o.name, o.default));
+    let optimizer_options = optimizer.into_iter().flat_map(|info| info.options).map(|o| (o.name, o.default));
+    StageFacts {
+        train: data.train_facts.clone(),
+        eval: data.eval_facts.clone(),
+        steps_per_epoch: data.steps.steps_per_epoch(),
+        tokens_per_epoch: data.steps.tokens_per_epoch(),
+        chat_template: planned_template(stage, data.template.as_ref()),
+        trainable_parameters: 0,
+        objective: with_defaults(objective_options, stage.objective.params.values()),
+        optimizer: with_defaults(optimizer_options, stage.optimizer.params.values()),
+        memory: Vec::<MemoryPart>::new(),
+        expected_seconds: 0.0,
+    }
+}
+
+struct StageEstimate {
+    estimate: Estimate,
+    trainable_parameters: u64,
+}
+
+fn estimate(
+    recipe: &Recipe,
+    stage: &StageSection,
+    draft: &Plan,
+    index: usize,
+    tokenizer: &Tokenizer,
+    data: &mut StageData,
+    surroundings: &Surroundings,
+) -> Result<StageEstimate> {
+    let mut model = load_base(recipe, tokenizer, surroundings)?;
+    prepare_model(&mut model, recipe, stage)?;
+    let trained = model.params.iter().filter(|(_, param)| param.trainable);
+    let trainable_parameters = trained.map(|(_, param)| param.len() as u64).sum();
+    let planned = &draft.stages[index];
+    let schedule = planned_schedule(&planned.schedule, planned.steps)?;
+    let trainer = stage_trainer(model, recipe, stage, schedule)?;
+    let estimate = probe(trainer, &mut data.steps)?;
+    pt_kernels::buffer::release_idle();
+    pt_kernels::buffer::reset_peak();
+    Ok(StageEstimate { estimate, trainable_parameters })
+}

@@ -1,0 +1,141 @@
+//! A short measurement on this machine: how much memory and time a stage's steps take.
+//!
+//! A trainer that is thrown away takes the stage's first steps. The peak of the buffers over two sizes of micro-batch
+//! gives the memory per token; the second, warm step gives the speed.
+
+use std::time::Instant;
+
+use pt_kernels::buffer;
+use pt_recipe::MemoryPart;
+use pt_train::{MicroBatch, Trainer};
+
+use crate::error::Result;
+use crate::steps::Steps;
+
+/// The probe takes as many micro-batches of a step as hold this many tokens.
+const PROBE_TOKENS: usize = 8192;
+/// Steps looked at for the largest micro-batch.
+const STEPS_SCANNED: u64 = 64;
+
+/// What a stage will need.
+pub struct Estimate {
+    /// Peak memory, part by part.
+    pub memory: Vec<MemoryPart>,
+    /// Tokens per second of training steps.
+    pub tokens_per_second: f64,
+}
+
+/// Measures a trainer on the first steps of its data.
+///
+/// # Errors
+/// Those of a training step.
+pub fn probe(mut trainer: Trainer, steps: &mut Steps) -> Result<Estimate> {
+    let n_scanned = steps.steps_per_epoch().min(STEPS_SCANNED);
+    let mut largest: Option<MicroBatch> = None;
+    for step in 0..n_scanned {
+        for batch in steps.micro_batches(step)? {
+            if largest.as_ref().is_none_or(|found| batch.n_tokens() > found.n_tokens()) {
+                largest = Some(batch);
+            }
+        }
+    }
+    let largest = largest.unwrap_or_else(|| MicroBatch::new(Vec::new()));
+    let weights = trainer.model.weight_bytes();
+    let gradients: usize =
+        trainer.model.params.iter().filter(|(_, param)| param.trainable).map(|(_, param)| param.len() * 4).sum();
+    let state = trainer.state_bytes();
+    // The first pass makes the gradient buffers, so that what follows sees activations alone.
+    let (small, _) = peak_of(&mut trainer, &part_of(&largest, PROBE_TOKENS / 8))?;
+    let (small, small_tokens) = peak_of(&mut trainer, &part_of(&largest, PROBE_TOKENS / 8)).map(|(p, t)| (p.min(small), t))?;
+    let (large, large_tokens) = peak_of(&mut trainer, &part_of(&largest, PROBE_TOKENS))?;
+    let per_token = if large_tokens > small_tokens {
+        large.saturating_sub(small) as f64 / (large_tokens - small_tokens) as f64
+    } else {
+        0.0
+    };
+    let beyond = largest.n_tokens().saturating_sub(large_tokens) as f64;
+    let activations = large as f64 + per_token * beyond;
+    let part = |part: &str, bytes: usize| MemoryPart { part: part.to_owned(), bytes: bytes as u64 };
+    let memory = vec![
+        part("weights", weights),
+        part("gradients", gradients),
+        part("optimizer state", state),
+        part("activations", activations as usize),
+    ];
+    let tokens_per_second = speed_of(&mut trainer, steps)?;
+    Ok(Estimate { memory, tokens_per_second })
+}
+
+/// Bytes that forward and backward need beyond what was live before, and the tokens they were over.
+fn peak_of(trainer: &mut Trainer, batch: &MicroBatch) -> Result<(usize, usize)> {
+    let live = buffer::live_bytes();
+    buffer::reset_peak();
+    trainer.accumulate(std::slice::from_ref(batch))?;
+    Ok((buffer::peak_bytes().saturating_sub(live), batch.n_tokens()))
+}
+
+/// The first examples of a micro-batch that hold at most `n_tokens`, at least one.
+fn part_of(batch: &MicroBatch, n_tokens: usize) -> MicroBatch {
+    let mut sum = 0;
+    let examples = batch.examples().iter().take_while(|example| {
+        let first = sum == 0;
+        sum += example.token_ids.len();
+        first || sum <= n_tokens
+    });
+    MicroBatch::new(examples.cloned().collect())
+}
+
+/// Tokens per second of the second step.
+fn speed_of(trainer: &mut Trainer, steps: &mut Steps) -> Result<f64> {
+    let mut speed = f64::NAN;
+    for step in 0..2.min(steps.steps_per_epoch().max(1)) {
+        let mut sum = 0;
+        let batches: Vec<MicroBatch> = steps
+            .micro_batches(step)?
+            .into_iter()
+            .take_while(|batch| {
+                let first = sum == 0;
+                sum += batch.n_tokens();
+                first || sum <= PROBE_TOKENS
+            })
+            .collect();
+        let start = Instant::now();
+        let (stats, _) = trainer.step(&batches)?;
+        speed = stats.n_tokens as f64 / start.elapsed().as_secs_f64();
+    }
+    Ok(speed)
+}
+
+/// Multiplications and additions of one training step per token, in matrix products with the model's weights: two per
+/// weight forward, two for the input's gradient, two more where the weight trains. Attention and adapters are left out.
+pub fn flops_per_token(model: &pt_models::Model) -> f64 {
+    let flops = |id: pt_engine::ParamId| {
+        let param = model.params.get(id);
+        param.len() as f64 * if param.trainable { 6.0 } else { 4.0 }
+    };
+    model.arch.linears().iter().map(|linear| flops(linear.weight)).sum::<f64>() + flops(model.arch.head())
+}
+
+/// Matrix products per second this machine reaches in a tenth of a second, in floating-point operations.
+pub fn matrix_peak(dtype: pt_engine::Dtype) -> f64 {
+    use pt_kernels::gemm::{Epilogue, Operand, Output, Part, Precision, Right, Values, gemm, pack_left, pack_right};
+    const M: usize = 896;
+    const N: usize = 1024;
+    const K: usize = 1024;
+    let precision = match dtype {
+        pt_engine::Dtype::F32 => Precision::F32,
+        pt_engine::Dtype::Bf16 => Precision::Bf16,
+    };
+    let (a, b) = (vec![0.5f32; M * K], vec![0.25f32; N * K]);
+    let left = pack_left(&Operand::k_inner(Values::F32(&a), K), M, K, precision);
+    let right = pack_right(&Operand::k_inner(Values::F32(&b), K), N, K, precision);
+    let mut c = vec![0.0f32; M * N];
+    let (mut best, begin) = (f64::MAX, Instant::now());
+    while begin.elapsed().as_secs_f64() < 0.1 {
+        let start = Instant::now();
+        let part = Part { a: &left, b: Right::Packed(&right) };
+        gemm(M, N, &[part], Output::F32(&mut c, N), Epilogue::default(), precision);
+        best = best.min(start.elapsed().as_secs_f64());
+    }
+    2.0 * (M * N * K) as f64 / best
+}

@@ -1,0 +1,256 @@
+//! One stage, made of its recipe section: data, adapter, objective, optimiser, schedule.
+
+use pt_data::batches::StepSize;
+use pt_data::mix::{Blend, Stop};
+use pt_data::split;
+use pt_models::{LoraConfig, LoraInit, Model, Quantise, Targets};
+use pt_optim::{Groups, Schedule, ScheduleConfig};
+use pt_recipe::{
+    Mask, Method, Packing, PlannedSchedule, PlannedTemplate, QuantType, Recipe, Recompute, Source, SourceFacts, StageSection,
+    StoppingStrategy,
+};
+use pt_text::{ChatTemplate, Tokenizer};
+use pt_train::{MicroBatch, Trainer, TrainerOptions};
+use serde_json::{Map, Value};
+
+use crate::error::Result;
+use crate::model::{chat_template, engine_dtype};
+use crate::source::{SourceRows, Surroundings, read_source};
+use crate::steps::{StepOptions, Steps, eval_micro_batches};
+use crate::tokenise::{TokeniseOptions, TokenisedSource, tokenise};
+
+/// A stage's data, ready.
+pub struct StageData {
+    /// The training steps.
+    pub steps: Steps,
+    /// The held-out rows.
+    pub eval: Vec<MicroBatch>,
+    /// The chat template, if the stage has conversations to render.
+    pub template: Option<ChatTemplate>,
+    /// What a person should know.
+    pub notes: Vec<String>,
+    pub(crate) train_facts: Vec<SourceFacts>,
+    pub(crate) eval_facts: Vec<SourceFacts>,
+}
+
+/// Reads, tokenises and audits a stage's data.
+///
+/// # Errors
+/// The first row that cannot be read or would train the wrong thing.
+pub fn stage_data(
+    recipe: &Recipe,
+    stage: &StageSection,
+    tokenizer: &Tokenizer,
+    surroundings: &Surroundings,
+) -> Result<StageData> {
+    let template = chat_template(stage.data.chat_template.as_deref(), tokenizer)?;
+    let mut loader =
+        Loader { stage, tokenizer, template: template.as_ref(), surroundings, notes: Vec::new() };
+    let (mut train, mut train_facts, mut held_out) = (Vec::new(), Vec::new(), Vec::new());
+    for source in &stage.data.train {
+        let mut rows = read_source(source, surroundings)?;
+        if stage.data.eval_fraction > 0.0 {
+            let (kept, held) = split::hold_out(rows.records, stage.data.eval_fraction, recipe.seed)?;
+            rows.records = kept;
+            let identity = format!("{}|held out {} {}", rows.identity, stage.data.eval_fraction, recipe.seed);
+            let held = SourceRows { records: held, identity: format!("{identity} eval"), files: Vec::new(), ..rows };
+            rows = SourceRows { records: rows.records, identity, layout: held.layout, files: rows.files };
+            held_out.push((source, held));
+        }
+        let (tokenised, facts) = loader.tokenise(source, &rows)?;
+        train.push(tokenised);
+        train_facts.push(facts);
+    }
+    let (mut eval, mut eval_facts) = (Vec::new(), Vec::new());
+    for source in stage.data.eval.iter().flatten() {
+        let rows = read_source(source, surroundings)?;
+        let (tokenised, facts) = loader.tokenise(source, &rows)?;
+        eval.push(tokenised);
+        eval_facts.push(facts);
+    }
+    for (source, rows) in &held_out {
+        eval.push(loader.tokenise(source, rows)?.0);
+    }
+    let notes = loader.notes;
+    let tokens_per_micro_batch = stage.train.tokens_per_micro_batch as usize;
+    let steps = Steps::new(train, step_options(recipe, stage))?;
+    let eval = eval_micro_batches(&eval, tokens_per_micro_batch)?;
+    Ok(StageData { steps, eval, template, notes, train_facts, eval_facts })
+}
+
+struct Loader<'a> {
+    stage: &'a StageSection,
+    tokenizer: &'a Tokenizer,
+    template: Option<&'a ChatTemplate>,
+    surroundings: &'a Surroundings,
+    notes: Vec<String>,
+}
+
+impl Loader<'_> {
+    fn tokenise(&mut self, source: &Source, rows: &SourceRows) -> Result<(TokenisedSource, SourceFacts)> {
+        let (has_prompt, is_conversation) = rows.records.first().map_or((false, false), kind_of);
+        let options = TokeniseOptions {
+            tokenizer: self.tokenizer,
+            template: self.template,
+            mask: mask_of(self.stage, has_prompt, is_conversation),
+            train_end_of_turn: self.stage.data.train_end_of_turn,
+            max_length: Some(self.stage.data.max_length as usize).filter(|_| self.stage.packing() != Packing::Wrapped),
+            truncation: self.stage.data.truncation,
+            stage: &self.stage.r#type,
+        };
+        let tokenised = tokenise(rows, &options, self.surroundings)?;
+        if let Some(problem) = &tokenised.cache_problem {
+            self.notes.push(format!("{}: {problem}; it was tokenised anew", source.source));
+        }
+        let counts = tokenised.counts;
+        let facts = SourceFacts {
+            layout: rows.layout.to_owned(),
+            has_prompt,
+            is_conversation,
+            files: rows.files.clone(),
+            rows: tokenised.n_rows() as u64,
+            tokens: counts.tokens,
+            trained_tokens: counts.trained_tokens,
+            rows_truncated: counts.rows_truncated,
+            rows_dropped: counts.rows_dropped,
+        };
+        Ok((tokenised, facts))
+    }
+}
+
+/// Which tokens of a kind of rows train in this stage.
+pub fn mask_of(stage: &StageSection, has_prompt: bool, is_conversation: bool) -> Mask {
+    Source::mask(stage.stage_type(), stage.data.mask, has_prompt, is_conversation)
+}
+
+/// Whether a record has a prompt, and whether it is a conversation.
+pub fn kind_of(record: &pt_data::Record) -> (bool, bool) {
+    use pt_data::{Body, Content};
+    match &record.body {
+        Body::PromptCompletion { prompt, .. } => (true, matches!(prompt, Content::Messages(_))),
+        Body::LanguageModel(content) => (false, matches!(content, Content::Messages(_))),
+        _ => (false, false),
+    }
+}
+
+fn step_options(recipe: &Recipe, stage: &StageSection) -> StepOptions {
+    let sources = &stage.data.train;
+    let blend = match sources.iter().map(|source| source.weight).collect::<Option<Vec<f64>>>() {
+        None => Blend::Repeats(sources.iter().map(|source| source.repeats.unwrap_or(1.0)).collect()),
+        Some(weights) => {
+            let stop = match stage.data.stopping_strategy {
+                StoppingStrategy::FirstExhausted => Stop::FirstExhausted,
+                StoppingStrategy::AllExhausted => Stop::AllExhausted,
+            };
+            Blend::Shares(weights, stop)
+        }
+    };
+    StepOptions {
+        blend,
+        packing: stage.packing(),
+        max_length: stage.data.max_length as usize,
+        step_size: match stage.step_size() {
+            pt_recipe::StepSize::Rows(n) => StepSize::Rows(n as usize),
+            pt_recipe::StepSize::Tokens(n) => StepSize::Tokens(n as usize),
+        },
+        tokens_per_micro_batch: stage.train.tokens_per_micro_batch as usize,
+        shuffle: stage.data.shuffle,
+        seed: recipe.seed,
+    }
+}
+
+/// The chat template as plans show it.
+pub(crate) fn planned_template(stage: &StageSection, template: Option<&ChatTemplate>) -> Option<PlannedTemplate> {
+    template.map(|template| PlannedTemplate {
+        origin: stage.data.chat_template.clone().unwrap_or_else(|| "tokenizer".to_owned()),
+        blake3: pt_core::hash::of_bytes(template.source().as_bytes()),
+    })
+}
+
+/// Decides what of the model trains: everything, or adapters beside frozen (and quantised) weights.
+///
+/// # Errors
+/// If a target names no layer, or the weights cannot be quantised.
+pub fn prepare_model(model: &mut Model, recipe: &Recipe, stage: &StageSection) -> Result<()> {
+    if stage.train.method == Method::Full {
+        return Ok(model.train_all()?);
+    }
+    quantise_model(model, stage)?;
+    let lora = &stage.lora;
+    let targets = match lora.targets.as_slice() {
+        [word] if word == "all-linear" => Targets::Default,
+        names => Targets::Names(names.to_vec()),
+    };
+    let config = LoraConfig {
+        rank: lora.rank as usize,
+        alpha: lora.alpha,
+        dropout: lora.dropout,
+        targets,
+        rslora: lora.rslora,
+        dora: lora.dora,
+        init: match lora.init {
+            pt_recipe::LoraInit::Default => LoraInit::Default,
+            pt_recipe::LoraInit::Pissa => LoraInit::Pissa,
+        },
+    };
+    Ok(model.attach_lora(&config, recipe.seed)?)
+}
+
+/// Quantises the frozen weights if the stage says so.
+///
+/// # Errors
+/// If a weight is not finite.
+pub fn quantise_model(model: &mut Model, stage: &StageSection) -> Result<()> {
+    if stage.train.method != Method::Qlora {
+        return Ok(());
+    }
+    Ok(model.quantise(match stage.quantization.r#type {
+        QuantType::Nf4 => Quantise::Nf4 { double: stage.quantization.double },
+        QuantType::Int8 => Quantise::Int8,
+    })?)
+}
+
+/// The trainer of a stage, at step 0, over a model that [`prepare_model`] prepared.
+///
+/// # Errors
+/// If the objective's or optimiser's options are not understood.
+pub fn stage_trainer(model: Model, recipe: &Recipe, stage: &StageSection, schedule: Schedule) -> Result<Trainer> {
+    let objective = pt_objectives::build(stage.objective_type(), &stage.objective.params.to_toml())?;
+    let optimiser = pt_optim::build(&stage.optimizer.r#type, &stage.optimizer.params.to_toml(), recipe.seed)?;
+    let options = TrainerOptions {
+        dtype: engine_dtype(recipe.model.dtype),
+        learning_rate: stage.learning_rate(),
+        recompute: stage.train.recompute == Recompute::Block,
+        max_grad_norm: Some(stage.train.max_grad_norm).filter(|norm| *norm > 0.0),
+        seed: recipe.seed,
+        groups: Groups { lora_plus_ratio: stage.lora.lora_plus_ratio, ..Groups::default() },
+    };
+    Ok(Trainer::new(model, objective, optimiser.as_ref(), schedule, options)?)
+}
+
+/// The schedule a plan decided on.
+///
+/// # Errors
+/// If it does not fit its steps.
+pub fn planned_schedule(planned: &PlannedSchedule, steps: u64) -> Result<Schedule> {
+    let mut table = toml::Table::new();
+    table.insert("name".to_owned(), planned.r#type.as_str().into());
+    table.insert("warmup_steps".to_owned(), toml::Value::Integer(planned.warmup_steps as i64));
+    table.insert("min_ratio".to_owned(), planned.min_ratio.into());
+    table.insert("decay_ratio".to_owned(), planned.decay_ratio.into());
+    table.insert("decay_shape".to_owned(), planned.decay_shape.as_str().into());
+    Ok(ScheduleConfig::from_table(&table)?.resolve(steps)?)
+}
+
+/// A component's options with the defaults of those not written, as plans show them.
+pub(crate) fn with_defaults<'a>(defaults: impl Iterator<Item = (&'a str, &'a str)>, written: &Map<String, Value>) -> Value {
+    let mut all = Map::new();
+    for (name, default) in defaults {
+        let parsed = format!("value = {default}").parse::<toml::Table>().ok().and_then(|mut table| table.remove("value"));
+        if let Some(value) = parsed.and_then(|value| serde_json::to_value(value).ok()) {
+            all.insert(name.to_owned(), value);
+        }
+    }
+    all.extend(written.clone());
+    Value::Object(all)
+}

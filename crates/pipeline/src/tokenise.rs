@@ -1,0 +1,271 @@
+//! Records to tokens with their training weights, audited, and kept between runs.
+
+use pt_data::cache::{Cache, CacheKey, TokenisedRow};
+use pt_data::{Body, Content, Message, Record, Train, parallel};
+use pt_recipe::{Mask, Truncation};
+use pt_text::template::Message as TemplateMessage;
+use pt_text::{ChatTemplate, Conversation, Example, MaskPolicy, Masker, Targets, Tokenizer, TrainOn, TruncationMode};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use crate::error::{PipelineError, Result};
+use crate::source::{SourceRows, Surroundings};
+
+/// Bumped when the same rows would be tokenised or masked differently.
+const TOKENISE_VERSION: &str = "1";
+
+/// What decides how records become tokens.
+pub struct TokeniseOptions<'a> {
+    /// The tokenizer.
+    pub tokenizer: &'a Tokenizer,
+    /// The chat template, if there is one.
+    pub template: Option<&'a ChatTemplate>,
+    /// Which tokens train.
+    pub mask: Mask,
+    /// Whether the token that ends a trained turn trains too.
+    pub train_end_of_turn: bool,
+    /// Most tokens of a row; `None` where rows are joined and cut later.
+    pub max_length: Option<usize>,
+    /// What happens to longer rows.
+    pub truncation: Truncation,
+    /// The stage's type, for messages.
+    pub stage: &'a str,
+}
+
+/// What was found while tokenising.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counts {
+    /// Tokens of the rows kept, after truncation.
+    pub tokens: u64,
+    /// Of these, tokens that train.
+    pub trained_tokens: u64,
+    /// Rows that were cut.
+    pub rows_truncated: u64,
+    /// Rows left out for their length.
+    pub rows_dropped: u64,
+}
+
+/// The rows of a source, ready to train on.
+#[derive(Debug)]
+pub struct TokenisedSource {
+    rows: Store,
+    lengths: Vec<usize>,
+    /// What was found.
+    pub counts: Counts,
+    /// Why a cache had to be made anew, if one was damaged.
+    pub cache_problem: Option<String>,
+}
+
+#[derive(Debug)]
+enum Store {
+    Memory(Vec<TokenisedRow>),
+    Cached(Cache),
+}
+
+impl TokenisedSource {
+    /// Number of rows.
+    pub fn n_rows(&self) -> usize {
+        self.lengths.len()
+    }
+
+    /// Tokens of each row.
+    pub fn lengths(&self) -> &[usize] {
+        &self.lengths
+    }
+
+    /// Row `index`.
+    ///
+    /// # Errors
+    /// If the cache file can no longer be read.
+    pub fn row(&self, index: usize) -> Result<TokenisedRow> {
+        match &self.rows {
+            Store::Memory(rows) => Ok(rows[index].clone()),
+            Store::Cached(cache) => Ok(cache.row(index)?),
+        }
+    }
+}
+
+/// Sources with fewer records are tokenised anew each time: that is quicker than proving a cache right.
+const CACHE_FROM_RECORDS: usize = 2_000;
+
+/// Tokenises a source, or opens what an earlier run kept of it.
+///
+/// # Errors
+/// The first row, by order, that would train the wrong thing.
+pub fn tokenise(source: &SourceRows, options: &TokeniseOptions<'_>, surroundings: &Surroundings) -> Result<TokenisedSource> {
+    let Some(dir) = surroundings.cache_dir.as_ref().filter(|_| source.records.len() >= CACHE_FROM_RECORDS) else {
+        let (rows, counts) = tokenise_all(source, options)?;
+        let lengths = rows.iter().map(|row| row.token_ids.len()).collect();
+        return Ok(TokenisedSource { rows: Store::Memory(rows), lengths, counts, cache_problem: None });
+    };
+    let key = cache_key(source, options);
+    let counts_path = dir.join(format!("{}.json", key.file_name()));
+    let known = std::fs::read(&counts_path).ok().and_then(|text| serde_json::from_slice::<Counts>(&text).ok());
+    let mut cache_problem = None;
+    if let Some(counts) = known {
+        match Cache::open(&dir.join(key.file_name()), &key) {
+            Ok(cache) => {
+                let lengths = cache.lengths();
+                return Ok(TokenisedSource { rows: Store::Cached(cache), lengths, counts, cache_problem });
+            }
+            Err(problem) => cache_problem = Some(problem.to_string()),
+        }
+    }
+    let (rows, counts) = tokenise_all(source, options)?;
+    let _ = std::fs::remove_file(dir.join(key.file_name()));
+    let (cache, _) = Cache::open_or_build(dir, &key, || Ok(rows.into_iter().map(Ok)))?;
+    let text = serde_json::to_vec(&counts).expect("counts are JSON");
+    pt_core::atomic_file::write(&counts_path, &text).map_err(PipelineError::io("write", &counts_path))?;
+    Ok(TokenisedSource { lengths: cache.lengths(), rows: Store::Cached(cache), counts, cache_problem })
+}
+
+fn cache_key(source: &SourceRows, options: &TokeniseOptions<'_>) -> CacheKey {
+    let policy = serde_json::to_string(&policy(options)).expect("a policy is JSON");
+    let truncation = format!("{:?}", options.truncation);
+    let template = options.template.map_or("", ChatTemplate::source);
+    let tokenizer = options.tokenizer.content_hash();
+    CacheKey::new([TOKENISE_VERSION, &source.identity, tokenizer, template, &policy, &truncation])
+}
+
+fn tokenise_all(source: &SourceRows, options: &TokeniseOptions<'_>) -> Result<(Vec<TokenisedRow>, Counts)> {
+    let masker = Masker::new(options.tokenizer, options.template, policy(options));
+    let examples = parallel::try_map_ordered(&source.records, |record| example(&masker, record, options))?;
+    let mut counts = Counts::default();
+    let mut rows = Vec::with_capacity(examples.len());
+    for (example, record) in examples.into_iter().zip(&source.records) {
+        if let (Some(max_length), true) = (options.max_length, options.truncation == Truncation::Drop) {
+            if example.len() > max_length {
+                counts.rows_dropped += 1;
+                continue;
+            }
+        }
+        counts.tokens += example.len() as u64;
+        counts.trained_tokens += example.n_trained() as u64;
+        counts.rows_truncated += u64::from(example.n_truncated > 0);
+        rows.push(TokenisedRow {
+            token_ids: example.token_ids,
+            train_weights: example.weights,
+            origin: record.origin.clone(),
+        });
+    }
+    Ok((rows, counts))
+}
+
+fn policy(options: &TokeniseOptions<'_>) -> MaskPolicy {
+    let train_on = match options.mask {
+        Mask::All => TrainOn::All,
+        Mask::CompletionOnly => TrainOn::Completion,
+        Mask::AssistantOnly => TrainOn::Assistant,
+    };
+    let (max_length, truncation_mode) = match options.truncation {
+        Truncation::KeepStart => (options.max_length, TruncationMode::KeepStart),
+        Truncation::KeepEnd => (options.max_length, TruncationMode::KeepEnd),
+        Truncation::Drop | Truncation::Error => (None, TruncationMode::KeepStart),
+    };
+    MaskPolicy { train_on, train_end_of_turn: options.train_end_of_turn, max_length, truncation_mode }
+}
+
+/// The masker that a stage with these options uses; also for showing rows to people.
+pub fn masker<'a>(options: &TokeniseOptions<'a>) -> Masker<'a> {
+    Masker::new(options.tokenizer, options.template, policy(options))
+}
+
+/// One record as an audited example.
+///
+/// # Errors
+/// If the row is of a kind the stage cannot train on, or would train the wrong thing.
+pub fn example(masker: &Masker<'_>, record: &Record, options: &TokeniseOptions<'_>) -> Result<Example> {
+    let origin = text_origin(record);
+    let kwargs = record.chat_template_kwargs.as_ref();
+    let tools = record.tools.as_ref().map(|tools| Value::Array(tools.clone()));
+    let conversation = |messages| Conversation { messages, tools: tools.as_ref(), documents: None, kwargs };
+    let example = match &record.body {
+        Body::LanguageModel(Content::Text(text)) => masker.text(&origin, text)?,
+        Body::LanguageModel(Content::Messages(messages)) => {
+            masker.conversation(&origin, &conversation(&template_messages(messages)))?
+        }
+        Body::LanguageModel(Content::Segments(segments)) => {
+            let (mut token_ids, mut train) = (Vec::new(), Vec::new());
+            for (i, segment) in segments.iter().enumerate() {
+                let ids = masker.tokenizer.encode(&segment.text, i == 0)?.ids;
+                train.extend(std::iter::repeat_n(segment.train, ids.len()));
+                token_ids.extend(ids);
+            }
+            masker.pretokenised(&origin, &token_ids, Targets::Mask(&train))?
+        }
+        Body::PromptCompletion { prompt: Content::Text(prompt), completion: Content::Text(completion) } => {
+            masker.prompt_completion_text(&origin, prompt, completion)?
+        }
+        Body::PromptCompletion { prompt, completion } => {
+            let record = record.clone().into_conversational();
+            let Body::PromptCompletion { prompt: p, completion: c } = &record.body else {
+                unreachable!("into_conversational keeps the kind of a row")
+            };
+            match (p, c) {
+                (Content::Messages(p), Content::Messages(c)) => {
+                    let prompt = template_messages(p);
+                    masker.prompt_completion(&origin, &conversation(&prompt), &template_messages(c))?
+                }
+                _ => {
+                    let _ = (prompt, completion);
+                    return Err(wrong_kind(record, options, "give the prompt and the completion in one form"));
+                }
+            }
+        }
+        Body::Tokenised { input_ids, train } => match train {
+            Some(train) => masker.pretokenised(&origin, input_ids, Targets::Mask(train))?,
+            None => masker.pretokenised(&origin, input_ids, Targets::All)?,
+        },
+        Body::PromptOnly { .. } => {
+            return Err(wrong_kind(record.clone(), options, "it has no answer to learn; add a `completion` or an assistant turn"));
+        }
+        Body::Preference { .. } | Body::Unpaired { .. } | Body::Stepwise { .. } => {
+            return Err(wrong_kind(
+                record.clone(),
+                options,
+                "supervised stages learn from answers; `posttrain data convert --to prompt_completion` keeps the good ones",
+            ));
+        }
+    };
+    match options.max_length {
+        Some(max_length) if options.truncation == Truncation::Error && example.len() > max_length => {
+            Err(PipelineError::TooLong { origin: origin.to_string(), tokens: example.len(), max_length })
+        }
+        _ => Ok(example),
+    }
+}
+
+fn wrong_kind(record: Record, options: &TokeniseOptions<'_>, advice: &'static str) -> PipelineError {
+    PipelineError::RowKind {
+        origin: record.origin.to_string(),
+        kind: record.body.kind(),
+        stage: options.stage.to_owned(),
+        advice,
+    }
+}
+
+fn text_origin(record: &Record) -> pt_text::Origin {
+    pt_text::Origin::new(record.origin.file.display().to_string(), record.origin.line as u64)
+}
+
+/// Messages as the masker takes them: what the template sees, and the control fields.
+pub fn template_messages(messages: &[Message]) -> Vec<TemplateMessage> {
+    let one = |message: &Message| {
+        let Value::Object(mut map) = message.to_template() else {
+            unreachable!("a message is rendered as an object")
+        };
+        match &message.train {
+            None => {}
+            Some(Train::Whole(train)) => {
+                map.insert("train".to_owned(), json!(train));
+            }
+            Some(Train::Spans(spans)) => {
+                let spans: Vec<Value> =
+                    spans.iter().filter(|span| span.train).map(|span| json!([span.start, span.end])).collect();
+                map.insert("train_spans".to_owned(), Value::Array(spans));
+            }
+        }
+        map
+    };
+    messages.iter().map(one).collect()
+}
