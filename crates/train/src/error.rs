@@ -9,15 +9,17 @@ use pt_run::RunError;
 pub enum TrainError {
     /// The model produced something that is not a number.
     #[error(
-        "step {step}: the log-probability of token {token} is {value} in the example from {origin}; the weights or the learning \
+        "step {step}: the {quantity} of token {token} is {value} in the example from {origin}; the weights or the learning \
          rate are to blame: resume from the last checkpoint with a lower learning rate"
     )]
     NotFinite {
         /// The step.
         step: u64,
+        /// `log-probability`, or what else of the prediction it is.
+        quantity: &'static str,
         /// The first target concerned.
         token: u32,
-        /// Its log-probability.
+        /// What was computed.
         value: f32,
         /// The example's file and line.
         origin: String,

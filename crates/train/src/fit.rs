@@ -68,8 +68,10 @@ pub struct Recorder<'r> {
     pub store: &'r CheckpointStore,
 }
 
-/// Steps done and tokens seen, which a checkpoint carries on.
+/// Tokens seen, in metrics and among the counters that a checkpoint carries on.
 const NUM_TOKENS: &str = "num_tokens";
+/// The held-out loss, in metrics and in checkpoints; what a best checkpoint is usually chosen by.
+const EVAL_LOSS: &str = "eval_loss";
 
 /// Continues from the newest whole checkpoint, if there is one. Returns the tokens seen so far.
 ///
@@ -94,6 +96,8 @@ pub fn resume(trainer: &mut Trainer, recorder: &mut Recorder<'_>, plan_hash: &st
 
 /// Takes the remaining steps. `stop` is looked at between steps: a step that has begun is finished and saved.
 ///
+/// Everything a step leads to is logged before its checkpoint is saved, so a resume from the checkpoint finds it.
+///
 /// # Errors
 /// [`crate::TrainError`]; what was saved before remains.
 pub fn fit(
@@ -102,53 +106,101 @@ pub fn fit(
     eval: &[MicroBatch],
     options: &LoopOptions,
     recorder: &mut Recorder<'_>,
-    mut n_tokens: u64,
+    n_tokens: u64,
     watcher: &mut dyn Watcher,
     stop: &AtomicBool,
 ) -> Result<Outcome> {
-    while trainer.steps_done() < options.steps {
-        let start = Instant::now();
-        let micro_batches = source.step(trainer.steps_done());
-        let (stats, profile) = trainer.step(&micro_batches)?;
-        let done = trainer.steps_done();
-        let elapsed_s = start.elapsed().as_secs_f64();
-        n_tokens += stats.n_tokens;
-        watcher.step(done, &stats, &profile, elapsed_s);
-        let is_last = done == options.steps;
-        let due = |every: u64| is_last || (every > 0 && done.is_multiple_of(every));
-        if due(options.log_every) {
-            log_step(recorder, done, &stats, n_tokens, source.epoch(done), elapsed_s)?;
-        }
-        let mut metrics = BTreeMap::new();
-        if !eval.is_empty() && options.eval_every > 0 && due(options.eval_every) {
-            let stats = trainer.evaluate(eval)?;
-            log_eval(recorder, done, &stats)?;
-            metrics.insert("eval_loss".to_owned(), stats.loss);
-            watcher.eval(done, &stats);
-        }
+    let mut run = Loop { trainer, options, recorder, watcher, n_tokens };
+    while run.trainer.steps_done() < options.steps {
+        run.step(source)?;
+        let metrics = run.evaluate(eval)?;
         let stopping = stop.load(Ordering::Relaxed);
-        if due(options.save_every) || stopping || (!metrics.is_empty() && improves(recorder, &metrics)?) {
-            save(trainer, recorder, options, n_tokens, metrics)?;
-            watcher.saved(done);
+        if stopping || run.is_due(options.save_every) || run.recorder.store.would_be_best(&metrics)? {
+            run.save(metrics)?;
         }
-        if stopping && !is_last {
-            let stage = recorder.stage.label().to_owned();
-            recorder.run.event(&Event::Interrupted {
-                stage,
-                step: done,
-                reason: "asked to stop".to_owned(),
-            })?;
-            return Ok(Outcome::Interrupted { step: done });
+        if stopping && !run.is_last() {
+            return run.interrupted();
         }
     }
     Ok(Outcome::Finished)
 }
 
-/// Whether these metrics are better than those of every checkpoint kept.
-fn improves(recorder: &Recorder<'_>, metrics: &BTreeMap<String, f64>) -> Result<bool> {
-    let Some(best) = recorder.store.best_step()? else { return Ok(true) };
-    let best = CheckpointStore::load(&recorder.store.path_of(best))?;
-    Ok(metrics.iter().any(|(name, value)| best.state.metrics.get(name).is_none_or(|old| value < old)))
+/// What the loop carries from step to step.
+struct Loop<'l, 'r> {
+    trainer: &'l mut Trainer,
+    options: &'l LoopOptions,
+    recorder: &'l mut Recorder<'r>,
+    watcher: &'l mut dyn Watcher,
+    n_tokens: u64,
+}
+
+impl Loop<'_, '_> {
+    fn is_last(&self) -> bool {
+        self.trainer.steps_done() == self.options.steps
+    }
+
+    /// Whether something done every `every` steps, and after the last, is to be done now.
+    fn is_due(&self, every: u64) -> bool {
+        self.is_last() || (every > 0 && self.trainer.steps_done().is_multiple_of(every))
+    }
+
+    fn step(&mut self, source: &mut dyn StepSource) -> Result<()> {
+        let start = Instant::now();
+        let micro_batches = source.step(self.trainer.steps_done());
+        let (stats, profile) = self.trainer.step(&micro_batches)?;
+        let (done, elapsed_s) = (self.trainer.steps_done(), start.elapsed().as_secs_f64());
+        self.n_tokens += stats.n_tokens;
+        self.watcher.step(done, &stats, &profile, elapsed_s);
+        if self.is_due(self.options.log_every) {
+            log_step(self.recorder, done, &stats, self.n_tokens, source.epoch(done), elapsed_s)?;
+        }
+        Ok(())
+    }
+
+    /// Measures and logs the held-out loss if it is due. Returns what decides which checkpoint is best: nothing if it
+    /// was not measured, or is no number.
+    fn evaluate(&mut self, eval: &[MicroBatch]) -> Result<BTreeMap<String, f64>> {
+        if eval.is_empty() || self.options.eval_every == 0 || !self.is_due(self.options.eval_every) {
+            return Ok(BTreeMap::new());
+        }
+        let done = self.trainer.steps_done();
+        let stats = self.trainer.evaluate(eval)?;
+        log_eval(self.recorder, done, &stats)?;
+        if let Some(problem) = &stats.not_finite {
+            let message = format!("held-out data after {problem}");
+            self.recorder.run.event(&Event::Warning { message })?;
+        }
+        self.watcher.eval(done, &stats);
+        let loss = Some(stats.loss).filter(|loss| loss.is_finite());
+        Ok(loss.map(|loss| (EVAL_LOSS.to_owned(), loss)).into_iter().collect())
+    }
+
+    fn save(&mut self, metrics: BTreeMap<String, f64>) -> Result<()> {
+        self.recorder.run.sync()?;
+        let step = self.trainer.steps_done();
+        let state = CheckpointState {
+            step,
+            plan_hash: self.options.plan_hash.clone(),
+            seed: self.options.seed,
+            // Steps are a pure function of their number: the step is the data position.
+            data: serde_json::json!({ "step": step }),
+            counters: BTreeMap::from([(NUM_TOKENS.to_owned(), self.n_tokens)]),
+            metrics,
+            extra: serde_json::Value::Null,
+        };
+        self.recorder.store.save(&state, self.trainer.export())?;
+        let stage = self.recorder.stage.label().to_owned();
+        self.recorder.run.event(&Event::CheckpointSaved { stage, step })?;
+        self.watcher.saved(step);
+        Ok(())
+    }
+
+    fn interrupted(&mut self) -> Result<Outcome> {
+        let (stage, step) = (self.recorder.stage.label().to_owned(), self.trainer.steps_done());
+        let reason = "asked to stop".to_owned();
+        self.recorder.run.event(&Event::Interrupted { stage, step, reason })?;
+        Ok(Outcome::Interrupted { step })
+    }
 }
 
 fn log_step(
@@ -164,7 +216,7 @@ fn log_step(
         ("grad_norm", stats.grad_norm),
         ("learning_rate", stats.learning_rate),
         ("epoch", epoch),
-        ("num_tokens", n_tokens as f64),
+        (NUM_TOKENS, n_tokens as f64),
     ];
     let own = stats.metrics.iter().map(|(name, value)| (name.as_str(), *value));
     recorder.run.log_metrics(recorder.stage, step, fixed.into_iter().chain(own))?;
@@ -180,32 +232,8 @@ fn log_step(
 fn log_eval(recorder: &mut Recorder<'_>, step: u64, stats: &EvalStats) -> Result<()> {
     let own: Vec<(String, f64)> =
         stats.metrics.iter().map(|(name, value)| (format!("eval_{name}"), *value)).collect();
-    let values = std::iter::once(("eval_loss", stats.loss))
+    let values = std::iter::once((EVAL_LOSS, stats.loss))
         .chain(own.iter().map(|(name, value)| (name.as_str(), *value)));
     recorder.run.log_metrics(recorder.stage, step, values)?;
-    Ok(())
-}
-
-fn save(
-    trainer: &Trainer,
-    recorder: &mut Recorder<'_>,
-    options: &LoopOptions,
-    n_tokens: u64,
-    metrics: BTreeMap<String, f64>,
-) -> Result<()> {
-    recorder.run.sync()?;
-    let state = CheckpointState {
-        step: trainer.steps_done(),
-        plan_hash: options.plan_hash.clone(),
-        seed: options.seed,
-        // Steps are a pure function of their number: the step is the data position.
-        data: serde_json::json!({ "step": trainer.steps_done() }),
-        counters: BTreeMap::from([(NUM_TOKENS.to_owned(), n_tokens)]),
-        metrics,
-        extra: serde_json::Value::Null,
-    };
-    recorder.store.save(&state, trainer.export())?;
-    let stage = recorder.stage.label().to_owned();
-    recorder.run.event(&Event::CheckpointSaved { stage, step: trainer.steps_done() })?;
     Ok(())
 }

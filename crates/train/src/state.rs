@@ -27,7 +27,8 @@ impl Trainer {
     /// Continues from a checkpoint, with the same bytes as if it had never stopped.
     ///
     /// # Errors
-    /// [`TrainError::Mismatch`] if the checkpoint belongs to another model, and those of the optimiser's state.
+    /// [`TrainError::Mismatch`] if the checkpoint belongs to another model, and those of the run folder and the
+    /// optimiser's state for a tensor that is missing or of another type. The trainer is of no use then.
     pub fn import(&mut self, checkpoint: &mut Checkpoint) -> Result<()> {
         let steps_done = checkpoint.state.step;
         self.restore(steps_done, |param, state| {
@@ -41,7 +42,14 @@ impl Trainer {
                 tensors.push(StateTensor { name, dtype, len, bytes: tensor.bytes });
             }
             Ok(state.import(&tensors)?)
-        })
+        })?;
+        match checkpoint.tensors.pop_first() {
+            None => Ok(()),
+            Some((name, tensor)) => {
+                let found = format!("{:?}", tensor.shape);
+                Err(TrainError::Mismatch { name, found, expected: "no such tensor".to_owned() })
+            }
+        }
     }
 
     /// Puts the checkpoint's parameters in place, leaving optimiser state and step as they are: for writing out the best

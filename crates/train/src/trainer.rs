@@ -4,6 +4,8 @@
 //! the same for all of them. Losses are normalised by the total target weight of the **whole** step, so cutting a step
 //! into other micro-batches changes nothing (see [`pt_kernels::gemm`] on why not even the last bit in f32).
 
+use std::borrow::Cow;
+
 use pt_engine::{Dtype, Elements, ElementsMut, Grads, LogprobGrad, Logprobs, Param, ParamId, Profile, Tape};
 use pt_models::Model;
 use pt_objectives::{Metric, Normaliser, Objective, TokenBatch};
@@ -70,12 +72,14 @@ pub struct StepStats {
 /// What an evaluation found.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct EvalStats {
-    /// Mean loss over target weights.
+    /// Mean loss over target weights; NaN if the model gave something that is not a number.
     pub loss: f64,
     /// Tokens that were targets.
     pub n_targets: u64,
-    /// As in [`StepStats`].
+    /// As in [`StepStats`]; none if the loss is NaN.
     pub metrics: Vec<(String, f64)>,
+    /// Where the model first gave something that is not a number.
+    pub not_finite: Option<String>,
 }
 
 /// The means of summed metrics.
@@ -233,19 +237,25 @@ impl Trainer {
         let grad_scale = self.options.max_grad_norm.map_or(1.0, |max| clip_factor(stats.grad_norm, max));
         let step = Step { t: self.steps_done + 1, lr: stats.learning_rate, grad_scale };
         for trained in &mut self.states {
-            let Some(grad) = self.grads.get(trained.id) else { continue };
-            let weight = &mut self.model.params.get_mut(trained.id).weight;
-            let slice = match weight.elements_mut().expect("trainable parameters are not quantised") {
+            let param = self.model.params.get_mut(trained.id);
+            // Zeros where no backward pass has come by, as for one that it comes by in other steps only: a resumed run
+            // could not tell the two apart.
+            let grad =
+                self.grads.get(trained.id).map_or_else(|| vec![0.0; param.len()].into(), Cow::Borrowed);
+            let slice = match param.weight.elements_mut().expect("trainable parameters are not quantised") {
                 ElementsMut::F32(values) => ParamSlice::F32(values),
                 ElementsMut::Bf16(values) => ParamSlice::Bf16(values),
             };
-            trained.state.step(step, slice, grad);
+            trained.state.step(step, slice, &grad);
         }
         self.steps_done += 1;
         Ok(())
     }
 
     /// Loss and metrics on held-out micro-batches, with dropout off; changes nothing.
+    ///
+    /// A prediction that is not a number makes the loss NaN and is described in [`EvalStats::not_finite`]; it is no
+    /// error, since training may go on without it.
     ///
     /// # Errors
     /// [`TrainError`].
@@ -254,21 +264,38 @@ impl Trainer {
         let mut totals = Vec::new();
         let mut stats = EvalStats::default();
         for micro_batch in micro_batches {
-            let predictions = micro_batch.predictions();
-            if predictions.rows.is_empty() {
-                continue;
+            match self.eval_micro_batch(micro_batch, normaliser, &mut stats, &mut totals) {
+                Err(problem @ TrainError::NotFinite { .. }) => {
+                    let not_finite = Some(problem.to_string());
+                    return Ok(EvalStats { loss: f64::NAN, not_finite, ..EvalStats::default() });
+                }
+                result => result?,
             }
-            check_vocabulary(micro_batch, &self.model)?;
-            let batch = micro_batch.batch().expect("examples have tokens: the data loader checked");
-            let logprobs = score(&self.model, &batch, self.options.dtype, &predictions);
-            check_finite(self.steps_done, micro_batch, &predictions, &logprobs)?;
-            let output = self.objective.evaluate(&token_batch(&logprobs, &predictions), normaliser)?;
-            stats.loss += output.loss;
-            stats.n_targets += predictions.rows.len() as u64;
-            Metric::accumulate(&mut totals, &output.metrics);
         }
         stats.metrics = means(&totals);
         Ok(stats)
+    }
+
+    fn eval_micro_batch(
+        &self,
+        micro_batch: &MicroBatch,
+        normaliser: Normaliser,
+        stats: &mut EvalStats,
+        totals: &mut Vec<Metric>,
+    ) -> Result<()> {
+        let predictions = micro_batch.predictions();
+        if predictions.rows.is_empty() {
+            return Ok(());
+        }
+        check_vocabulary(micro_batch, &self.model)?;
+        let batch = micro_batch.batch().expect("examples have tokens: the data loader checked");
+        let logprobs = score(&self.model, &batch, self.options.dtype, &predictions);
+        check_finite(self.steps_done, micro_batch, &predictions, &logprobs)?;
+        let output = self.objective.evaluate(&token_batch(&logprobs, &predictions), normaliser)?;
+        stats.loss += output.loss;
+        stats.n_targets += predictions.rows.len() as u64;
+        Metric::accumulate(totals, &output.metrics);
+        Ok(())
     }
 
     fn normaliser(&self, micro_batches: &[MicroBatch]) -> Result<Normaliser> {
@@ -341,13 +368,20 @@ fn check_finite(
     predictions: &Predictions,
     logprobs: &Logprobs,
 ) -> Result<()> {
-    match logprobs.logp.iter().position(|logp| !logp.is_finite()) {
-        None => Ok(()),
-        Some(i) => Err(TrainError::NotFinite {
-            step,
-            token: predictions.targets[i],
-            value: logprobs.logp[i],
-            origin: micro_batch.example_of(predictions.rows[i]).origin.to_string(),
-        }),
+    for (quantity, values) in [
+        ("log-probability", &logprobs.logp),
+        ("entropy", &logprobs.entropy),
+        ("mean log-probability", &logprobs.mean_logp),
+    ] {
+        if let Some(i) = values.iter().position(|value| !value.is_finite()) {
+            return Err(TrainError::NotFinite {
+                step,
+                quantity,
+                token: predictions.targets[i],
+                value: values[i],
+                origin: micro_batch.example_of(predictions.rows[i]).origin.to_string(),
+            });
+        }
     }
+    Ok(())
 }
