@@ -24,9 +24,9 @@ mod model;
 mod options;
 mod rope;
 mod save;
+mod shards;
 
-pub use adapter::peft::PeftConfig;
-pub use adapter::{Adapter, AllLinear, LoraConfig, LoraInit, Targets};
+pub use adapter::{Adapter, AllLinear, LoraConfig, LoraInit, PeftConfig, Targets};
 pub use arch::{ARCHITECTURES, Architecture};
 pub use builder::{Builder, ParamSpec, Role, WeightSource};
 pub use config::{ModelConfig, StoredQuantisation};

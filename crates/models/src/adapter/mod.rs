@@ -6,7 +6,11 @@
 
 pub mod merge;
 pub mod peft;
+mod peft_config;
+mod pissa;
 mod svd;
+
+pub use peft_config::PeftConfig;
 
 use pt_core::rng::Stream;
 use pt_engine::{Linear, Lora, Param, ParamId, Weight};
@@ -15,7 +19,6 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{ModelError, Result};
 use crate::init::fill_random;
-use crate::load::{Quantise, quantised};
 use crate::model::Model;
 
 /// An adapter as a recipe describes it.
@@ -171,7 +174,7 @@ impl Model {
         self.expect_no_adapter()?;
         let targets: Vec<Linear> = self.targets(&config.targets)?;
         if config.init == LoraInit::Pissa {
-            check_pissa(config, &targets)?;
+            pissa::check(config, &targets)?;
         }
         self.freeze();
         let mut pissa = Vec::new();
@@ -242,32 +245,6 @@ impl Model {
         })
     }
 
-    /// PiSSA: `B A` is the best approximation of `W / s` of its rank, and `W` becomes what is left. A quantised base is
-    /// quantised again, so there `W + s B A` changes by that rounding (as in QPiSSA, section 4).
-    fn start_from_singular_vectors(
-        &mut self,
-        linear: &Linear,
-        layer: &mut LayerAdapter,
-        seed: u64,
-    ) -> Result<()> {
-        let weight = self.params.get(linear.weight).weight.to_f32();
-        let stream = Stream::new(seed, &format!("pissa/{}", linear.name));
-        let svd = svd::leading(&weight, linear.n_out, linear.n_in, layer.rank, &stream);
-        for (k, sigma) in svd.sigma.iter().enumerate() {
-            let root = (sigma / f64::from(layer.scale)).sqrt();
-            (0..linear.n_in)
-                .for_each(|j| layer.a[k * linear.n_in + j] = (svd.v[k * linear.n_in + j] * root) as f32);
-            (0..linear.n_out)
-                .for_each(|i| layer.b[i * layer.rank + k] = (svd.u[k * linear.n_out + i] * root) as f32);
-        }
-        let rest = self.updated_weight(linear, &layer.a, &layer.b, layer.rank, -layer.scale);
-        let param = self.params.get_mut(linear.weight);
-        param.weight = stored_like(&param.weight, &rest, linear).map_err(|source| {
-            ModelError::adapter(format!("`{}` cannot be quantised again after PiSSA: {source}", linear.name))
-        })?;
-        Ok(())
-    }
-
     /// `W + scale B A` in `f32`.
     pub(crate) fn updated_weight(
         &self,
@@ -296,39 +273,12 @@ impl Model {
     }
 }
 
-fn check_pissa(config: &LoraConfig, targets: &[Linear]) -> Result<()> {
-    match targets.iter().find(|linear| linear.n_in.min(linear.n_out) < config.rank) {
-        None => Ok(()),
-        Some(linear) => Err(ModelError::adapter(format!(
-            "PiSSA of rank {} needs matrices at least that wide, and `{}` is [{}, {}]",
-            config.rank, linear.name, linear.n_out, linear.n_in
-        ))),
-    }
-}
-
 /// The distinct last components of the layers' names.
 pub(crate) fn last_names<'a>(linears: &[&'a Linear]) -> Vec<&'a str> {
     let mut names: Vec<&str> = linears.iter().filter_map(|linear| linear.name.rsplit('.').next()).collect();
     names.sort_unstable();
     names.dedup();
     names
-}
-
-/// `values` in the storage type of `like`.
-fn stored_like(
-    like: &Weight,
-    values: &[f32],
-    linear: &Linear,
-) -> std::result::Result<Weight, pt_kernels::quant::QuantError> {
-    let requantise = |how| quantised(values, linear.n_out, linear.n_in, how);
-    match like {
-        Weight::F32(_) => Ok(Weight::from_f32(values)),
-        Weight::Bf16(_) => Ok(Weight::bf16_from_f32(values)),
-        Weight::Nf4(matrix) => requantise(Quantise::Nf4 {
-            double: matches!(matrix.scales(), pt_kernels::quant::nf4::Scales::Nested(_)),
-        }),
-        Weight::Int8(_) => requantise(Quantise::Int8),
-    }
 }
 
 /// `weight += scale b a`, each element's sum over the rank in `f64`.

@@ -1,5 +1,6 @@
 use super::*;
 use crate::init::NewModel;
+use crate::load::{Quantise, quantised};
 use pt_engine::Dtype;
 use serde_json::json;
 
