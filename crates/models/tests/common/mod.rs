@@ -110,7 +110,20 @@ pub fn gradients(
     weights: &[f32],
     recompute: bool,
 ) -> (Vec<f32>, BTreeMap<String, Vec<f32>>) {
-    let mut tape = Tape::training(&model.params, batch, Dtype::F32, None);
+    gradients_with_dropout(model, batch, rows, targets, weights, recompute, None)
+}
+
+/// The same with a seed for dropout.
+pub fn gradients_with_dropout(
+    model: &Model,
+    batch: &Batch,
+    rows: &[u32],
+    targets: &[u32],
+    weights: &[f32],
+    recompute: bool,
+    dropout_seed: Option<u64>,
+) -> (Vec<f32>, BTreeMap<String, Vec<f32>>) {
+    let mut tape = Tape::training(&model.params, batch, Dtype::F32, dropout_seed);
     let hidden = model.arch.hidden(&mut tape, recompute);
     let var = tape.linear_logprob(&hidden, model.arch.head(), rows, targets, &model.arch.logprob_options());
     let logp = Logprobs::of(&var).logp;
