@@ -72,7 +72,9 @@ pub enum PipelineError {
         advice: &'static str,
     },
     /// A row longer than allowed, where the recipe says that is an error.
-    #[error("{origin}: the row has {tokens} tokens, more than max_length = {max_length}; raise it, or set truncation to keep_start, keep_end or drop")]
+    #[error(
+        "{origin}: the row has {tokens} tokens, more than max_length = {max_length}; raise it, or set truncation to keep_start, keep_end or drop"
+    )]
     TooLong {
         /// File and line.
         origin: String,
@@ -111,7 +113,10 @@ pub enum PipelineError {
 }
 
 impl PipelineError {
-    pub(crate) fn io(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> PipelineError {
+    pub(crate) fn io(
+        action: &'static str,
+        path: impl Into<PathBuf>,
+    ) -> impl FnOnce(std::io::Error) -> PipelineError {
         let path = path.into();
         move |source| PipelineError::Io { action, path, source }
     }

@@ -47,7 +47,8 @@ pub fn locate_model(name: &str, revision: &str, surroundings: &Surroundings) -> 
             return Ok(snapshot);
         }
     }
-    let cache = cache.map_or_else(|| "no cache folder is known: set HF_HOME".to_owned(), |c| c.display().to_string());
+    let cache =
+        cache.map_or_else(|| "no cache folder is known: set HF_HOME".to_owned(), |c| c.display().to_string());
     Err(PipelineError::NotDownloaded { name: name.to_owned(), cache })
 }
 

@@ -13,7 +13,9 @@ use crate::error::{PipelineError, Result};
 use crate::model::{count_parameters, load_base, load_tokenizer, model_files};
 use crate::probe::{Estimate, probe};
 use crate::source::{Surroundings, read_source};
-use crate::stage::{StageData, planned_schedule, planned_template, prepare_model, stage_data, stage_trainer, with_defaults};
+use crate::stage::{
+    StageData, planned_schedule, planned_template, prepare_model, stage_data, stage_trainer, with_defaults,
+};
 
 /// The names a recipe may use, from the catalogues that own them.
 pub fn catalogue() -> Catalogue {
@@ -21,11 +23,15 @@ pub fn catalogue() -> Catalogue {
     Catalogue {
         objectives: OBJECTIVES
             .iter()
-            .map(|info| component(info.name, info.options.iter().map(|option| option.name.to_owned()).collect()))
+            .map(|info| {
+                component(info.name, info.options.iter().map(|option| option.name.to_owned()).collect())
+            })
             .collect(),
         optimizers: OPTIMISERS
             .iter()
-            .map(|info| component(info.name, info.options.iter().map(|option| option.name.to_owned()).collect()))
+            .map(|info| {
+                component(info.name, info.options.iter().map(|option| option.name.to_owned()).collect())
+            })
             .collect(),
         layouts: LAYOUTS.iter().map(|layout| component(layout.name, Vec::new())).collect(),
     }

@@ -41,12 +41,18 @@ pub fn probe(mut trainer: Trainer, steps: &mut Steps) -> Result<Estimate> {
     }
     let largest = largest.unwrap_or_else(|| MicroBatch::new(Vec::new()));
     let weights = trainer.model.weight_bytes();
-    let gradients: usize =
-        trainer.model.params.iter().filter(|(_, param)| param.trainable).map(|(_, param)| param.len() * 4).sum();
+    let gradients: usize = trainer
+        .model
+        .params
+        .iter()
+        .filter(|(_, param)| param.trainable)
+        .map(|(_, param)| param.len() * 4)
+        .sum();
     let state = trainer.state_bytes();
     // The first pass makes the gradient buffers, so that what follows sees activations alone.
     let (small, _) = peak_of(&mut trainer, &part_of(&largest, PROBE_TOKENS / 8))?;
-    let (small, small_tokens) = peak_of(&mut trainer, &part_of(&largest, PROBE_TOKENS / 8)).map(|(p, t)| (p.min(small), t))?;
+    let (small, small_tokens) =
+        peak_of(&mut trainer, &part_of(&largest, PROBE_TOKENS / 8)).map(|(p, t)| (p.min(small), t))?;
     let (large, large_tokens) = peak_of(&mut trainer, &part_of(&largest, PROBE_TOKENS))?;
     let per_token = if large_tokens > small_tokens {
         large.saturating_sub(small) as f64 / (large_tokens - small_tokens) as f64
@@ -118,7 +124,9 @@ pub fn flops_per_token(model: &pt_models::Model) -> f64 {
 
 /// Matrix products per second this machine reaches in a tenth of a second, in floating-point operations.
 pub fn matrix_peak(dtype: pt_engine::Dtype) -> f64 {
-    use pt_kernels::gemm::{Epilogue, Operand, Output, Part, Precision, Right, Values, gemm, pack_left, pack_right};
+    use pt_kernels::gemm::{
+        Epilogue, Operand, Output, Part, Precision, Right, Values, gemm, pack_left, pack_right,
+    };
     const M: usize = 896;
     const N: usize = 1024;
     const K: usize = 1024;

@@ -195,7 +195,8 @@ impl Runner<'_> {
             Some(model) => model,
             None => self.input_of(index)?,
         };
-        let before = self.measured(&planned, &stage_folder, "before", &model, data.template.as_ref(), watch)?;
+        let before =
+            self.measured(&planned, &stage_folder, "before", &model, data.template.as_ref(), watch)?;
         prepare_model(&mut model, &self.recipe, &section)?;
         let schedule = planned_schedule(&planned.schedule, planned.steps)?;
         let mut trainer = stage_trainer(model, &self.recipe, &section, schedule)?;
@@ -205,19 +206,33 @@ impl Runner<'_> {
         watch.stage_begun(&planned, trainer.steps_done(), flops_per_token(&trainer.model));
         let options = loop_options(&planned, &self.plan, &self.plan_hash);
         let mut last_eval = LastEval { inner: watch, loss: None };
-        let outcome =
-            fit(&mut trainer, &mut data.steps, &data.eval, &options, &mut recorder, n_tokens, &mut last_eval, stop)?;
+        let outcome = fit(
+            &mut trainer,
+            &mut data.steps,
+            &data.eval,
+            &options,
+            &mut recorder,
+            n_tokens,
+            &mut last_eval,
+            stop,
+        )?;
         let eval_loss = last_eval.loss;
         if let Outcome::Interrupted { step } = outcome {
             return Ok(StageEnd::Interrupted { step });
         }
         let best_step = restore_best(&mut trainer, &store, &planned)?;
-        let after = self.measured(&planned, &stage_folder, "after", &trainer.model, data.template.as_ref(), watch)?;
+        let after =
+            self.measured(&planned, &stage_folder, "after", &trainer.model, data.template.as_ref(), watch)?;
         let output = self.write_output(&trainer.model, &section, &stage_folder, data.template.as_ref())?;
-        let gains = before.iter().zip(&after).map(|(b, a)| TaskGain::new(&a.task, &paired_gain(&b.passed(), &a.passed())));
-        let report = StageReport { steps: planned.steps, eval_loss, best_step, gains: gains.collect(), output };
+        let gains = before
+            .iter()
+            .zip(&after)
+            .map(|(b, a)| TaskGain::new(&a.task, &paired_gain(&b.passed(), &a.passed())));
+        let report =
+            StageReport { steps: planned.steps, eval_loss, best_step, gains: gains.collect(), output };
         stage_folder.finish(&report)?;
-        self.folder.event(&Event::StageEnded { stage: stage_folder.label().to_owned(), steps: planned.steps })?;
+        self.folder
+            .event(&Event::StageEnded { stage: stage_folder.label().to_owned(), steps: planned.steps })?;
         watch.stage_ended(&planned, &report);
         // What comes next starts from what was written, so that a resumed run continues from the same bytes.
         let is_full = planned.train.method == Method::Full;
@@ -291,7 +306,8 @@ impl Runner<'_> {
         template: Option<&ChatTemplate>,
     ) -> Result<PathBuf> {
         let template = template.filter(|_| section.data.chat_template.is_some());
-        let dir = if model.adapter().is_some() { stage_folder.adapter_dir() } else { stage_folder.model_dir() };
+        let dir =
+            if model.adapter().is_some() { stage_folder.adapter_dir() } else { stage_folder.model_dir() };
         write_model(model, &dir, self.tokenizer, template, self.recipe.model.base.as_deref())?;
         let root = self.folder.root();
         Ok(dir.strip_prefix(root).map_or_else(|_| dir.clone(), Path::to_path_buf))
@@ -314,8 +330,9 @@ pub fn write_model(
         tokenizer.save(folder).map_err(|error| ModelError::State { problem: error.to_string() })?;
         let Some(template) = template else { return Ok(()) };
         let path = folder.join("chat_template.jinja");
-        atomic_file::write(&path, template.source().as_bytes())
-            .map_err(|error| ModelError::State { problem: format!("cannot write {}: {error}", path.display()) })
+        atomic_file::write(&path, template.source().as_bytes()).map_err(|error| ModelError::State {
+            problem: format!("cannot write {}: {error}", path.display()),
+        })
     };
     if model.adapter().is_some() {
         return Ok(atomic_file::publish_dir(dir, |folder| {
@@ -349,7 +366,11 @@ fn loop_options(planned: &PlannedStage, plan: &Plan, plan_hash: &str) -> LoopOpt
 }
 
 /// Puts the best checkpoint's weights in place; returns its step if it is not the last.
-fn restore_best(trainer: &mut Trainer, store: &CheckpointStore, planned: &PlannedStage) -> Result<Option<u64>> {
+fn restore_best(
+    trainer: &mut Trainer,
+    store: &CheckpointStore,
+    planned: &PlannedStage,
+) -> Result<Option<u64>> {
     let Some(best) = store.best_step()?.filter(|&best| best != planned.steps) else { return Ok(None) };
     let mut checkpoint = CheckpointStore::load(&store.path_of(best))?;
     trainer.import_params(&mut checkpoint)?;

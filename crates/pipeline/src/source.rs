@@ -112,7 +112,8 @@ fn read_files(source: &Source, surroundings: &Surroundings) -> Result<(Vec<Row>,
     let hashes = planned.iter().map(|file| file.blake3.as_str()).collect::<Vec<_>>().join(",");
     let content = format!("{hashes}|{:?}|{:?}|{:?}", options.format, options.text_unit, options.rows_key);
     let limit = source.limit.map_or(usize::MAX, |n| n as usize);
-    let rows = read::open(&source.source, &options)?.take(limit).collect::<std::result::Result<Vec<_>, _>>()?;
+    let rows =
+        read::open(&source.source, &options)?.take(limit).collect::<std::result::Result<Vec<_>, _>>()?;
     Ok((rows, planned, content))
 }
 

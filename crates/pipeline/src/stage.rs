@@ -6,8 +6,8 @@ use pt_data::split;
 use pt_models::{LoraConfig, LoraInit, Model, Quantise, Targets};
 use pt_optim::{Groups, Schedule, ScheduleConfig};
 use pt_recipe::{
-    Mask, Method, Packing, PlannedSchedule, PlannedTemplate, QuantType, Recipe, Recompute, Source, SourceFacts, StageSection,
-    StoppingStrategy,
+    Mask, Method, Packing, PlannedSchedule, PlannedTemplate, QuantType, Recipe, Recompute, Source,
+    SourceFacts, StageSection, StoppingStrategy,
 };
 use pt_text::{ChatTemplate, Tokenizer};
 use pt_train::{MicroBatch, Trainer, TrainerOptions};
@@ -53,7 +53,8 @@ pub fn stage_data(
             let (kept, held) = split::hold_out(rows.records, stage.data.eval_fraction, recipe.seed)?;
             rows.records = kept;
             let identity = format!("{}|held out {} {}", rows.identity, stage.data.eval_fraction, recipe.seed);
-            let held = SourceRows { records: held, identity: format!("{identity} eval"), files: Vec::new(), ..rows };
+            let held =
+                SourceRows { records: held, identity: format!("{identity} eval"), files: Vec::new(), ..rows };
             rows = SourceRows { records: rows.records, identity, layout: held.layout, files: rows.files };
             held_out.push((source, held));
         }
@@ -94,7 +95,8 @@ impl Loader<'_> {
             template: self.template,
             mask: mask_of(self.stage, has_prompt, is_conversation),
             train_end_of_turn: self.stage.data.train_end_of_turn,
-            max_length: Some(self.stage.data.max_length as usize).filter(|_| self.stage.packing() != Packing::Wrapped),
+            max_length: Some(self.stage.data.max_length as usize)
+                .filter(|_| self.stage.packing() != Packing::Wrapped),
             truncation: self.stage.data.truncation,
             stage: &self.stage.r#type,
         };
@@ -160,7 +162,10 @@ fn step_options(recipe: &Recipe, stage: &StageSection) -> StepOptions {
 }
 
 /// The chat template as plans show it.
-pub(crate) fn planned_template(stage: &StageSection, template: Option<&ChatTemplate>) -> Option<PlannedTemplate> {
+pub(crate) fn planned_template(
+    stage: &StageSection,
+    template: Option<&ChatTemplate>,
+) -> Option<PlannedTemplate> {
     template.map(|template| PlannedTemplate {
         origin: stage.data.chat_template.clone().unwrap_or_else(|| "tokenizer".to_owned()),
         blake3: pt_core::hash::of_bytes(template.source().as_bytes()),
@@ -178,7 +183,7 @@ pub fn prepare_model(model: &mut Model, recipe: &Recipe, stage: &StageSection) -
     quantise_model(model, stage)?;
     let lora = &stage.lora;
     let targets = match lora.targets.as_slice() {
-        [word] if word == "all-linear" => Targets::Default,
+        [word] if word == "all-linear" => Targets::default(),
         names => Targets::Names(names.to_vec()),
     };
     let config = LoraConfig {
@@ -214,7 +219,12 @@ pub fn quantise_model(model: &mut Model, stage: &StageSection) -> Result<()> {
 ///
 /// # Errors
 /// If the objective's or optimiser's options are not understood.
-pub fn stage_trainer(model: Model, recipe: &Recipe, stage: &StageSection, schedule: Schedule) -> Result<Trainer> {
+pub fn stage_trainer(
+    model: Model,
+    recipe: &Recipe,
+    stage: &StageSection,
+    schedule: Schedule,
+) -> Result<Trainer> {
     let objective = pt_objectives::build(stage.objective_type(), &stage.objective.params.to_toml())?;
     let optimiser = pt_optim::build(&stage.optimizer.r#type, &stage.optimizer.params.to_toml(), recipe.seed)?;
     let options = TrainerOptions {
@@ -243,10 +253,16 @@ pub fn planned_schedule(planned: &PlannedSchedule, steps: u64) -> Result<Schedul
 }
 
 /// A component's options with the defaults of those not written, as plans show them.
-pub(crate) fn with_defaults<'a>(defaults: impl Iterator<Item = (&'a str, &'a str)>, written: &Map<String, Value>) -> Value {
+pub(crate) fn with_defaults<'a>(
+    defaults: impl Iterator<Item = (&'a str, &'a str)>,
+    written: &Map<String, Value>,
+) -> Value {
     let mut all = Map::new();
     for (name, default) in defaults {
-        let parsed = format!("value = {default}").parse::<toml::Table>().ok().and_then(|mut table| table.remove("value"));
+        let parsed = format!("value = {default}")
+            .parse::<toml::Table>()
+            .ok()
+            .and_then(|mut table| table.remove("value"));
         if let Some(value) = parsed.and_then(|value| serde_json::to_value(value).ok()) {
             all.insert(name.to_owned(), value);
         }

@@ -143,7 +143,12 @@ impl Steps {
 }
 
 impl Epoch {
-    fn lay_out(index: u64, sources: &[TokenisedSource], mixture: &Mixture, options: &StepOptions) -> Result<Epoch> {
+    fn lay_out(
+        index: u64,
+        sources: &[TokenisedSource],
+        mixture: &Mixture,
+        options: &StepOptions,
+    ) -> Result<Epoch> {
         let order = if options.shuffle {
             mixture.order(index)
         } else {
@@ -152,7 +157,8 @@ impl Epoch {
             };
             sources.iter().enumerate().flat_map(rows).collect()
         };
-        let lengths: Vec<usize> = order.iter().map(|at| sources[at.source_idx].lengths()[at.row_idx]).collect();
+        let lengths: Vec<usize> =
+            order.iter().map(|at| sources[at.source_idx].lengths()[at.row_idx]).collect();
         let n_tokens: usize = lengths.iter().sum();
         let mut offsets = Vec::new();
         let items = match options.packing {
@@ -184,7 +190,8 @@ impl Epoch {
 
 impl StepSource for Steps {
     fn step(&mut self, step_idx: u64) -> Vec<MicroBatch> {
-        self.micro_batches(step_idx).unwrap_or_else(|error| panic!("data that was read before can no longer be read: {error}"))
+        self.micro_batches(step_idx)
+            .unwrap_or_else(|error| panic!("data that was read before can no longer be read: {error}"))
     }
 
     fn epoch(&mut self, steps_done: u64) -> f64 {
@@ -199,7 +206,10 @@ impl StepSource for Steps {
 ///
 /// # Errors
 /// If a row does not fit a micro-batch.
-pub fn eval_micro_batches(sources: &[TokenisedSource], tokens_per_micro_batch: usize) -> Result<Vec<MicroBatch>> {
+pub fn eval_micro_batches(
+    sources: &[TokenisedSource],
+    tokens_per_micro_batch: usize,
+) -> Result<Vec<MicroBatch>> {
     let mut examples = Vec::new();
     for source in sources {
         for row in 0..source.n_rows() {

@@ -104,7 +104,8 @@ pub fn measure(task: &str, model: &Model, options: &TaskOptions<'_>) -> Result<T
         let prompt = match options.template {
             Some(_) => {
                 let fields = [("role", "user"), ("content", problem.prompt.as_str())];
-                let message: Map<String, Value> = fields.map(|(name, text)| (name.to_owned(), text.into())).into_iter().collect();
+                let message: Map<String, Value> =
+                    fields.map(|(name, text)| (name.to_owned(), text.into())).into_iter().collect();
                 masker.prompt(&origin, &Conversation { messages: &[message], ..Conversation::default() })?
             }
             None => masker.prompt_text(&origin, &problem.prompt)?,
@@ -122,7 +123,8 @@ pub fn measure(task: &str, model: &Model, options: &TaskOptions<'_>) -> Result<T
     let samples = pt_rollout::generate(model, options.dtype, &requests, &params, &mut |_, _, _| {})?;
     let mut scored = Vec::with_capacity(problems.len());
     for (problem, samples) in problems.iter().zip(&samples) {
-        let ids: Vec<u32> = samples[0].token_ids.iter().copied().filter(|id| !stop_token_ids.contains(id)).collect();
+        let ids: Vec<u32> =
+            samples[0].token_ids.iter().copied().filter(|id| !stop_token_ids.contains(id)).collect();
         let reply = options.tokenizer.decode(&ids, true)?;
         let verdict = problem.check(&reply);
         scored.push(TaskSample {

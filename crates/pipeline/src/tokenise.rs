@@ -4,7 +4,9 @@ use pt_data::cache::{Cache, CacheKey, TokenisedRow};
 use pt_data::{Body, Content, Message, Record, Train, parallel};
 use pt_recipe::{Mask, Truncation};
 use pt_text::template::Message as TemplateMessage;
-use pt_text::{ChatTemplate, Conversation, Example, MaskPolicy, Masker, Targets, Tokenizer, TrainOn, TruncationMode};
+use pt_text::{
+    ChatTemplate, Conversation, Example, MaskPolicy, Masker, Targets, Tokenizer, TrainOn, TruncationMode,
+};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -92,15 +94,21 @@ const CACHE_FROM_RECORDS: usize = 2_000;
 ///
 /// # Errors
 /// The first row, by order, that would train the wrong thing.
-pub fn tokenise(source: &SourceRows, options: &TokeniseOptions<'_>, surroundings: &Surroundings) -> Result<TokenisedSource> {
-    let Some(dir) = surroundings.cache_dir.as_ref().filter(|_| source.records.len() >= CACHE_FROM_RECORDS) else {
+pub fn tokenise(
+    source: &SourceRows,
+    options: &TokeniseOptions<'_>,
+    surroundings: &Surroundings,
+) -> Result<TokenisedSource> {
+    let Some(dir) = surroundings.cache_dir.as_ref().filter(|_| source.records.len() >= CACHE_FROM_RECORDS)
+    else {
         let (rows, counts) = tokenise_all(source, options)?;
         let lengths = rows.iter().map(|row| row.token_ids.len()).collect();
         return Ok(TokenisedSource { rows: Store::Memory(rows), lengths, counts, cache_problem: None });
     };
     let key = cache_key(source, options);
     let counts_path = dir.join(format!("{}.json", key.file_name()));
-    let known = std::fs::read(&counts_path).ok().and_then(|text| serde_json::from_slice::<Counts>(&text).ok());
+    let known =
+        std::fs::read(&counts_path).ok().and_then(|text| serde_json::from_slice::<Counts>(&text).ok());
     let mut cache_problem = None;
     if let Some(counts) = known {
         match Cache::open(&dir.join(key.file_name()), &key) {
@@ -208,7 +216,11 @@ pub fn example(masker: &Masker<'_>, record: &Record, options: &TokeniseOptions<'
                 }
                 _ => {
                     let _ = (prompt, completion);
-                    return Err(wrong_kind(record, options, "give the prompt and the completion in one form"));
+                    return Err(wrong_kind(
+                        record,
+                        options,
+                        "give the prompt and the completion in one form",
+                    ));
                 }
             }
         }
@@ -217,7 +229,11 @@ pub fn example(masker: &Masker<'_>, record: &Record, options: &TokeniseOptions<'
             None => masker.pretokenised(&origin, input_ids, Targets::All)?,
         },
         Body::PromptOnly { .. } => {
-            return Err(wrong_kind(record.clone(), options, "it has no answer to learn; add a `completion` or an assistant turn"));
+            return Err(wrong_kind(
+                record.clone(),
+                options,
+                "it has no answer to learn; add a `completion` or an assistant turn",
+            ));
         }
         Body::Preference { .. } | Body::Unpaired { .. } | Body::Stepwise { .. } => {
             return Err(wrong_kind(
@@ -260,8 +276,11 @@ pub fn template_messages(messages: &[Message]) -> Vec<TemplateMessage> {
                 map.insert("train".to_owned(), json!(train));
             }
             Some(Train::Spans(spans)) => {
-                let spans: Vec<Value> =
-                    spans.iter().filter(|span| span.train).map(|span| json!([span.start, span.end])).collect();
+                let spans: Vec<Value> = spans
+                    .iter()
+                    .filter(|span| span.train)
+                    .map(|span| json!([span.start, span.end]))
+                    .collect();
                 map.insert("train_spans".to_owned(), Value::Array(spans));
             }
         }

@@ -41,7 +41,8 @@ pub fn verify_resume(
     progress("running without a stop");
     let prepared = prepare(recipe.clone(), surroundings)?;
     let steps = prepared.plan.stages[0].steps;
-    let stopped_at = if stop_after == 0 { (steps / 2).max(1) } else { stop_after.min(steps.saturating_sub(1).max(1)) };
+    let stopped_at =
+        if stop_after == 0 { (steps / 2).max(1) } else { stop_after.min(steps.saturating_sub(1).max(1)) };
     run(prepared, &whole, surroundings, &mut Quiet, &never)?;
 
     let mut resumed = RunOptions { out: dir.join("resumed"), resume: false };

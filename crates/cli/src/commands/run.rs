@@ -1,0 +1,120 @@
+//! `posttrain run`: carries out a recipe.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::Context as _;
+use pt_pipeline::{RunOptions, RunOutcome, StageReport, matrix_peak, model};
+use pt_recipe::Plan;
+
+use super::plan::{check_memory, prepared};
+use crate::Context;
+use crate::environment::default_run_folder;
+use crate::ui::{Style, TrainingView, note};
+
+/// Plans a recipe, then runs its stages one after the other into a run folder: plan.json, metrics.jsonl, TensorBoard
+/// files, checkpoints, and each stage's model or adapter as a Hugging Face folder.
+///
+/// Ctrl-C finishes the step, saves it and stops; a second Ctrl-C stops at once. `--resume` goes on, with the same
+/// bytes as if the run had never stopped, also after a crash.
+///
+/// Example:
+///   posttrain run recipes/quickstart.toml
+///   posttrain run my.toml --out runs/first --set stage.sft.train.epochs=1
+///   posttrain run my.toml --out runs/first --resume
+#[derive(clap::Args)]
+#[command(verbatim_doc_comment)]
+pub(crate) struct Args {
+    /// The recipe
+    recipe: PathBuf,
+    /// The run folder [default: runs/NAME, with a number if that is taken]
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// Change a key: `stage.sft.optimizer.learning_rate=1e-4` (may be repeated)
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    sets: Vec<String>,
+    /// Where to compute
+    #[arg(long, default_value = "cpu", value_parser = ["cpu"])]
+    device: String,
+    /// Go on with the run in --out
+    #[arg(long, requires = "out")]
+    resume: bool,
+}
+
+pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<()> {
+    let prepared = prepared(&args.recipe, &args.sets, context)?;
+    note(&prepared.plan.to_table());
+    if !args.resume {
+        check_memory(&prepared)?;
+    }
+    let out = match &args.out {
+        Some(out) => out.clone(),
+        None => default_run_folder(&prepared.plan.name),
+    };
+    let stop = stop_on_interrupt()?;
+    let options = RunOptions { out: out.clone(), resume: args.resume };
+    let plan = prepared.plan.clone();
+    let peak = matrix_peak(model::engine_dtype(prepared.recipe.model.dtype));
+    let mut view = TrainingView::new(context.errors, peak);
+    let surroundings = context.environment.surroundings();
+    let outcome = pt_pipeline::run(prepared, &options, &surroundings, &mut view, &stop)
+        .with_context(|| format!("the run in {} stopped; what it saved is kept", out.display()))?;
+    match outcome {
+        RunOutcome::Finished(reports) => {
+            note(&planned_against_actual(&plan, &view, context.errors));
+            finish(&out, &reports)
+        }
+        RunOutcome::Interrupted { stage, step } => {
+            note(&format!("stopped after step {step} of {stage}, which is saved; go on with"));
+            note(&format!("  posttrain run {} --out {} --resume", args.recipe.display(), out.display()));
+            Ok(())
+        }
+    }
+}
+
+/// Asks the run to stop between steps; a second signal ends the program.
+fn stop_on_interrupt() -> anyhow::Result<Arc<AtomicBool>> {
+    let stop = Arc::new(AtomicBool::new(false));
+    let handle = stop.clone();
+    ctrlc::set_handler(move || {
+        if handle.swap(true, Ordering::Relaxed) {
+            // The user insists; checkpoints are whole or absent, so nothing is lost but the step.
+            #[allow(clippy::exit, reason = "the second signal asks for exactly this")]
+            std::process::exit(130);
+        }
+        note("finishing this step, then saving; press again to stop at once");
+    })
+    .context("cannot watch for Ctrl-C")?;
+    Ok(stop)
+}
+
+/// Memory and time as planned and as they were.
+fn planned_against_actual(plan: &Plan, view: &TrainingView, style: Style) -> String {
+    const MIB: f64 = (1u64 << 20) as f64;
+    let mut lines = vec![style.dim("planned against actual: training time, memory in buffers and optimizer state")];
+    for stage in &plan.stages {
+        let Some(actual) = view.measured().iter().find(|time| time.name == stage.name && time.steps > 0) else { continue };
+        let seconds = stage.expected_seconds * actual.steps as f64 / stage.steps as f64;
+        let bytes: u64 = stage.memory.iter().map(|part| part.bytes).sum();
+        let state: u64 = stage.memory.iter().filter(|p| p.part == "optimizer state").map(|p| p.bytes).sum();
+        lines.push(style.dim(&format!(
+            "  {:10} {:.0} s planned, {:.0} s taken; {:.0} MiB planned, {:.0} MiB used",
+            stage.name,
+            seconds,
+            actual.seconds,
+            bytes as f64 / MIB,
+            (actual.peak_bytes as f64 + state as f64) / MIB,
+        )));
+    }
+    lines.join("\n")
+}
+
+/// Says where the result is and what can be done with it.
+fn finish(out: &Path, reports: &[StageReport]) -> anyhow::Result<()> {
+    let Some(last) = reports.last() else { return Ok(()) };
+    let path = out.join(&last.output);
+    note(&format!("the run is in {}, its model in {}", out.display(), path.display()));
+    note(&format!("  posttrain chat --model {}", path.display()));
+    Ok(())
+}

@@ -1,0 +1,195 @@
+//! A run as people see it: a bar on a terminal, lines in a file, and what each stage gained.
+
+use std::io::IsTerminal;
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressStyle};
+use pt_engine::Profile;
+use pt_pipeline::{StageReport, Watch};
+use pt_recipe::PlannedStage;
+use pt_train::{EvalStats, StepStats, Watcher};
+
+use super::{Style, count, note};
+
+/// Weight of the newest step in the smoothed loss.
+const SMOOTHING: f64 = 0.1;
+/// Without a terminal, a line at least this often.
+const LINE_EVERY: Duration = Duration::from_secs(10);
+
+/// Watches a run.
+pub(crate) struct TrainingView {
+    style: Style,
+    /// Matrix products per second this machine reaches, in floating-point operations.
+    peak_flops: f64,
+    is_terminal: bool,
+    stage: Option<StageView>,
+    measured: Vec<StageTime>,
+}
+
+/// Time a stage took, for comparison with the plan.
+#[derive(Clone, Debug)]
+pub(crate) struct StageTime {
+    /// The stage.
+    pub(crate) name: String,
+    /// Seconds of its training loop.
+    pub(crate) seconds: f64,
+    /// Steps taken in them, which is fewer than all after a resume.
+    pub(crate) steps: u64,
+    /// Peak of the buffers.
+    pub(crate) peak_bytes: usize,
+}
+
+struct StageView {
+    name: String,
+    bar: ProgressBar,
+    steps: u64,
+    steps_before: u64,
+    flops_per_token: f64,
+    loss: Option<f64>,
+    eval_loss: Option<f64>,
+    n_tokens: u64,
+    begun: Instant,
+    last_line: Instant,
+}
+
+impl TrainingView {
+    /// A view that draws on standard error.
+    pub(crate) fn new(style: Style, peak_flops: f64) -> TrainingView {
+        let is_terminal = std::io::stderr().is_terminal();
+        TrainingView { style, peak_flops, is_terminal, stage: None, measured: Vec::new() }
+    }
+
+    /// Times of the stages that ended.
+    pub(crate) fn measured(&self) -> &[StageTime] {
+        &self.measured
+    }
+
+    fn say(&self, line: &str) {
+        match &self.stage {
+            Some(stage) if self.is_terminal => stage.bar.suspend(|| note(line)),
+            _ => note(line),
+        }
+    }
+}
+
+impl StageView {
+    /// `loss 1.234  12,345 tok/s  61 % of peak`.
+    fn message(&self, tokens_per_second: f64, peak_flops: f64) -> String {
+        let mut text = self.loss.map_or_else(String::new, |loss| format!("loss {loss:.4}  "));
+        if let Some(eval_loss) = self.eval_loss {
+            text += &format!("held-out {eval_loss:.4}  ");
+        }
+        let share = tokens_per_second * self.flops_per_token / peak_flops;
+        text + &format!("{} tok/s  {:.0} % of peak", count(tokens_per_second as usize), share * 100.0)
+    }
+}
+
+impl Watcher for TrainingView {
+    fn step(&mut self, steps_done: u64, stats: &StepStats, _: &Profile, elapsed_s: f64) {
+        let (peak_flops, is_terminal) = (self.peak_flops, self.is_terminal);
+        let Some(stage) = &mut self.stage else { return };
+        stage.n_tokens += stats.n_tokens;
+        stage.loss = Some(stage.loss.map_or(stats.loss, |loss| loss + SMOOTHING * (stats.loss - loss)));
+        let message = stage.message(stats.n_tokens as f64 / elapsed_s, peak_flops);
+        stage.bar.set_position(steps_done);
+        stage.bar.set_message(message.clone());
+        let due = stage.last_line.elapsed() >= LINE_EVERY || steps_done == stage.steps;
+        if !is_terminal && due {
+            stage.last_line = Instant::now();
+            note(&format!("  {}: step {steps_done} of {}  {message}", stage.name, stage.steps));
+        }
+    }
+
+    fn eval(&mut self, _: u64, stats: &EvalStats) {
+        if let Some(stage) = &mut self.stage {
+            stage.eval_loss = Some(stats.loss);
+        }
+    }
+
+    fn saved(&mut self, _: u64) {}
+}
+
+impl Watch for TrainingView {
+    fn stage_begun(&mut self, stage: &PlannedStage, steps_done: u64, flops_per_token: f64) {
+        let bar = ProgressBar::new(stage.steps);
+        let template = "  {prefix:10} {bar:28} {pos} of {len} steps  {msg}  {eta} left";
+        bar.set_style(ProgressStyle::with_template(template).expect("the template is constant and right"));
+        bar.set_prefix(stage.name.clone());
+        bar.set_position(steps_done);
+        bar.reset_eta();
+        let now = Instant::now();
+        if steps_done > 0 {
+            self.say(&format!("{}: going on after step {steps_done}", stage.name));
+        }
+        self.stage = Some(StageView {
+            name: stage.name.clone(),
+            bar,
+            steps: stage.steps,
+            steps_before: steps_done,
+            flops_per_token,
+            loss: None,
+            eval_loss: None,
+            n_tokens: 0,
+            begun: now,
+            last_line: now,
+        });
+        pt_kernels::buffer::reset_peak();
+    }
+
+    fn measuring(&mut self, stage: &PlannedStage, when: &'static str) {
+        if let Some(view) = self.stage.take_if(|view| view.name == stage.name) {
+            view.bar.finish_and_clear();
+            self.measured.push(view.time());
+        }
+        let n = stage.eval.n * stage.eval.tasks.len() as u64;
+        note(&format!("  {}: answering {} held-out problems {when} training", stage.name, count(n as usize)));
+    }
+
+    fn stage_ended(&mut self, stage: &PlannedStage, report: &StageReport) {
+        if let Some(view) = self.stage.take() {
+            view.bar.finish_and_clear();
+            self.measured.push(view.time());
+        }
+        let style = self.style;
+        let loss = report.eval_loss.map_or_else(String::new, |loss| format!(", held-out loss {loss:.4}"));
+        let best = report.best_step.map_or_else(String::new, |step| format!(", weights of step {step}, its best"));
+        note(&format!("{} {}: {} steps{loss}{best}", style.good("done"), style.bold(&stage.name), count(report.steps as usize)));
+        for gain in &report.gains {
+            note(&gain_line(gain, style));
+        }
+    }
+
+    fn note(&mut self, message: &str) {
+        self.say(&format!("{} {message}", self.style.warning("note:")));
+    }
+}
+
+impl StageView {
+    fn time(&self) -> StageTime {
+        StageTime {
+            name: self.name.clone(),
+            seconds: self.begun.elapsed().as_secs_f64(),
+            steps: self.bar.position() - self.steps_before,
+            peak_bytes: pt_kernels::buffer::peak_bytes(),
+        }
+    }
+}
+
+/// `accuracy 1.0 % -> 62.5 % (+61.5 points, 95 % interval 56.7 to 66.1, p = 1e-60, 400 problems)`.
+fn gain_line(gain: &pt_pipeline::TaskGain, style: Style) -> String {
+    let percent = |share: f64| format!("{:.1} %", share * 100.0);
+    let points = |share: f64| format!("{:+.1}", share * 100.0);
+    let significant = gain.interval95.0 > 0.0;
+    let difference = format!("{} points", points(gain.difference));
+    let difference = if significant { style.good(&difference) } else { style.warning(&difference) };
+    format!(
+        "  accuracy {} -> {}: {difference}, 95 % interval {} to {}, p = {:.1e}, {} held-out problems\n  {}",
+        percent(gain.before),
+        percent(gain.after),
+        points(gain.interval95.0),
+        points(gain.interval95.1),
+        gain.p_value,
+        count(gain.n),
+        style.dim(&gain.task)
+    )
+}
