@@ -97,6 +97,21 @@ pub fn fma<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {
     if FMA { a.mul_add(b, c) } else { a * b + c }
 }
 
+/// Asks for the cache lines of `values[first..first + n]`, as far as there are such.
+#[inline(always)]
+pub fn prefetch<E>(values: &[E], first: usize, n: usize) {
+    #[cfg(target_arch = "x86_64")]
+    if let Some(values) = values.get(first..first + n) {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        for value in values.iter().step_by((64 / size_of::<E>()).max(1)).chain(values.last()) {
+            // SAFETY: a prefetch of a valid reference; SSE is part of x86-64.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(value).cast()) };
+        }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (values, first, n);
+}
+
 /// Runs `kernel` compiled for [`current`].
 #[inline]
 pub fn dispatch<K: IsaKernel>(kernel: K) -> K::Output {

@@ -11,7 +11,7 @@ use rayon::prelude::*;
 use super::micro::{Format, Micro, Precision};
 use crate::buffer::Buffer;
 use crate::elem::Elem;
-use crate::isa::{IsaKernel, dispatch};
+use crate::isa::{IsaKernel, dispatch, prefetch};
 use crate::quant::int8::Int8Matrix;
 use crate::quant::nf4::Nf4Matrix;
 
@@ -143,10 +143,26 @@ pub fn pack_panel(
             inner(|i| &v[(first + i) * operand.ld..][..k], n, k, width, format, out)
         }
         (KAxis::Outer, Values::F32(v)) => {
-            dispatch(Outer { values: v.get(first..).unwrap_or(&[]), ld: operand.ld, n, k, width, format, out });
+            dispatch(Outer {
+                values: v.get(first..).unwrap_or(&[]),
+                ld: operand.ld,
+                n,
+                k,
+                width,
+                format,
+                out,
+            });
         }
         (KAxis::Outer, Values::Bf16(v)) => {
-            dispatch(Outer { values: v.get(first..).unwrap_or(&[]), ld: operand.ld, n, k, width, format, out });
+            dispatch(Outer {
+                values: v.get(first..).unwrap_or(&[]),
+                ld: operand.ld,
+                n,
+                k,
+                width,
+                format,
+                out,
+            });
         }
         (KAxis::Inner, quantised) => {
             let mut rows = Buffer::<bf16>::dirty(n * k);
@@ -343,6 +359,12 @@ impl<E: Elem + Bits> IsaKernel for Outer<'_, '_, E> {
     #[inline(always)]
     fn run<const FMA: bool>(self) {
         // The usual widths are constants, so that a row is one or two vectors.
+        #[cfg(target_arch = "x86_64")]
+        if FMA && E::IS_BF16 && self.format == Format::Pair {
+            // SAFETY: the Pair format and its FMA form are only chosen where AVX-512 is present.
+            unsafe { self.pairs_avx512() };
+            return;
+        }
         match (self.n, self.width) {
             (32, 32) => self.rows(32, 32),
             (14, 14) => self.rows(14, 14),
@@ -356,6 +378,41 @@ impl<E: Elem + Bits> IsaKernel for Outer<'_, '_, E> {
 const AHEAD: usize = 16;
 
 impl<E: Elem + Bits> Outer<'_, '_, E> {
+    /// Interleaves rows of `bf16`, sixteen lanes at a time.
+    ///
+    /// # Safety
+    /// AVX-512 present, `E` stored as `bf16`.
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+    unsafe fn pairs_avx512(self) {
+        use std::arch::x86_64::*;
+        let Outer { values, ld, n, k, width, out, .. } = self;
+        assert!(k == 0 || n == 0 || values.len() >= (k - 1) * ld + n, "the operand holds its rows");
+        assert!(n <= width && out.len() >= k.div_ceil(2) * width, "the panel holds its words");
+        for j in 0..k.div_ceil(2) {
+            for ahead in 0..2 {
+                // Lines that do not exist are not asked for by the processor.
+                let at = values.as_ptr().wrapping_add((2 * j + ahead + AHEAD) * ld);
+                _mm_prefetch::<_MM_HINT_T0>(at.cast());
+                _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(n).cast());
+            }
+            for c in (0..width).step_by(16) {
+                let mask = |to: usize| (u32::from(u16::MAX) >> (16 - to.saturating_sub(c).min(16))) as u16;
+                let (read, written) = (mask(n), mask(width));
+                let odd = if 2 * j + 1 < k { read } else { 0 };
+                // SAFETY: masked accesses touch only lanes below `n` of existing rows, and below `width` of the panel.
+                unsafe {
+                    let low = values.as_ptr().wrapping_add(2 * j * ld + c);
+                    let high = low.wrapping_add(ld);
+                    let low = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(read, low.cast()));
+                    let high = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(odd, high.cast()));
+                    let words = _mm512_or_si512(low, _mm512_slli_epi32::<16>(high));
+                    _mm512_mask_storeu_epi32(out.as_mut_ptr().add(j * width + c).cast(), written, words);
+                }
+            }
+        }
+    }
+
     #[inline(always)]
     fn rows(self, n: usize, width: usize) {
         let Outer { values, ld, k, format, out, .. } = self;
@@ -363,7 +420,7 @@ impl<E: Elem + Bits> Outer<'_, '_, E> {
         match format {
             Format::Single => {
                 for (j, lane) in out.chunks_exact_mut(width).enumerate().take(k) {
-                    prefetch(values, (j + AHEAD) * ld);
+                    prefetch(values, (j + AHEAD) * ld, n);
                     for (out, value) in lane.iter_mut().zip(row(j)) {
                         *out = value.get().to_bits();
                     }
@@ -372,8 +429,8 @@ impl<E: Elem + Bits> Outer<'_, '_, E> {
             }
             Format::Pair => {
                 for (j, lane) in out.chunks_exact_mut(width).enumerate().take(k / 2) {
-                    prefetch(values, (2 * j + AHEAD) * ld);
-                    prefetch(values, (2 * j + 1 + AHEAD) * ld);
+                    prefetch(values, (2 * j + AHEAD) * ld, n);
+                    prefetch(values, (2 * j + 1 + AHEAD) * ld, n);
                     let (low, high) = (row(2 * j), row(2 * j + 1));
                     for i in 0..n {
                         lane[i] = pair(low[i].to_bf16_bits(), high[i].to_bf16_bits());
@@ -390,19 +447,6 @@ impl<E: Elem + Bits> Outer<'_, '_, E> {
             }
         }
     }
-}
-
-/// Asks for the cache line of element `index`, if there is one.
-#[inline(always)]
-fn prefetch<E>(values: &[E], index: usize) {
-    #[cfg(target_arch = "x86_64")]
-    if let Some(value) = values.get(index) {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        // SAFETY: a prefetch of a valid reference; SSE is part of x86-64.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(value).cast()) };
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = (values, index);
 }
 
 #[inline(always)]

@@ -5,7 +5,7 @@ use std::marker::PhantomData;
 use half::bf16;
 
 use crate::elem::Elem;
-use crate::isa::{IsaKernel, dispatch};
+use crate::isa::{Isa, current, prefetch};
 
 /// Receives tiles `[n_rows, nr]` of a product; called from several threads, each tile once.
 pub trait TileSink: Sync {
@@ -108,6 +108,14 @@ impl TileSink for Store<'_> {
         nr: usize,
         tile: &mut [f32],
     ) -> bool {
+        for r in 0..n_rows {
+            self.prefetch((row0 + r) * self.ld + col0, n_cols);
+            match self.epilogue.residual {
+                Some(Residual::F32(from, ld)) => prefetch(from, (row0 + r) * ld + col0, n_cols),
+                Some(Residual::Bf16(from, ld)) => prefetch(from, (row0 + r) * ld + col0, n_cols),
+                None => {}
+            }
+        }
         let (true, Raw::F32(out)) = (self.epilogue.accumulate, &self.out) else { return false };
         for r in 0..n_rows {
             // SAFETY: the extent was checked in `new`, and this tile's elements are ours alone.
@@ -119,82 +127,129 @@ impl TileSink for Store<'_> {
     }
 
     fn finish(&self, row0: usize, n_rows: usize, col0: usize, n_cols: usize, nr: usize, tile: &mut [f32]) {
-        dispatch(Finish { store: self, row0, n_rows, col0, n_cols, nr, tile });
-    }
-}
-
-/// The epilogue of one tile, compiled for every instruction set.
-struct Finish<'s, 'a> {
-    store: &'s Store<'a>,
-    row0: usize,
-    n_rows: usize,
-    col0: usize,
-    n_cols: usize,
-    nr: usize,
-    tile: &'s mut [f32],
-}
-
-impl IsaKernel for Finish<'_, '_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<const FMA: bool>(self) {
-        let Finish { store, row0, n_rows, col0, n_cols, nr, tile } = self;
         for r in 0..n_rows {
             let values = &mut tile[r * nr..r * nr + n_cols];
-            store.apply(row0 + r, col0, values);
-            let at = (row0 + r) * store.ld + col0;
-            match store.out {
-                // SAFETY: the extent was checked in `new`, and tiles are disjoint.
-                Raw::F32(out) => {
-                    unsafe { std::slice::from_raw_parts_mut(out.add(at), n_cols) }.copy_from_slice(values)
-                }
-                Raw::Bf16(out) => {
-                    // SAFETY: as above.
-                    let row = unsafe { std::slice::from_raw_parts_mut(out.add(at), n_cols) };
-                    zip_each(row, values, |o, v| *o = Elem::put(*v));
-                }
+            #[cfg(target_arch = "x86_64")]
+            if current() >= Isa::Avx512 {
+                // SAFETY: AVX-512 is present, the extents of all arrays were checked in `new`, and tiles are disjoint.
+                unsafe { self.finish_row_avx512(row0 + r, col0, values) };
+                continue;
             }
+            self.finish_row(row0 + r, col0, values);
         }
     }
 }
 
 impl Store<'_> {
-    /// Scale, bias and residual of a piece of a row.
+    /// Asks for the cache lines of a piece of the output while the product is being computed.
     #[inline(always)]
-    fn apply(&self, row: usize, col0: usize, values: &mut [f32]) {
+    fn prefetch(&self, at: usize, n: usize) {
+        // SAFETY: prefetches never fault, and the extent was checked in `new`.
+        #[cfg(target_arch = "x86_64")]
+        unsafe {
+            use std::arch::x86_64::{_MM_HINT_ET0, _mm_prefetch};
+            match self.out {
+                Raw::F32(out) => {
+                    for i in (0..n).step_by(16) {
+                        _mm_prefetch::<_MM_HINT_ET0>(out.add(at + i).cast());
+                    }
+                    _mm_prefetch::<_MM_HINT_ET0>(out.add(at + n - 1).cast());
+                }
+                Raw::Bf16(out) => {
+                    _mm_prefetch::<_MM_HINT_ET0>(out.add(at).cast());
+                    _mm_prefetch::<_MM_HINT_ET0>(out.add(at + n - 1).cast());
+                }
+            }
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = (at, n);
+    }
+
+    fn finish_row(&self, row: usize, col0: usize, values: &mut [f32]) {
         let n = values.len();
         if let Some(scale) = self.epilogue.scale {
             values.iter_mut().for_each(|v| *v *= scale);
         }
         if let Some(scale) = self.epilogue.col_scale {
-            zip_each(values, &scale[col0..col0 + n], |v, s| *v *= s);
+            values.iter_mut().zip(&scale[col0..]).for_each(|(v, s)| *v *= s);
         }
         if let Some(bias) = self.epilogue.bias {
-            zip_each(values, &bias[col0..col0 + n], |v, b| *v += b);
+            values.iter_mut().zip(&bias[col0..]).for_each(|(v, b)| *v += b);
         }
         match self.epilogue.residual {
-            Some(Residual::F32(from, ld)) => zip_each(values, &from[row * ld + col0..][..n], |v, x| *v += x),
+            Some(Residual::F32(from, ld)) => {
+                values.iter_mut().zip(&from[row * ld + col0..]).for_each(|(v, x)| *v += x);
+            }
             Some(Residual::Bf16(from, ld)) => {
-                zip_each(values, &from[row * ld + col0..][..n], |v, x| *v += x.get());
+                values.iter_mut().zip(&from[row * ld + col0..]).for_each(|(v, x)| *v += x.get());
             }
             None => {}
         }
-    }
-}
-
-/// Calls `f` on pairs; whole vectors first, so that the usual full tile has no remainder loop.
-#[inline(always)]
-fn zip_each<A, B>(a: &mut [A], b: &[B], f: impl Fn(&mut A, &B)) {
-    let (a_vectors, a_rest) = a.as_chunks_mut::<16>();
-    let (b_vectors, b_rest) = b.as_chunks::<16>();
-    for (a, b) in a_vectors.iter_mut().zip(b_vectors) {
-        for i in 0..16 {
-            f(&mut a[i], &b[i]);
+        let at = row * self.ld + col0;
+        match self.out {
+            // SAFETY: the extent was checked in `new`, and tiles are disjoint.
+            Raw::F32(out) => {
+                unsafe { std::slice::from_raw_parts_mut(out.add(at), n) }.copy_from_slice(values)
+            }
+            Raw::Bf16(out) => {
+                // SAFETY: as above.
+                let row = unsafe { std::slice::from_raw_parts_mut(out.add(at), n) };
+                row.iter_mut().zip(values.iter()).for_each(|(o, v)| *o = Elem::put(*v));
+            }
         }
     }
-    for (a, b) in a_rest.iter_mut().zip(b_rest) {
-        f(a, b);
+
+    /// The same, sixteen columns at a time: a piece of 32 is too short for the compiler's own vector loops.
+    ///
+    /// # Safety
+    /// AVX-512 present; every array of the epilogue and the output hold the piece.
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+    unsafe fn finish_row_avx512(&self, row: usize, col0: usize, values: &[f32]) {
+        use std::arch::x86_64::*;
+        let epilogue = &self.epilogue;
+        for c in (0..values.len()).step_by(16) {
+            let mask = u16::MAX >> (16 - (values.len() - c).min(16));
+            let col = col0 + c;
+            // SAFETY: masked accesses touch only columns `col .. col + 16` below the piece's end.
+            unsafe {
+                let mut v = _mm512_maskz_loadu_ps(mask, values.as_ptr().add(c));
+                if let Some(scale) = epilogue.scale {
+                    v = _mm512_mul_ps(v, _mm512_set1_ps(scale));
+                }
+                if let Some(scale) = epilogue.col_scale {
+                    v = _mm512_mul_ps(v, _mm512_maskz_loadu_ps(mask, scale.as_ptr().add(col)));
+                }
+                if let Some(bias) = epilogue.bias {
+                    v = _mm512_add_ps(v, _mm512_maskz_loadu_ps(mask, bias.as_ptr().add(col)));
+                }
+                match epilogue.residual {
+                    Some(Residual::F32(from, ld)) => {
+                        v = _mm512_add_ps(v, _mm512_maskz_loadu_ps(mask, from.as_ptr().add(row * ld + col)));
+                    }
+                    Some(Residual::Bf16(from, ld)) => {
+                        let half = _mm256_maskz_loadu_epi16(mask, from.as_ptr().add(row * ld + col).cast());
+                        let bits = _mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(half));
+                        v = _mm512_add_ps(v, _mm512_castsi512_ps(bits));
+                    }
+                    None => {}
+                }
+                match self.out {
+                    Raw::F32(out) => _mm512_mask_storeu_ps(out.add(row * self.ld + col), mask, v),
+                    Raw::Bf16(out) => {
+                        // The rounding of `Elem::put`, bit for bit.
+                        let bits = _mm512_castps_si512(v);
+                        let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
+                        let sum = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+                        let rounded = _mm512_srli_epi32::<16>(sum);
+                        let nan = _mm512_or_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(0x40));
+                        let is_nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(v, v);
+                        let half = _mm512_cvtepi32_epi16(_mm512_mask_blend_epi32(is_nan, rounded, nan));
+                        _mm256_mask_storeu_epi16(out.add(row * self.ld + col).cast(), mask, half);
+                    }
+                }
+            }
+        }
     }
 }
 
