@@ -1,0 +1,29 @@
+//! `posttrain data`: looking at data, converting them, mixing them.
+
+use crate::Context;
+use crate::commands::{data_convert, data_inspect, data_mix};
+
+/// Options of `data`.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    command: DataCommand,
+}
+
+#[derive(clap::Subcommand)]
+enum DataCommand {
+    /// Show rows as a model sees them: tokens, and which of them train
+    Inspect(data_inspect::Args),
+    /// Turn rows of any layout into rows of another
+    Convert(data_convert::Args),
+    /// Draw one data set from several, in given shares
+    Mix(data_mix::Args),
+}
+
+pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<()> {
+    match &args.command {
+        DataCommand::Inspect(args) => data_inspect::run(args, context),
+        DataCommand::Convert(args) => data_convert::run(args, context),
+        DataCommand::Mix(args) => data_mix::run(args, context),
+    }
+}

@@ -1,0 +1,63 @@
+//! The commands, one file each: `Args` with its help, and `run`.
+
+mod chat;
+mod data;
+mod data_convert;
+mod data_inspect;
+mod data_mix;
+mod doctor;
+mod generate;
+mod list;
+mod merge;
+mod plan;
+mod run;
+mod score;
+mod verify_resume;
+
+use crate::Context;
+
+/// Every command.
+#[derive(clap::Subcommand)]
+pub(crate) enum Command {
+    /// Run a recipe: data checked, model trained, measured and written
+    Run(run::Args),
+    /// What a recipe would do: data, tokens, steps, memory, time
+    Plan(plan::Args),
+    /// Prove that a run that is stopped and resumed ends in the same bytes
+    VerifyResume(verify_resume::Args),
+    /// Log-probabilities of every token of given texts
+    Score(score::Args),
+    /// Sample continuations of many prompts
+    Generate(generate::Args),
+    /// Talk with a model
+    Chat(chat::Args),
+    /// Fold an adapter into its model, and prove that nothing changed
+    Merge(merge::Args),
+    /// Look at data, convert them, mix them
+    Data(data::Args),
+    /// What can be chosen: objectives, optimizers, layouts, tasks, recipe keys, ...
+    List(list::Args),
+    /// What this machine offers, measured
+    Doctor(doctor::Args),
+}
+
+impl Command {
+    /// Does what is asked.
+    ///
+    /// # Errors
+    /// Whatever went wrong, for `main` to print.
+    pub(crate) fn run(&self, context: &Context) -> anyhow::Result<()> {
+        match self {
+            Command::Run(args) => run::run(args, context),
+            Command::Plan(args) => plan::run(args, context),
+            Command::VerifyResume(args) => verify_resume::run(args, context),
+            Command::Score(args) => score::run(args, context),
+            Command::Generate(args) => generate::run(args, context),
+            Command::Chat(args) => chat::run(args, context),
+            Command::Merge(args) => merge::run(args, context),
+            Command::Data(args) => data::run(args, context),
+            Command::List(args) => list::run(args, context),
+            Command::Doctor(args) => doctor::run(args, context),
+        }
+    }
+}
