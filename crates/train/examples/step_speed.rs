@@ -99,7 +99,7 @@ fn trainer(mode: &str, dtype: Dtype, steps: u64) -> Trainer {
                 rank: 16,
                 alpha: 32.0,
                 dropout: 0.0,
-                targets: Targets::Default,
+                targets: Targets::default(),
                 rslora: false,
                 dora: false,
                 init: LoraInit::Default,

@@ -77,7 +77,11 @@ struct Outcome {
 }
 
 fn outcome(make: impl Fn() -> Model, setup: Setup, micro_batches: &[MicroBatch]) -> Outcome {
-    let mut trainer = setup.trainer(make());
+    outcome_of(make(), setup, micro_batches)
+}
+
+fn outcome_of(model: Model, setup: Setup, micro_batches: &[MicroBatch]) -> Outcome {
+    let mut trainer = setup.trainer(model);
     let (stats, _) = trainer.accumulate(micro_batches).unwrap();
     let head = trainer.model.params.get(trainer.model.arch.head());
     let tied = (head.trainable && head.name.contains("embed_tokens")).then(|| head.name.clone());
@@ -171,4 +175,137 @@ fn any_cut_into_micro_batches_gives_the_same_gradients() {
             parts.assert_same_bits_but(&whole, &what, whole.tied.as_ref());
         }
     });
+}
+
+/// A `bf16` product takes its reduction in pairs: a micro-batch of an odd number of tokens, or of targets for the head,
+/// ends in half a pair, and the next one begins a new pair. In `f32` the same cuts are bitwise.
+#[test]
+fn odd_cuts_are_bitwise_in_f32_and_close_in_bf16() {
+    for_all(|label, make, vocabulary, setup| {
+        let lens_and_contexts = [(11, 1), (5, 2), (7, 4), (2, 1), (9, 3)];
+        let one = |(i, (len, n_context))| random_example(vocabulary, len, n_context, i as u64);
+        let examples: Vec<Example> = lens_and_contexts.into_iter().enumerate().map(one).collect();
+        let whole = outcome(make, setup, &cut(&examples, &[5]));
+        for sizes in [&[1, 4][..], &[3, 2], &[1, 1, 1, 1, 1]] {
+            let parts = outcome(make, setup, &cut(&examples, sizes));
+            let what = format!("{label} cut {sizes:?}");
+            match setup.dtype {
+                Dtype::F32 => parts.assert_same_bits_but(&whole, &what, whole.tied.as_ref()),
+                Dtype::Bf16 => parts.assert_close(&whole, &what),
+            }
+        }
+    });
+}
+
+#[test]
+fn examples_in_another_order_give_the_same_gradients_but_for_the_order_of_sums() {
+    for_all(|label, make, vocabulary, setup| {
+        let examples = examples(vocabulary);
+        let straight = outcome(make, setup, &cut(&examples, &[5]));
+        let reordered: Vec<Example> = [3, 0, 4, 2, 1].iter().map(|&i: &usize| examples[i].clone()).collect();
+        for sizes in [&[5][..], &[2, 3]] {
+            let other = outcome(make, setup, &cut(&reordered, sizes));
+            other.assert_close(&straight, &format!("{label} {sizes:?}"));
+        }
+    });
+}
+
+#[test]
+fn recomputing_blocks_gives_the_same_gradients() {
+    for_all(|label, make, vocabulary, setup| {
+        let batches = cut(&examples(vocabulary), &[2, 3]);
+        let kept = outcome(make, setup, &batches);
+        let again = outcome(make, Setup { recompute: true, ..setup }, &batches);
+        again.assert_same_bits(&kept, label);
+    });
+}
+
+#[test]
+fn micro_batches_without_targets_change_nothing() {
+    let make = || prepared(load_golden("llama", Dtype::F32), Trains::Full);
+    let (examples, context_only) = (examples(100), random_example(100, 5, 5, 77));
+    let without = outcome(make, Setup::default(), &cut(&examples, &[5]));
+    let mut batches = cut(&examples, &[5]);
+    batches.insert(0, MicroBatch::new(vec![context_only]));
+    let with = outcome(make, Setup::default(), &batches);
+    assert_eq!(with.gradients, without.gradients);
+    assert_eq!((with.stats.loss, with.stats.n_tokens), (without.stats.loss, without.stats.n_tokens + 5));
+}
+
+#[test]
+fn dropout_depends_on_the_example_and_the_step_and_nothing_else() {
+    let make = || prepared(load_golden("llama", Dtype::F32), Trains::Lora);
+    let first = examples(100);
+    let rekeyed: Vec<Example> = first.iter().map(|e| Example { key: e.key + 10, ..e.clone() }).collect();
+    let of = |examples: &[Example]| outcome(make, Setup::default(), &cut(examples, &[5]));
+    assert_ne!(of(&first).stats.loss, of(&rekeyed).stats.loss, "other keys drop other inputs");
+
+    // A learning rate of 0 leaves the weights alone, so only the step's number differs.
+    let mut trainer = Setup { learning_rate: 0.0, ..Setup::default() }.trainer(make());
+    let batches = cut(&first, &[5]);
+    let losses: Vec<f64> = (0..2).map(|_| trainer.step(&batches).unwrap().0.loss).collect();
+    assert_ne!(losses[0], losses[1], "another step drops other inputs");
+    let evals: Vec<f64> = (0..2).map(|_| trainer.evaluate(&batches).unwrap().loss).collect();
+    assert_eq!(evals[0], evals[1]);
+    assert!(losses.iter().all(|loss| *loss != evals[0]), "evaluation drops nothing");
+}
+
+/// Runs `work` in a pool of its own.
+fn on_threads<T: Send>(n_threads: usize, work: impl FnOnce() -> T + Send) -> T {
+    rayon::ThreadPoolBuilder::new().num_threads(n_threads).build().unwrap().install(work)
+}
+
+/// Weights after steps whose every part runs in parallel: products large enough to be split, many rows, all optimisers.
+#[test]
+fn threads_change_nothing() {
+    for dtype in DTYPES {
+        for (optimiser, optimiser_options) in [("adamw", ""), ("adamw8bit", ""), ("muon", "")] {
+            for &trains in TRAINS {
+                let setup = Setup { dtype: *dtype, optimiser, optimiser_options, ..Setup::default() };
+                let run = || {
+                    let mut trainer = setup.trainer(prepared(wide_model(*dtype), trains));
+                    let lens = [40, 61, 23, 30];
+                    let examples: Vec<Example> =
+                        lens.iter().zip(0..).map(|(&len, key)| random_example(128, len, 1, key)).collect();
+                    let stats: Vec<StepStats> =
+                        (0..3).map(|_| trainer.step(&cut(&examples, &[3, 1])).unwrap().0).collect();
+                    (stats, trained(&trainer), trainer.evaluate(&cut(&examples, &[4])).unwrap())
+                };
+                let (one, two, three) = (on_threads(1, run), on_threads(2, run), on_threads(3, run));
+                assert!(one == two && one == three, "{dtype:?} {optimiser} {trains:?}");
+            }
+        }
+    }
+}
+
+/// The same of one step of every architecture.
+#[test]
+fn threads_change_no_architecture() {
+    for_all(|label, make, vocabulary, setup| {
+        let batches = cut(&examples(vocabulary), &[5]);
+        let step = |model: Model| outcome_of(model, setup, &batches);
+        let [one, two] = [make(), make()];
+        let (one, two) = (on_threads(1, || step(one)), on_threads(2, || step(two)));
+        two.assert_same_bits(&one, label);
+        assert_eq!(one.stats, two.stats, "{label}");
+    });
+}
+
+/// Micro-batches longer than any block a product or the head works in.
+#[test]
+fn cuts_of_long_steps_change_nothing() {
+    for &dtype in DTYPES {
+        for &trains in TRAINS {
+            let make = || prepared(wide_model(dtype), trains);
+            let setup = Setup { dtype, ..Setup::default() };
+            let lens = [600, 500, 302];
+            let examples: Vec<Example> =
+                lens.iter().zip(0..).map(|(&len, key)| random_example(128, len, 2, key)).collect();
+            let whole = outcome(make, setup, &cut(&examples, &[3]));
+            for sizes in [&[1, 2][..], &[1, 1, 1]] {
+                let parts = outcome(make, setup, &cut(&examples, sizes));
+                parts.assert_same_bits(&whole, &format!("{dtype:?} {trains:?} cut {sizes:?}"));
+            }
+        }
+    }
 }
