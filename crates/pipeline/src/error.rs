@@ -102,6 +102,45 @@ pub enum PipelineError {
         /// The folder.
         path: PathBuf,
     },
+    /// A run folder whose plan is another one.
+    #[error(
+        "{path} holds the run of another plan, which cannot go on under this one:{}\nundo the changes to resume it, or choose \
+         another folder with --out",
+        changes_shown(changes), path = path.display()
+    )]
+    PlanChanged {
+        /// The folder.
+        path: PathBuf,
+        /// Every entry that differs and affects the results.
+        changes: Vec<PlanChange>,
+    },
+    /// A row with a token that the model has no embedding for.
+    #[error(
+        "{origin}: token id {id} (`{token}`) is outside the model's vocabulary of {vocabulary}: the tokenizer, with \
+         {tokenizer_size} tokens, and the model do not belong together; name the model's own with model.tokenizer"
+    )]
+    Vocabulary {
+        /// File and line.
+        origin: String,
+        /// The id.
+        id: u32,
+        /// Its text.
+        token: String,
+        /// The model's vocabulary.
+        vocabulary: usize,
+        /// The tokenizer's vocabulary.
+        tokenizer_size: usize,
+    },
+    /// A task that cannot be measured as the recipe asks.
+    #[error("stage `{stage}`, task `{task}` of its eval.tasks: {source}; correct eval.tasks or eval.n")]
+    EvalTask {
+        /// The stage.
+        stage: String,
+        /// The task.
+        task: String,
+        /// What is wrong with it.
+        source: Box<PipelineError>,
+    },
     /// A recipe that names what this version does not do.
     #[error("{what}; {advice}")]
     Unsupported {
@@ -110,6 +149,27 @@ pub enum PipelineError {
         /// What to do instead.
         advice: String,
     },
+}
+
+/// An entry of a plan that is not what it was.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PlanChange {
+    /// Where in `plan.json`, as in `stages.0.schedule.learning_rate`.
+    pub key: String,
+    /// As the run began.
+    pub old: String,
+    /// As the recipe has it now.
+    pub new: String,
+}
+
+fn changes_shown(changes: &[PlanChange]) -> String {
+    const MOST: usize = 12;
+    let line = |change: &PlanChange| format!("\n  {} was {}, is {}", change.key, change.old, change.new);
+    let mut text: String = changes.iter().take(MOST).map(line).collect();
+    if let Some(more) = changes.len().checked_sub(MOST).filter(|more| *more > 0) {
+        text += &format!("\n  and {more} more");
+    }
+    text
 }
 
 impl PipelineError {

@@ -9,9 +9,12 @@
 //! nothing, and reads nothing from its surroundings but what [`Surroundings`] holds.
 
 mod error;
+mod folder;
 pub mod model;
+mod output;
 mod prepare;
 mod probe;
+mod report;
 mod run;
 pub mod source;
 pub mod stage;
@@ -21,10 +24,12 @@ pub mod tasks;
 pub mod tokenise;
 mod verify;
 
-pub use error::{PipelineError, Result};
+pub use error::{PipelineError, PlanChange, Result};
+pub use output::write_model;
 pub use prepare::{Prepared, catalogue, check_fits, load_recipe, prepare};
 pub use probe::{flops_per_token, matrix_peak};
-pub use run::{RunOptions, RunOutcome, StageReport, TaskGain, Watch, run, write_model};
+pub use report::{StageReport, TaskGain};
+pub use run::{RunOptions, RunOutcome, Watch, run};
 pub use source::Surroundings;
 pub use stop::stop_token_ids;
 pub use verify::{Verdict, verify_resume};

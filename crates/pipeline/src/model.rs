@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use pt_engine::Dtype;
 use pt_models::{LoadOptions, Model, ModelConfig, NewModel};
 use pt_recipe::{PlannedFile, PlannedNewModel, Recipe};
+use pt_text::template::Moment;
 use pt_text::{ChatTemplate, Tokenizer, train_byte_bpe};
 
 use crate::error::{PipelineError, Result};
@@ -105,7 +106,13 @@ fn train_tokenizer(texts: &[String], size: usize) -> Result<Tokenizer> {
     Ok(tokenizer.with_config(config)?)
 }
 
-/// The chat template a stage uses: a file, or the tokenizer's own if it has one.
+/// What a template that asks for the date is told: 26 July 2024, which is what Llama 3's own template writes where there
+/// is no clock. Rows must not depend on the day, or a run resumed tomorrow would train on others.
+pub fn template_date() -> Moment {
+    Moment::from_civil(2024, 7, 26, 0, 0, 0)
+}
+
+/// The chat template a stage uses: a file, or the tokenizer's own if it has one. It is told [`template_date`].
 ///
 /// # Errors
 /// If the file cannot be read, or the template cannot be parsed.
@@ -113,9 +120,11 @@ pub fn chat_template(file: Option<&str>, tokenizer: &Tokenizer) -> Result<Option
     match file {
         Some(path) => {
             let source = std::fs::read_to_string(path).map_err(PipelineError::io("read", path))?;
-            Ok(Some(ChatTemplate::new(&source)?))
+            Ok(Some(ChatTemplate::at(&source, template_date())?))
         }
-        None if tokenizer.config().chat_template(None).is_ok() => Ok(Some(tokenizer.chat_template(None)?)),
+        None if tokenizer.config().chat_template(None).is_ok() => {
+            Ok(Some(tokenizer.chat_template_at(None, template_date())?))
+        }
         None => Ok(None),
     }
 }
@@ -193,20 +202,20 @@ fn model_folder_files(dir: &Path) -> Result<Vec<PathBuf>> {
     Ok(paths.filter(relevant).collect())
 }
 
-/// Number of weights of the recipe's model, without reading them.
+/// The configuration of the recipe's model, without reading its weights.
 ///
 /// # Errors
-/// If its configuration cannot be read.
-pub fn count_parameters(recipe: &Recipe, tokenizer: &Tokenizer, surroundings: &Surroundings) -> Result<u64> {
+/// If it cannot be read.
+pub fn model_config(recipe: &Recipe, tokenizer: &Tokenizer, surroundings: &Surroundings) -> Result<ModelConfig> {
     if let Some(new) = &recipe.model.new {
         let planned = new.resolve(tokenizer.vocab_size() as u64)?;
         let json = new_model(&planned, tokenizer).config_json(engine_dtype(recipe.model.dtype));
-        return Ok(ModelConfig::from_map("model.new", json, &[])?.n_params() as u64);
+        return Ok(ModelConfig::from_map("model.new", json, &[])?);
     }
     let base = recipe.model.base.as_deref().expect("a recipe has a base or a new model: it was checked");
     let path = locate_model(base, &recipe.model.revision, surroundings)?;
     if path.is_dir() {
-        return Ok(pt_models::load_config(&path, &[])?.n_params() as u64);
+        return Ok(pt_models::load_config(&path, &[])?);
     }
-    Ok(load_model(&path, None)?.config.n_params() as u64)
+    Ok(load_model(&path, None)?.config)
 }

@@ -10,9 +10,10 @@ use pt_recipe::{Catalogue, Component, Facts, MemoryPart, Plan, Recipe, StageFact
 use pt_text::Tokenizer;
 
 use crate::error::{PipelineError, Result};
-use crate::model::{count_parameters, load_base, load_tokenizer, model_files};
+use crate::model::{load_base, load_tokenizer, model_config, model_files};
 use crate::probe::{Estimate, probe};
 use crate::source::{Surroundings, read_source};
+use crate::tasks::{check_task, is_task};
 use crate::stage::{
     StageData, planned_schedule, planned_template, prepare_model, stage_data, stage_trainer, with_defaults,
 };
@@ -67,14 +68,16 @@ pub fn prepare(recipe: Recipe, surroundings: &Surroundings) -> Result<Prepared> 
     for stage in &recipe.stage {
         stages.push(stage_data(&recipe, stage, &tokenizer, surroundings)?);
     }
+    let config = model_config(&recipe, &tokenizer, surroundings)?;
+    stages.iter().try_for_each(|data| data.check_vocabulary(&tokenizer, config.vocab_size))?;
     let mut facts = Facts {
-        parameters: count_parameters(&recipe, &tokenizer, surroundings)?,
+        parameters: config.n_params() as u64,
         vocab_size: tokenizer.vocab_size() as u64,
         files: model_files(&recipe, surroundings)?,
         stages: recipe.stage.iter().zip(&stages).map(|(stage, data)| stage_facts(stage, data)).collect(),
     };
     // A first plan decides the steps, on which the schedule and so the probe depend; the second one has the estimates.
-    let draft = recipe.resolve(&facts)?;
+    let draft = with_tasks(&recipe, recipe.resolve(&facts)?)?;
     for (i, stage) in recipe.stage.iter().enumerate() {
         let steps = draft.stages[i].steps;
         let estimate = estimate(&recipe, stage, &draft, i, &tokenizer, &mut stages[i], surroundings)?;
@@ -86,8 +89,27 @@ pub fn prepare(recipe: Recipe, surroundings: &Surroundings) -> Result<Prepared> 
         let tokens = draft.stages[i].tokens as f64 + (n_evals as usize * eval_tokens) as f64 / 3.0;
         facts.stages[i].expected_seconds = tokens / estimate.estimate.tokens_per_second;
     }
-    let plan = recipe.resolve(&facts)?;
+    let plan = with_tasks(&recipe, recipe.resolve(&facts)?)?;
     Ok(Prepared { recipe, plan, tokenizer: Arc::new(tokenizer), stages })
+}
+
+/// Leaves out the sources of raw text among the tasks that a recipe did not name itself, and refuses tasks that could
+/// not be measured.
+fn with_tasks(recipe: &Recipe, mut plan: Plan) -> Result<Plan> {
+    for (stage, planned) in recipe.stage.iter().zip(&mut plan.stages) {
+        if stage.eval.tasks.is_none() {
+            planned.eval.tasks.retain(|task| is_task(task));
+        }
+        for task in &planned.eval.tasks {
+            let named = |source| PipelineError::EvalTask {
+                stage: planned.name.clone(),
+                task: task.clone(),
+                source: Box::new(source),
+            };
+            check_task(task, planned.eval.n as usize).map_err(named)?;
+        }
+    }
+    Ok(plan)
 }
 
 /// Refuses a plan that does not fit into `available_bytes`.
@@ -109,7 +131,7 @@ pub fn check_fits(plan: &Plan, available_bytes: u64) -> Result<()> {
     Ok(())
 }
 
-/// The texts of the first stage, for training a tokenizer.
+/// The texts of all stages, for training a tokenizer.
 fn first_texts(recipe: &Recipe, surroundings: &Surroundings) -> Result<Vec<String>> {
     let mut texts = Vec::new();
     for source in recipe.stage.iter().flat_map(|stage| &stage.data.train) {
@@ -142,12 +164,14 @@ fn stage_facts(stage: &StageSection, data: &StageData) -> StageFacts {
     let optimizer = OPTIMISERS.iter().find(|info| info.name == stage.optimizer.r#type);
     let objective_options = objective.into_iter().flat_map(|info| info.options).map(|o| (o.name, o.default));
     let optimizer_options = optimizer.into_iter().flat_map(|info| info.options).map(|o| (o.name, o.default));
+    let rows = data.train_facts.iter().chain(&data.eval_facts);
+    let renders = rows.into_iter().any(|facts| facts.is_conversation) || stage.eval_tasks().iter().any(|t| is_task(t));
     StageFacts {
         train: data.train_facts.clone(),
         eval: data.eval_facts.clone(),
         steps_per_epoch: data.steps.steps_per_epoch(),
         tokens_per_epoch: data.steps.tokens_per_epoch(),
-        chat_template: planned_template(stage, data.template.as_ref()),
+        chat_template: planned_template(stage, data.template.as_ref().filter(|_| renders)),
         trainable_parameters: 0,
         objective: with_defaults(objective_options, stage.objective.params.values()),
         optimizer: with_defaults(optimizer_options, stage.optimizer.params.values()),

@@ -1,26 +1,26 @@
 //! Carrying out a plan: every stage trained, measured, and written as a model.
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use pt_core::atomic_file;
 use pt_engine::Profile;
-use pt_models::{Model, ModelError, SaveOptions};
-use pt_recipe::{Method, Plan, PlannedStage, Recipe, StageSection};
+use pt_models::Model;
+use pt_recipe::{Plan, PlannedStage, Recipe};
 use pt_run::{BestBy, CheckpointStore, Event, Retention, RunFolder, StageFolder};
-use pt_tasks::paired_gain;
-use pt_tasks::stats::Gain;
 use pt_text::{ChatTemplate, Tokenizer};
 use pt_train::{EvalStats, LoopOptions, Outcome, Recorder, StepStats, Trainer, Watcher, fit, resume};
-use serde::{Deserialize, Serialize};
 
 use crate::error::{PipelineError, Result};
+use crate::folder::open_folder;
 use crate::model::{engine_dtype, load_base, load_model};
+use crate::output::{merge, write_model};
 use crate::prepare::Prepared;
 use crate::probe::flops_per_token;
+use crate::report::{StageReport, TaskGain};
 use crate::source::Surroundings;
-use crate::stage::{StageData, planned_schedule, prepare_model, quantise_model, stage_trainer};
-use crate::tasks::{TaskOptions, TaskScore, is_task, measure};
+use crate::stage::{StageData, planned_schedule, prepare_model, stage_trainer};
+use crate::tasks::{TaskOptions, TaskScore, measure};
 
 /// Where a run goes.
 #[derive(Clone, Debug)]
@@ -43,54 +43,6 @@ pub trait Watch: Watcher {
     fn note(&mut self, message: &str);
 }
 
-/// What a stage did; also its `outcome.json`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct StageReport {
-    /// Steps taken.
-    pub steps: u64,
-    /// Held-out loss at the end, where there are held-out rows.
-    pub eval_loss: Option<f64>,
-    /// The step whose weights were written, where it is not the last.
-    pub best_step: Option<u64>,
-    /// Gains on tasks.
-    pub gains: Vec<TaskGain>,
-    /// Folder of the model or adapter, relative to the run.
-    pub output: PathBuf,
-}
-
-/// A task before and after a stage.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct TaskGain {
-    /// The task.
-    pub task: String,
-    /// Number of problems.
-    pub n: usize,
-    /// Share solved before.
-    pub before: f64,
-    /// Share solved after.
-    pub after: f64,
-    /// After minus before.
-    pub difference: f64,
-    /// Its 95 % interval, paired (Newcombe 1998, method 10).
-    pub interval95: (f64, f64),
-    /// Exact McNemar test.
-    pub p_value: f64,
-}
-
-impl TaskGain {
-    fn new(task: &str, gain: &Gain) -> TaskGain {
-        TaskGain {
-            task: task.to_owned(),
-            n: gain.n,
-            before: gain.before_mean,
-            after: gain.after_mean,
-            difference: gain.difference,
-            interval95: gain.interval95,
-            p_value: gain.p_value,
-        }
-    }
-}
-
 /// How a run ended.
 #[derive(Clone, Debug, PartialEq)]
 pub enum RunOutcome {
@@ -105,7 +57,7 @@ pub enum RunOutcome {
     },
 }
 
-/// Runs, or resumes, a prepared recipe.
+/// Runs, or resumes, a prepared recipe. `stop` is looked at between steps and between measurements.
 ///
 /// # Errors
 /// Whatever stops a stage. What was saved before remains, and `resume` goes on from it.
@@ -121,13 +73,9 @@ pub fn run(
     let plan_hash = plan.hash();
     let mut runner = Runner { recipe, plan, plan_hash, tokenizer: &tokenizer, surroundings, folder };
     let mut reports = Vec::new();
-    let mut model: Option<Model> = None;
     for (index, data) in stages.into_iter().enumerate() {
-        match runner.stage(index, data, model.take(), watch, stop)? {
-            StageEnd::Complete { report, model: trained } => {
-                reports.push(report);
-                model = trained;
-            }
+        match runner.stage(index, data, watch, stop)? {
+            StageEnd::Complete(report) => reports.push(report),
             StageEnd::Interrupted { step } => {
                 let stage = runner.plan.stages[index].name.clone();
                 return Ok(RunOutcome::Interrupted { stage, step });
@@ -136,20 +84,6 @@ pub fn run(
     }
     runner.folder.event(&Event::Finished)?;
     Ok(RunOutcome::Finished(reports))
-}
-
-fn open_folder(plan: &Plan, options: &RunOptions) -> Result<RunFolder> {
-    let exists = options.out.join("plan.json").exists();
-    if exists && !options.resume {
-        return Err(PipelineError::RunExists { path: options.out.clone() });
-    }
-    if exists {
-        return Ok(RunFolder::open(&options.out)?);
-    }
-    let mut folder = RunFolder::create(&options.out, plan)?;
-    let version = env!("CARGO_PKG_VERSION").to_owned();
-    folder.event(&Event::Started { version, plan_hash: plan.hash() })?;
-    Ok(folder)
 }
 
 struct Runner<'a> {
@@ -162,14 +96,15 @@ struct Runner<'a> {
 }
 
 enum StageEnd {
-    Complete {
-        report: StageReport,
-        /// The trained model, unless the stage was complete already.
-        model: Option<Model>,
-    },
-    Interrupted {
-        step: u64,
-    },
+    Complete(StageReport),
+    Interrupted { step: u64 },
+}
+
+/// A trainer after its last step.
+struct Trained {
+    trainer: Trainer,
+    eval_loss: Option<f64>,
+    best_step: Option<u64>,
 }
 
 impl Runner<'_> {
@@ -177,88 +112,98 @@ impl Runner<'_> {
         &mut self,
         index: usize,
         mut data: StageData,
-        previous: Option<Model>,
         watch: &mut dyn Watch,
         stop: &AtomicBool,
     ) -> Result<StageEnd> {
         let planned = self.plan.stages[index].clone();
-        let section = self.recipe.stage[index].clone();
-        let stage_folder = self.folder.stage(planned.number, &planned.name)?;
-        if let Some(outcome) = stage_folder.outcome()? {
-            if let Ok(report) = serde_json::from_value::<StageReport>(outcome) {
-                return Ok(StageEnd::Complete { report, model: None });
-            }
+        let folder = self.folder.stage(planned.number, &planned.name)?;
+        if let Some(report) = folder.outcome()?.and_then(|outcome| serde_json::from_value(outcome).ok()) {
+            return Ok(StageEnd::Complete(report));
+        }
+        let store = folder.checkpoints(retention(&planned, !data.eval.is_empty()))?;
+        if stop.load(Ordering::Relaxed) {
+            return self.interrupted(&folder, &store);
         }
         data.notes.iter().for_each(|note| watch.note(note));
-        self.folder.event(&Event::StageBegun { stage: stage_folder.label().to_owned() })?;
-        let mut model = match previous {
-            Some(model) => model,
-            None => self.input_of(index)?,
-        };
-        let before =
-            self.measured(&planned, &stage_folder, "before", &model, data.template.as_ref(), watch)?;
-        prepare_model(&mut model, &self.recipe, &section)?;
-        let schedule = planned_schedule(&planned.schedule, planned.steps)?;
-        let mut trainer = stage_trainer(model, &self.recipe, &section, schedule)?;
-        let store = stage_folder.checkpoints(retention(&planned, !data.eval.is_empty()))?;
-        let mut recorder = Recorder { run: &mut self.folder, stage: &stage_folder, store: &store };
-        let n_tokens = resume(&mut trainer, &mut recorder, &self.plan_hash)?;
-        watch.stage_begun(&planned, trainer.steps_done(), flops_per_token(&trainer.model));
-        let options = loop_options(&planned, &self.plan, &self.plan_hash);
-        let mut last_eval = LastEval { inner: watch, loss: None };
-        let outcome = fit(
-            &mut trainer,
-            &mut data.steps,
-            &data.eval,
-            &options,
-            &mut recorder,
-            n_tokens,
-            &mut last_eval,
-            stop,
-        )?;
-        let eval_loss = last_eval.loss;
-        if let Outcome::Interrupted { step } = outcome {
-            return Ok(StageEnd::Interrupted { step });
+        self.folder.event(&Event::StageBegun { stage: folder.label().to_owned() })?;
+        let model = self.input_of(index)?;
+        let template = data.template.take();
+        let before = self.measured(&planned, &folder, "before", &model, template.as_ref(), watch)?;
+        if stop.load(Ordering::Relaxed) {
+            return self.interrupted(&folder, &store);
         }
-        let best_step = restore_best(&mut trainer, &store, &planned)?;
-        let after =
-            self.measured(&planned, &stage_folder, "after", &trainer.model, data.template.as_ref(), watch)?;
-        let output = self.write_output(&trainer.model, &section, &stage_folder, data.template.as_ref())?;
-        let gains = before
-            .iter()
-            .zip(&after)
-            .map(|(b, a)| TaskGain::new(&a.task, &paired_gain(&b.passed(), &a.passed())));
-        let report =
-            StageReport { steps: planned.steps, eval_loss, best_step, gains: gains.collect(), output };
-        stage_folder.finish(&report)?;
-        self.folder
-            .event(&Event::StageEnded { stage: stage_folder.label().to_owned(), steps: planned.steps })?;
+        let Some(trained) = self.train(index, model, data, &folder, &store, watch, stop)? else {
+            return self.interrupted(&folder, &store);
+        };
+        let Trained { trainer, eval_loss, best_step } = trained;
+        let model = trainer.model;
+        let after = self.measured(&planned, &folder, "after", &model, template.as_ref(), watch)?;
+        let output = self.write_output(index, model, &folder, template.as_ref())?;
+        let gains = TaskGain::of_all(&before, &after);
+        let report = StageReport { steps: planned.steps, eval_loss, best_step, gains, output };
+        folder.finish(&report)?;
+        self.folder.event(&Event::StageEnded { stage: folder.label().to_owned(), steps: planned.steps })?;
         watch.stage_ended(&planned, &report);
-        // What comes next starts from what was written, so that a resumed run continues from the same bytes.
-        let is_full = planned.train.method == Method::Full;
-        let mut model = trainer.model;
-        model.freeze();
-        Ok(StageEnd::Complete { report, model: Some(model).filter(|_| is_full) })
+        Ok(StageEnd::Complete(report))
     }
 
-    /// The model a stage starts from, read from disk: the base, or what the stage before wrote.
+    /// Stopped between steps: what is saved is the newest checkpoint, if there is one.
+    fn interrupted(&mut self, folder: &StageFolder, store: &CheckpointStore) -> Result<StageEnd> {
+        let step = store.steps()?.last().copied().unwrap_or(0);
+        let (stage, reason) = (folder.label().to_owned(), "asked to stop".to_owned());
+        self.folder.event(&Event::Interrupted { stage, step, reason })?;
+        Ok(StageEnd::Interrupted { step })
+    }
+
+    /// Takes the stage's remaining steps and puts its best weights in place; `None` if it was asked to stop before.
+    fn train(
+        &mut self,
+        index: usize,
+        mut model: Model,
+        mut data: StageData,
+        folder: &StageFolder,
+        store: &CheckpointStore,
+        watch: &mut dyn Watch,
+        stop: &AtomicBool,
+    ) -> Result<Option<Trained>> {
+        let (planned, section) = (&self.plan.stages[index], &self.recipe.stage[index]);
+        prepare_model(&mut model, &self.recipe, section)?;
+        let schedule = planned_schedule(&planned.schedule, planned.steps)?;
+        let mut trainer = stage_trainer(model, &self.recipe, section, schedule)?;
+        let mut recorder = Recorder { run: &mut self.folder, stage: folder, store };
+        let n_tokens = resume(&mut trainer, &mut recorder, &self.plan_hash)?;
+        watch.stage_begun(planned, trainer.steps_done(), flops_per_token(&trainer.model));
+        let options = loop_options(planned, self.plan.seed, &self.plan_hash);
+        let mut last_eval = LastEval { inner: watch, loss: None };
+        let (steps, eval) = (&mut data.steps, &data.eval);
+        let outcome =
+            fit(&mut trainer, steps, eval, &options, &mut recorder, n_tokens, &mut last_eval, stop);
+        // A step whose rows could not be read is empty, which ends the loop; this is why it was.
+        if let Some(problem) = steps.take_problem() {
+            return Err(problem);
+        }
+        if let Outcome::Interrupted { .. } = outcome? {
+            return Ok(None);
+        }
+        let eval_loss = match last_eval.loss {
+            // Resumed after its last step, which was evaluated in the life before.
+            None if !eval.is_empty() => Some(trainer.evaluate(eval)?.loss),
+            loss => loss,
+        };
+        let eval_loss = eval_loss.filter(|loss| loss.is_finite());
+        let best_step = restore_best(&mut trainer, store, planned)?;
+        Ok(Some(Trained { trainer, eval_loss, best_step }))
+    }
+
+    /// The model a stage starts from, read from disk, so that a resumed run starts from the same bytes: the base, or
+    /// what the stage before wrote.
     fn input_of(&mut self, index: usize) -> Result<Model> {
         let Some(before) = index.checked_sub(1) else {
             return load_base(&self.recipe, self.tokenizer, self.surroundings);
         };
-        let planned = self.plan.stages[before].clone();
+        let planned = &self.plan.stages[before];
         let folder = self.folder.stage(planned.number, &planned.name)?;
-        let dtype = engine_dtype(self.recipe.model.dtype);
-        if planned.train.method == Method::Full {
-            return load_model(&folder.model_dir(), Some(dtype));
-        }
-        let mut model = self.input_of(before)?;
-        // An adapter is merged into the values it was trained beside: those of the quantised weights, if they were.
-        quantise_model(&mut model, &self.recipe.stage[before])?;
-        model.attach_peft(&folder.adapter_dir())?;
-        model.merge_adapter(dtype)?;
-        model.freeze();
-        Ok(model)
+        load_model(&folder.model_dir(), Some(engine_dtype(self.recipe.model.dtype)))
     }
 
     /// Task scores, measured once and kept in the stage's folder.
@@ -271,7 +216,7 @@ impl Runner<'_> {
         template: Option<&ChatTemplate>,
         watch: &mut dyn Watch,
     ) -> Result<Vec<TaskScore>> {
-        let tasks: Vec<&String> = planned.eval.tasks.iter().filter(|task| is_task(task)).collect();
+        let tasks = &planned.eval.tasks;
         if tasks.is_empty() {
             return Ok(Vec::new());
         }
@@ -298,49 +243,42 @@ impl Runner<'_> {
     }
 
     /// Writes the stage's model or adapter with its tokenizer; returns the folder relative to the run.
+    ///
+    /// Where a later stage starts from an adapter, or its base is nowhere on disk, the merged model is written too:
+    /// it is what the next stage trains, and the base that the next adapter belongs to.
     fn write_output(
         &self,
-        model: &Model,
-        section: &StageSection,
-        stage_folder: &StageFolder,
+        index: usize,
+        mut model: Model,
+        folder: &StageFolder,
         template: Option<&ChatTemplate>,
     ) -> Result<PathBuf> {
-        let template = template.filter(|_| section.data.chat_template.is_some());
-        let dir =
-            if model.adapter().is_some() { stage_folder.adapter_dir() } else { stage_folder.model_dir() };
-        write_model(model, &dir, self.tokenizer, template, self.recipe.model.base.as_deref())?;
-        let root = self.folder.root();
-        Ok(dir.strip_prefix(root).map_or_else(|_| dir.clone(), Path::to_path_buf))
+        let template = template.filter(|_| self.recipe.stage[index].data.chat_template.is_some());
+        let relative = |dir: &Path| {
+            dir.strip_prefix(self.folder.root()).map_or_else(|_| dir.to_owned(), Path::to_path_buf)
+        };
+        let has_adapter = model.adapter().is_some();
+        let base = self.base_of(index);
+        if has_adapter {
+            write_model(&model, &folder.adapter_dir(), self.tokenizer, template, base.as_deref())?;
+            let is_last = index + 1 == self.plan.stages.len();
+            if is_last && base.is_some() {
+                return Ok(relative(&folder.adapter_dir()));
+            }
+            merge(&mut model, engine_dtype(self.recipe.model.dtype))?;
+        }
+        write_model(&model, &folder.model_dir(), self.tokenizer, template, None)?;
+        Ok(relative(&if has_adapter { folder.adapter_dir() } else { folder.model_dir() }))
     }
-}
 
-/// Publishes a model (or the adapter attached to it) and its tokenizer as one folder; `template` replaces the tokenizer's
-/// own, so that the written model renders as it was trained.
-///
-/// # Errors
-/// Those of the file system.
-pub fn write_model(
-    model: &Model,
-    dir: &Path,
-    tokenizer: &Tokenizer,
-    template: Option<&ChatTemplate>,
-    base: Option<&str>,
-) -> Result<()> {
-    let save_text = |folder: &Path| {
-        tokenizer.save(folder).map_err(|error| ModelError::State { problem: error.to_string() })?;
-        let Some(template) = template else { return Ok(()) };
-        let path = folder.join("chat_template.jinja");
-        atomic_file::write(&path, template.source().as_bytes()).map_err(|error| ModelError::State {
-            problem: format!("cannot write {}: {error}", path.display()),
-        })
-    };
-    if model.adapter().is_some() {
-        return Ok(atomic_file::publish_dir(dir, |folder| {
-            model.save_peft(folder, base)?;
-            save_text(folder)
-        })?);
+    /// What an adapter of this stage belongs to: as the recipe names it, or the model of the stage before, seen from
+    /// the adapter's folder, so that a run folder can be moved.
+    fn base_of(&self, index: usize) -> Option<String> {
+        match index.checked_sub(1) {
+            None => self.recipe.model.base.clone(),
+            Some(before) => Some(format!("../../{}/model", Plan::stage_label(&self.plan.stages[before]))),
+        }
     }
-    Ok(pt_models::save(model, dir, &SaveOptions::default(), save_text)?)
 }
 
 /// The metric that decides which checkpoint is best.
@@ -354,13 +292,13 @@ fn retention(planned: &PlannedStage, has_eval: bool) -> Retention {
     }
 }
 
-fn loop_options(planned: &PlannedStage, plan: &Plan, plan_hash: &str) -> LoopOptions {
+fn loop_options(planned: &PlannedStage, seed: u64, plan_hash: &str) -> LoopOptions {
     LoopOptions {
         steps: planned.steps,
         log_every: planned.train.log_every,
         eval_every: planned.train.eval_every,
         save_every: planned.train.save_every,
-        seed: plan.seed,
+        seed,
         plan_hash: plan_hash.to_owned(),
     }
 }

@@ -13,8 +13,8 @@ use pt_text::{ChatTemplate, Tokenizer};
 use pt_train::{MicroBatch, Trainer, TrainerOptions};
 use serde_json::{Map, Value};
 
-use crate::error::Result;
-use crate::model::{chat_template, engine_dtype};
+use crate::error::{PipelineError, Result};
+use crate::model::{chat_template, engine_dtype, template_date};
 use crate::source::{SourceRows, Surroundings, read_source};
 use crate::steps::{StepOptions, Steps, eval_micro_batches};
 use crate::tokenise::{TokeniseOptions, TokenisedSource, tokenise};
@@ -31,6 +31,36 @@ pub struct StageData {
     pub notes: Vec<String>,
     pub(crate) train_facts: Vec<SourceFacts>,
     pub(crate) eval_facts: Vec<SourceFacts>,
+}
+
+impl StageData {
+    /// Refuses the first row with a token that a model of `vocabulary` tokens has no embedding for.
+    ///
+    /// # Errors
+    /// [`PipelineError::Vocabulary`].
+    pub(crate) fn check_vocabulary(&self, tokenizer: &Tokenizer, vocabulary: usize) -> Result<()> {
+        let refuse = |id: u32, origin: String| PipelineError::Vocabulary {
+            origin,
+            id,
+            token: tokenizer.id_to_token(id).unwrap_or_default(),
+            vocabulary,
+            tokenizer_size: tokenizer.vocab_size(),
+        };
+        let beyond = |ids: &[u32]| ids.iter().copied().find(|&id| id as usize >= vocabulary);
+        for source in self.steps.sources().iter().filter(|s| s.counts.largest_id as usize >= vocabulary) {
+            for index in 0..source.n_rows() {
+                let row = source.row(index)?;
+                if let Some(id) = beyond(&row.token_ids) {
+                    return Err(refuse(id, row.origin.to_string()));
+                }
+            }
+        }
+        let mut eval = self.eval.iter().flat_map(MicroBatch::examples);
+        match eval.find_map(|example| Some((beyond(&example.token_ids)?, example))) {
+            Some((id, example)) => Err(refuse(id, example.origin.to_string())),
+            None => Ok(()),
+        }
+    }
 }
 
 /// Reads, tokenises and audits a stage's data.
@@ -72,7 +102,10 @@ pub fn stage_data(
     for (source, rows) in &held_out {
         eval.push(loader.tokenise(source, rows)?.0);
     }
-    let notes = loader.notes;
+    let mut notes = loader.notes;
+    if template.as_ref().is_some_and(ChatTemplate::reads_clock) {
+        notes.push(format!("the chat template asks for the date; it is told {}", template_date().strftime("%d %B %Y")));
+    }
     let tokens_per_micro_batch = stage.train.tokens_per_micro_batch as usize;
     let steps = Steps::new(train, step_options(recipe, stage))?;
     let eval = eval_micro_batches(&eval, tokens_per_micro_batch)?;

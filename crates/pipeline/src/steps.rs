@@ -10,7 +10,7 @@ use pt_data::mix::{Blend, Mixture, RowAt};
 use pt_recipe::Packing;
 use pt_train::{Example, MicroBatch, StepSource};
 
-use crate::error::Result;
+use crate::error::{PipelineError, Result};
 use crate::tokenise::TokenisedSource;
 
 /// How rows become steps.
@@ -40,6 +40,8 @@ pub struct Steps {
     /// First step of each epoch seen so far, and of the one after.
     starts: Vec<u64>,
     epoch: Epoch,
+    /// Why the last step asked for came back empty.
+    problem: Option<PipelineError>,
 }
 
 /// One epoch, laid out.
@@ -62,7 +64,7 @@ impl Steps {
         let mixture = Mixture::new(&n_rows, &options.blend, options.seed)?;
         let epoch = Epoch::lay_out(0, &sources, &mixture, &options)?;
         let starts = vec![0, epoch.batches.n_steps() as u64];
-        Ok(Steps { sources, mixture, options, starts, epoch })
+        Ok(Steps { sources, mixture, options, starts, epoch, problem: None })
     }
 
     /// Steps of the first epoch.
@@ -73,6 +75,11 @@ impl Steps {
     /// Tokens of the first epoch.
     pub fn tokens_per_epoch(&self) -> u64 {
         self.epoch.n_tokens
+    }
+
+    /// Why a step came back empty, if one did: the trainer takes no step over nothing, and stops.
+    pub fn take_problem(&mut self) -> Option<PipelineError> {
+        self.problem.take()
     }
 
     /// The sources, in the recipe's order.
@@ -149,14 +156,10 @@ impl Epoch {
         mixture: &Mixture,
         options: &StepOptions,
     ) -> Result<Epoch> {
-        let order = if options.shuffle {
-            mixture.order(index)
-        } else {
-            let rows = |(source_idx, source): (usize, &TokenisedSource)| {
-                (0..source.n_rows()).map(move |row_idx| RowAt { source_idx, row_idx })
-            };
-            sources.iter().enumerate().flat_map(rows).collect()
-        };
+        let mut order = mixture.order(index);
+        if !options.shuffle {
+            in_file_order(&mut order, sources.len(), &options.blend);
+        }
         let lengths: Vec<usize> =
             order.iter().map(|at| sources[at.source_idx].lengths()[at.row_idx]).collect();
         let n_tokens: usize = lengths.iter().sum();
@@ -188,10 +191,42 @@ impl Epoch {
     }
 }
 
+/// The same rows, unshuffled: each source's in the order of its file, pass after pass. Sources by shares stay
+/// interleaved as they were; sources that are repeated follow one another.
+fn in_file_order(order: &mut [RowAt], n_sources: usize, blend: &Blend) {
+    let mut sorted: Vec<Vec<usize>> = vec![Vec::new(); n_sources];
+    order.iter().for_each(|at| sorted[at.source_idx].push(at.row_idx));
+    for rows in &mut sorted {
+        rows.sort_unstable();
+        // The k-th time that a row comes is in pass k.
+        let mut passes: Vec<(usize, usize)> = Vec::with_capacity(rows.len());
+        for &row in rows.iter() {
+            let pass = passes.last().filter(|(_, last)| *last == row).map_or(0, |(pass, _)| pass + 1);
+            passes.push((pass, row));
+        }
+        passes.sort_unstable();
+        *rows = passes.into_iter().map(|(_, row)| row).collect();
+    }
+    if matches!(blend, Blend::Repeats(_)) {
+        let one_by_one = sorted.iter().enumerate().flat_map(|(source_idx, rows)| {
+            rows.iter().map(move |&row_idx| RowAt { source_idx, row_idx })
+        });
+        order.iter_mut().zip(one_by_one).for_each(|(slot, at)| *slot = at);
+        return;
+    }
+    let mut next: Vec<_> = sorted.into_iter().map(Vec::into_iter).collect();
+    for slot in order {
+        slot.row_idx = next[slot.source_idx].next().expect("as many rows as slots of each source");
+    }
+}
+
 impl StepSource for Steps {
+    /// Empty if the rows can no longer be read, as when a cache file was removed; [`Steps::take_problem`] says why.
     fn step(&mut self, step_idx: u64) -> Vec<MicroBatch> {
-        self.micro_batches(step_idx)
-            .unwrap_or_else(|error| panic!("data that was read before can no longer be read: {error}"))
+        self.micro_batches(step_idx).unwrap_or_else(|problem| {
+            self.problem = Some(problem);
+            Vec::new()
+        })
     }
 
     fn epoch(&mut self, steps_done: u64) -> f64 {

@@ -91,6 +91,14 @@ pub fn is_task(name: &str) -> bool {
     matches!(GeneratedSource::parse(name), Ok(GeneratedSource::Problems(_)))
 }
 
+/// Refuses a task that [`measure`] could not measure.
+///
+/// # Errors
+/// If the name is not understood or is no task, or there are too few different problems.
+pub fn check_task(task: &str, n: usize) -> Result<()> {
+    held_out(task, n).map(|_| ())
+}
+
 /// Samples an answer to every problem of a task's held-out split and checks it.
 ///
 /// # Errors

@@ -14,7 +14,7 @@ use crate::error::{PipelineError, Result};
 use crate::source::{SourceRows, Surroundings};
 
 /// Bumped when the same rows would be tokenised or masked differently.
-const TOKENISE_VERSION: &str = "1";
+const TOKENISE_VERSION: &str = "2";
 
 /// What decides how records become tokens.
 pub struct TokeniseOptions<'a> {
@@ -45,6 +45,8 @@ pub struct Counts {
     pub rows_truncated: u64,
     /// Rows left out for their length.
     pub rows_dropped: u64,
+    /// The largest token id of the rows kept.
+    pub largest_id: u32,
 }
 
 /// The rows of a source, ready to train on.
@@ -149,6 +151,7 @@ fn tokenise_all(source: &SourceRows, options: &TokeniseOptions<'_>) -> Result<(V
         }
         counts.tokens += example.len() as u64;
         counts.trained_tokens += example.n_trained() as u64;
+        counts.largest_id = example.token_ids.iter().copied().fold(counts.largest_id, u32::max);
         counts.rows_truncated += u64::from(example.n_truncated > 0);
         rows.push(TokenisedRow {
             token_ids: example.token_ids,

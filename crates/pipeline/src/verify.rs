@@ -10,7 +10,8 @@ use pt_train::{EvalStats, StepStats, Watcher};
 
 use crate::error::Result;
 use crate::prepare::prepare;
-use crate::run::{RunOptions, RunOutcome, StageReport, Watch, run};
+use crate::report::StageReport;
+use crate::run::{RunOptions, RunOutcome, Watch, run};
 use crate::source::Surroundings;
 
 /// What the comparison found.
