@@ -9,6 +9,7 @@
 //! nothing, and reads nothing from its surroundings but what [`Surroundings`] holds.
 
 mod error;
+mod invariance;
 mod folder;
 pub mod model;
 mod output;
@@ -26,6 +27,7 @@ mod verify;
 
 pub use error::{PipelineError, PlanChange, Result};
 pub use output::write_model;
+pub use invariance::{LayoutResult, verify_invariance};
 pub use prepare::{Prepared, catalogue, check_fits, load_recipe, prepare};
 pub use probe::{flops_per_token, matrix_peak};
 pub use report::{StageReport, TaskGain};

@@ -132,7 +132,7 @@ pub fn check_fits(plan: &Plan, available_bytes: u64) -> Result<()> {
 }
 
 /// The texts of all stages, for training a tokenizer.
-fn first_texts(recipe: &Recipe, surroundings: &Surroundings) -> Result<Vec<String>> {
+pub(crate) fn first_texts(recipe: &Recipe, surroundings: &Surroundings) -> Result<Vec<String>> {
     let mut texts = Vec::new();
     for source in recipe.stage.iter().flat_map(|stage| &stage.data.train) {
         for record in read_source(source, surroundings)?.records {

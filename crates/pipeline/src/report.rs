@@ -1,0 +1,66 @@
+//! What a stage did: also its `outcome.json`, which says that the stage is complete.
+
+use std::path::PathBuf;
+
+use pt_tasks::paired_gain;
+use pt_tasks::stats::Gain;
+use serde::{Deserialize, Serialize};
+
+use crate::tasks::TaskScore;
+
+/// What a stage did; also its `outcome.json`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StageReport {
+    /// Steps taken.
+    pub steps: u64,
+    /// Held-out loss at the end, where there are held-out rows.
+    pub eval_loss: Option<f64>,
+    /// The step whose weights were written, where it is not the last.
+    pub best_step: Option<u64>,
+    /// Gains on tasks.
+    pub gains: Vec<TaskGain>,
+    /// Folder of the model or adapter, relative to the run.
+    pub output: PathBuf,
+}
+
+/// A task before and after a stage.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TaskGain {
+    /// The task.
+    pub task: String,
+    /// Number of problems.
+    pub n: usize,
+    /// Share solved before.
+    pub before: f64,
+    /// Share solved after.
+    pub after: f64,
+    /// After minus before.
+    pub difference: f64,
+    /// Its 95 % interval, paired (Newcombe 1998, method 10).
+    pub interval95: (f64, f64),
+    /// Exact McNemar test.
+    pub p_value: f64,
+}
+
+impl TaskGain {
+    /// One for each task that was measured before and after.
+    pub(crate) fn of_all(before: &[TaskScore], after: &[TaskScore]) -> Vec<TaskGain> {
+        let gain = |(b, a): (&TaskScore, &TaskScore)| {
+            TaskGain::new(&a.task, &paired_gain(&b.passed(), &a.passed()))
+        };
+        before.iter().zip(after).map(gain).collect()
+    }
+
+    fn new(task: &str, gain: &Gain) -> TaskGain {
+        TaskGain {
+            task: task.to_owned(),
+            n: gain.n,
+            before: gain.before_mean,
+            after: gain.after_mean,
+            difference: gain.difference,
+            interval95: gain.interval95,
+            p_value: gain.p_value,
+        }
+    }
+}
+
