@@ -52,5 +52,8 @@ pub(crate) fn available_memory_bytes() -> Option<u64> {
 pub(crate) fn default_run_folder(name: &str) -> PathBuf {
     let root = PathBuf::from("runs");
     let numbered = (2..).map(|n| root.join(format!("{name}-{n}")));
-    std::iter::once(root.join(name)).chain(numbered).find(|path| !path.exists()).expect("there are endless numbers")
+    std::iter::once(root.join(name))
+        .chain(numbered)
+        .find(|path| !path.exists())
+        .expect("there are endless numbers")
 }

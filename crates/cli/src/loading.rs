@@ -108,7 +108,9 @@ impl TextArgs {
                 // Beside a llama2.c file lies its tokenizer; the file itself is none.
                 let folder = if model.is_dir() { model } else { model.parent().unwrap_or(Path::new(".")) };
                 let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
-                let advice = || format!("no tokenizer beside the model {}; name one with --tokenizer", model.display());
+                let advice = || {
+                    format!("no tokenizer beside the model {}; name one with --tokenizer", model.display())
+                };
                 Tokenizer::from_dir(folder).with_context(advice)?
             }
             (None, None) => bail!("name a tokenizer with --tokenizer, or a model with --model"),

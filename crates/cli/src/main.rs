@@ -104,11 +104,13 @@ fn main() -> ExitCode {
             return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(FAILURE));
         }
     };
-    let style = |is_terminal: bool| Style::new(match cli.global.color {
-        When::Always => true,
-        When::Never => false,
-        When::Auto => is_terminal && !environment.no_color,
-    });
+    let style = |is_terminal: bool| {
+        Style::new(match cli.global.color {
+            When::Always => true,
+            When::Never => false,
+            When::Auto => is_terminal && !environment.no_color,
+        })
+    };
     let errors = style(io::stderr().is_terminal());
     let context = Context { style: style(io::stdout().is_terminal()), errors, environment };
     let outcome = cli.global.apply().and_then(|()| cli.command.run(&context));
@@ -162,7 +164,8 @@ impl GlobalOptions {
 
 /// Whether the reader of our output has gone, as `head` does: no failure of ours.
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
-    let kind = |cause: &(dyn std::error::Error + 'static)| cause.downcast_ref::<io::Error>().map(io::Error::kind);
+    let kind =
+        |cause: &(dyn std::error::Error + 'static)| cause.downcast_ref::<io::Error>().map(io::Error::kind);
     error.chain().any(|cause| kind(cause) == Some(io::ErrorKind::BrokenPipe))
 }
 

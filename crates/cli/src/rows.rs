@@ -52,7 +52,9 @@ pub(crate) fn layout_names() -> Vec<&'static str> {
 
 fn parse_column(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
-        Some((part, column)) if !part.is_empty() && !column.is_empty() => Ok((part.to_owned(), column.to_owned())),
+        Some((part, column)) if !part.is_empty() && !column.is_empty() => {
+            Ok((part.to_owned(), column.to_owned()))
+        }
         _ => Err("expected PART=COLUMN, as in prompt=question".to_owned()),
     }
 }
@@ -83,7 +85,8 @@ impl ReadArgs {
     }
 
     fn reader<'a>(&self, source: &'a str, environment: &Environment) -> (&'a str, ReadOptions) {
-        let named = |name: &String| FORMATS.iter().find(|(known, _, _)| known == name).map(|(_, format, _)| *format);
+        let named =
+            |name: &String| FORMATS.iter().find(|(known, _, _)| known == name).map(|(_, format, _)| *format);
         let mut options = ReadOptions {
             format: self.format.as_ref().and_then(named),
             split: self.split.clone(),

@@ -68,13 +68,17 @@ impl Interrupt {
     const REPLYING: u8 = 1;
     const STOP: u8 = 2;
 
-    #[allow(clippy::exit, reason = "reading a line cannot be broken off, so the handler itself ends the program")]
+    #[allow(
+        clippy::exit,
+        reason = "reading a line cannot be broken off, so the handler itself ends the program"
+    )]
     fn install() -> anyhow::Result<Interrupt> {
         let interrupt = Interrupt::default();
         let state = interrupt.0.clone();
         ctrlc::set_handler(move || {
-            let stops =
-                state.compare_exchange(Self::REPLYING, Self::STOP, Ordering::SeqCst, Ordering::SeqCst).is_ok();
+            let stops = state
+                .compare_exchange(Self::REPLYING, Self::STOP, Ordering::SeqCst, Ordering::SeqCst)
+                .is_ok();
             if !stops {
                 std::process::exit(INTERRUPTED);
             }
@@ -118,7 +122,11 @@ pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<()> {
     };
     chat.reset();
     if terminal {
-        ui::note(&context.style.dim("/reset forgets the conversation, /exit or Ctrl-D ends it, Ctrl-C stops a reply"));
+        ui::note(
+            &context
+                .style
+                .dim("/reset forgets the conversation, /exit or Ctrl-D ends it, Ctrl-C stops a reply"),
+        );
     }
     chat.talk(terminal)
 }
@@ -139,7 +147,9 @@ impl Chat<'_> {
                 "/exit" | "/quit" => return Ok(()),
                 "/reset" => self.reset(),
                 command if command.starts_with('/') && terminal => {
-                    ui::note("commands are /reset and /exit; begin with a space to send a line that starts with /");
+                    ui::note(
+                        "commands are /reset and /exit; begin with a space to send a line that starts with /",
+                    );
                 }
                 _ => self.turn(&line)?,
             }
@@ -174,7 +184,8 @@ impl Chat<'_> {
     }
 
     fn prompt_ids(&self, line: &str) -> anyhow::Result<Vec<u32>> {
-        let masker = Masker::new(&self.loaded.tokenizer, self.loaded.template.as_ref(), MaskPolicy::default());
+        let masker =
+            Masker::new(&self.loaded.tokenizer, self.loaded.template.as_ref(), MaskPolicy::default());
         let ids = if self.raw {
             masker.prompt_text(&Origin::new("standard input", 0), line)?.token_ids
         } else {
@@ -197,7 +208,8 @@ impl Chat<'_> {
         for &id in &prompt_ids {
             decode.push(id)?;
         }
-        let mut writer = Writer { decode, stop: &self.params.stop_token_ids, text: String::new(), failure: None };
+        let mut writer =
+            Writer { decode, stop: &self.params.stop_token_ids, text: String::new(), failure: None };
         let request = Request { key: content_key(&prompt_ids), prompt_ids };
         self.interrupt.begin();
         let model = &self.loaded.model;
@@ -209,7 +221,13 @@ impl Chat<'_> {
         let sample = outcome?;
         let text = writer.finish()?;
         let cut = sample.is_some_and(|sample| sample.finish_reason == FinishReason::Length);
-        let mark = if stopped { " [stopped]" } else if cut { " [--max-new-tokens reached]" } else { "" };
+        let mark = if stopped {
+            " [stopped]"
+        } else if cut {
+            " [--max-new-tokens reached]"
+        } else {
+            ""
+        };
         let mark = if io::stdout().is_terminal() { self.style.dim(mark) } else { String::new() };
         let mut out = io::stdout().lock();
         writeln!(out, "{mark}")?;

@@ -107,7 +107,8 @@ fn convert(record: Record, target: Target) -> anyhow::Result<Vec<Record>> {
         Ok(Some(body)) => Ok(vec![Record { body, ..record }]),
         Ok(None) => Ok(Vec::new()),
         Err(problem) => {
-            let name = target.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned());
+            let name =
+                target.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned());
             bail!("{}: a {kind} row cannot become `{name}`: {problem}", record.origin)
         }
     }
@@ -180,14 +181,20 @@ fn with_answer(
 
 fn prompt_of(body: Body) -> Result<Content, &'static str> {
     match body {
-        Body::PromptOnly { prompt } | Body::PromptCompletion { prompt, .. } | Body::Unpaired { prompt, .. } => Ok(prompt),
+        Body::PromptOnly { prompt }
+        | Body::PromptCompletion { prompt, .. }
+        | Body::Unpaired { prompt, .. } => Ok(prompt),
         Body::Preference { prompt: Some(prompt), .. } => Ok(prompt),
         Body::Stepwise { prompt, .. } => Ok(Content::Text(prompt)),
         Body::LanguageModel(Content::Messages(mut messages)) => {
             while messages.last().is_some_and(|last| last.role == "assistant") {
                 messages.pop();
             }
-            if messages.is_empty() { Err("only the assistant speaks in it") } else { Ok(Content::Messages(messages)) }
+            if messages.is_empty() {
+                Err("only the assistant speaks in it")
+            } else {
+                Ok(Content::Messages(messages))
+            }
         }
         _ => Err("it has no prompt"),
     }

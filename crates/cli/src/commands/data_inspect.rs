@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, bail};
 use pt_data::{Record, parallel};
+use pt_pipeline::model::locate_model;
 use pt_pipeline::tokenise::{TokeniseOptions, example, masker};
 use pt_recipe::{Mask, Truncation};
 use pt_text::audit::doubts;
@@ -61,7 +62,8 @@ pub(crate) struct Args {
 }
 
 fn parse_rows(text: &str) -> Result<(usize, usize), String> {
-    let range = text.split_once('-').and_then(|(a, b)| Some((a.trim().parse().ok()?, b.trim().parse().ok()?)));
+    let range =
+        text.split_once('-').and_then(|(a, b)| Some((a.trim().parse().ok()?, b.trim().parse().ok()?)));
     match range {
         Some((first, last)) if 1 <= first && first <= last => Ok((first, last)),
         _ => Err("expected the first and the last row, counted from 1, as in 2-5".to_owned()),
@@ -72,7 +74,11 @@ pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<()> {
     let rows = args.read.read(&args.source, &context.environment)?;
     let (first, last) = args.rows.unwrap_or_else(|| (args.row.unwrap_or(1), args.row.unwrap_or(1)));
     if first > rows.records.len() {
-        bail!("{} has {}, and row {first} was asked for", args.source, ui::counted(rows.records.len(), "row"));
+        bail!(
+            "{} has {}, and row {first} was asked for",
+            args.source,
+            ui::counted(rows.records.len(), "row")
+        );
     }
     let shown = first - 1..last.min(rows.records.len());
     let mut out = io::stdout().lock();
@@ -84,10 +90,10 @@ pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<()> {
         }
         return Ok(());
     }
-    let model = args.model.as_deref();
-    let model: Option<PathBuf> = model
-        .map(|name| pt_pipeline::model::locate_model(name, "main", &context.environment.surroundings()))
-        .transpose()?;
+    let model: Option<PathBuf> = match &args.model {
+        Some(name) => Some(locate_model(name, "main", &context.environment.surroundings())?),
+        None => None,
+    };
     let (tokenizer, template) = args.text.load(model.as_deref(), &context.environment)?;
     let view = View { args, tokenizer: &tokenizer, template: template.as_ref(), style: context.style };
     let examples: Vec<anyhow::Result<Example>> =
@@ -114,7 +120,8 @@ fn head(args: &Args, rows: &Rows, context: &Context) -> String {
     let mut kinds: BTreeMap<&str, usize> = BTreeMap::new();
     rows.records.iter().for_each(|record| *kinds.entry(record.body.kind()).or_default() += 1);
     let kinds: Vec<String> = kinds.iter().map(|(kind, n)| format!("{kind} ({})", ui::count(*n))).collect();
-    let form = if crate::rows::is_conversational(&rows.records[0].body) { "conversations" } else { "plain text" };
+    let form =
+        if crate::rows::is_conversational(&rows.records[0].body) { "conversations" } else { "plain text" };
     table.row("kind", format!("{}, {form}", kinds.join(", ")));
     let extra: Vec<&str> = rows.records[0].extra.keys().map(String::as_str).collect();
     if !extra.is_empty() {
@@ -156,9 +163,14 @@ impl View<'_> {
 
     fn write(&self, example: &Example, out: &mut impl Write) -> anyhow::Result<()> {
         let style = if self.style.has_colours() { ShowStyle::Colour } else { ShowStyle::Plain };
-        let shown = if self.args.tokens { table(example, self.tokenizer) } else { show(example, self.tokenizer, style) };
+        let shown = if self.args.tokens {
+            table(example, self.tokenizer)
+        } else {
+            show(example, self.tokenizer, style)
+        };
         writeln!(out, "{}", shown.trim_end_matches('\n'))?;
-        let mut facts = format!("{}, {} train", ui::counted(example.len(), "token"), ui::count(example.n_trained()));
+        let mut facts =
+            format!("{}, {} train", ui::counted(example.len(), "token"), ui::count(example.n_trained()));
         if example.n_truncated > 0 {
             facts += &format!(", {} cut off", ui::count(example.n_truncated));
         }
@@ -194,7 +206,10 @@ impl View<'_> {
         if let (Some(least), Some(most)) = (lens.first(), lens.last()) {
             let (total, median) = (lens.iter().sum::<usize>(), lens[lens.len() / 2]);
             let share = 100.0 * n_trained as f64 / total as f64;
-            table.row("tokens", format!("{}, of which {} train ({share:.1} %)", ui::count(total), ui::count(n_trained)));
+            table.row(
+                "tokens",
+                format!("{}, of which {} train ({share:.1} %)", ui::count(total), ui::count(n_trained)),
+            );
             table.row("tokens per row", format!("{least} to {most}, median {median}"));
         }
         if n_cut > 0 {
@@ -203,13 +218,17 @@ impl View<'_> {
         for (doubt, (n, origin)) in &seen {
             let name = serde_json::to_value(doubt).ok().and_then(|name| name.as_str().map(str::to_owned));
             let name = name.unwrap_or_else(|| format!("{doubt:?}")).replace('_', " ");
-            table.row(format!("look at: {name}"), format!("{}, the first at {origin}", ui::counted(*n, "row")));
+            table.row(
+                format!("look at: {name}"),
+                format!("{}, the first at {origin}", ui::counted(*n, "row")),
+            );
         }
         write!(out, "{}", table.render(usize::MAX / 2, self.style))?;
         out.flush()?;
         match first_error {
             None => Ok(()),
-            Some(error) => Err(error).with_context(|| format!("{} would be refused; the first", ui::counted(n_refused, "row"))),
+            Some(error) => Err(error)
+                .with_context(|| format!("{} would be refused; the first", ui::counted(n_refused, "row"))),
         }
     }
 }

@@ -45,16 +45,15 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<()> {
     ui::check_target(&args.out)?;
-    let (mut names, mut shares, mut sources) = (Vec::new(), Vec::new(), Vec::new());
-    for text in &args.sources {
-        let (name, share) = split_share(text)?;
-        sources.push(args.read.read(name, &context.environment)?.records);
-        names.push(name);
-        shares.push(share);
-    }
+    let named: Vec<(&str, Option<f64>)> =
+        args.sources.iter().map(|text| split_share(text)).collect::<anyhow::Result<_>>()?;
+    let (names, shares): (Vec<&str>, Vec<Option<f64>>) = named.into_iter().unzip();
+    check_shares(&shares)?;
+    let read = |name: &&str| Ok(args.read.read(name, &context.environment)?.records);
+    let sources: Vec<Vec<Record>> = names.iter().map(read).collect::<anyhow::Result<_>>()?;
     check_kinds(&names, &sources)?;
     let n_rows: Vec<usize> = sources.iter().map(Vec::len).collect();
-    let mixture = Mixture::new(&n_rows, &blend(&shares, &n_rows, args.n)?, args.seed)?;
+    let mixture = Mixture::new(&n_rows, &blend(&shares, &n_rows, args.n), args.seed)?;
     ui::write_json_lines(&args.out, |out| {
         for at in mixture.order(0) {
             out.write(&sources[at.source_idx][at.row_idx].to_row())?;
@@ -83,17 +82,19 @@ fn split_share(text: &str) -> anyhow::Result<(&str, Option<f64>)> {
     }
 }
 
-fn blend(shares: &[Option<f64>], n_rows: &[usize], n: Option<usize>) -> anyhow::Result<Blend> {
-    let given: Vec<f64> = shares.iter().filter_map(|share| *share).collect();
+fn check_shares(shares: &[Option<f64>]) -> anyhow::Result<()> {
+    match shares.iter().flatten().count() {
+        n if n == 0 || n == shares.len() => Ok(()),
+        n => bail!("{n} of {} sources have a share; give one to all or to none", shares.len()),
+    }
+}
+
+fn blend(shares: &[Option<f64>], n_rows: &[usize], n: Option<usize>) -> Blend {
     let stop = n.map_or(Stop::FirstExhausted, Stop::Rows);
-    if given.len() == shares.len() {
-        Ok(Blend::Shares(given, stop))
-    } else if !given.is_empty() {
-        bail!("{} of {} sources have a share; give one to all or to none", given.len(), shares.len())
-    } else if n.is_some() {
-        Ok(Blend::Shares(n_rows.iter().map(|n| *n as f64).collect(), stop))
-    } else {
-        Ok(Blend::Repeats(vec![1.0; shares.len()]))
+    match shares.iter().copied().collect::<Option<Vec<f64>>>() {
+        Some(shares) => Blend::Shares(shares, stop),
+        None if n.is_some() => Blend::Shares(n_rows.iter().map(|n| *n as f64).collect(), stop),
+        None => Blend::Repeats(vec![1.0; shares.len()]),
     }
 }
 

@@ -120,7 +120,9 @@ impl Memory {
 
 fn processor() -> String {
     let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let name = text.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':').map(|(_, name)| name.trim()));
+    let name = text
+        .lines()
+        .find_map(|line| line.strip_prefix("model name")?.split_once(':').map(|(_, name)| name.trim()));
     name.unwrap_or("unknown").to_owned()
 }
 
@@ -181,7 +183,10 @@ fn gigabytes_per_s(n_bytes: usize) -> f64 {
     let values = vec![1u64; (n_bytes / 8).max(1)];
     let mut total = 0;
     let seconds = best_seconds(|| {
-        total = values.par_chunks(1 << 17).map(|chunk| chunk.iter().fold(0u64, |a, b| a.wrapping_add(*b))).sum::<u64>();
+        total = values
+            .par_chunks(1 << 17)
+            .map(|chunk| chunk.iter().fold(0u64, |a, b| a.wrapping_add(*b)))
+            .sum::<u64>();
     });
     assert_eq!(total as usize, values.len(), "every value was read");
     (values.len() * 8) as f64 / seconds / 1e9
@@ -253,7 +258,11 @@ impl Report {
         table.row("hub cache", self.hub_cache.to_text(style));
         table.row("token cache", self.cache.to_text(style));
         table.row("temporary", self.temporary.to_text(style));
-        let terminal = if io::stdout().is_terminal() { format!("{width} columns") } else { "none, output is piped".to_owned() };
+        let terminal = if io::stdout().is_terminal() {
+            format!("{width} columns")
+        } else {
+            "none, output is piped".to_owned()
+        };
         let colours = if style.has_colours() { "colours" } else { "no colours" };
         table.row("terminal", format!("{terminal}, {colours}"));
         let expect = format!(
@@ -262,7 +271,8 @@ impl Report {
             bf16 * 1e9 / (6.0 * 135e6),
             self.gigabytes_per_s * 1e9 / (2.0 * 135e6)
         );
-        let expect: Vec<String> = ui::wrap(&expect, width - 2).iter().map(|line| format!("  {line}\n")).collect();
+        let expect: Vec<String> =
+            ui::wrap(&expect, width - 2).iter().map(|line| format!("  {line}\n")).collect();
         format!("{}{}", table.render(width, style), style.dim(&expect.concat()))
     }
 

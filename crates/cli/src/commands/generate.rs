@@ -172,7 +172,8 @@ pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<()> {
             let mut watch = |_, _, _| progress.advance(0, 1);
             let samples = pt_rollout::generate(&loaded.model, loaded.dtype, requests, &params, &mut watch)?;
             for ((record, request), samples) in records.iter().zip(requests).zip(&samples) {
-                n_stopped += samples.iter().filter(|sample| sample.finish_reason == FinishReason::Stop).count();
+                n_stopped +=
+                    samples.iter().filter(|sample| sample.finish_reason == FinishReason::Stop).count();
                 write_row(out, record, request, samples, &loaded.tokenizer)?;
                 progress.advance(1, 0);
             }
@@ -232,12 +233,15 @@ fn prompt_ids(record: &Record, loaded: &Loaded, chat: bool) -> anyhow::Result<Ve
     let conversational = chat.then(|| record.clone().into_conversational());
     let record = conversational.as_ref().unwrap_or(record);
     let ids = match &record.body {
-        Body::PromptOnly { prompt } | Body::PromptCompletion { prompt, .. } | Body::Unpaired { prompt, .. } => match prompt {
+        Body::PromptOnly { prompt }
+        | Body::PromptCompletion { prompt, .. }
+        | Body::Unpaired { prompt, .. } => match prompt {
             Content::Text(text) => masker.prompt_text(&origin, text)?.token_ids,
             Content::Messages(messages) => {
                 let (messages, tools) = (template_messages(messages), tools_of(record));
                 let kwargs = record.chat_template_kwargs.as_ref();
-                let row = Conversation { messages: &messages, tools: tools.as_ref(), documents: None, kwargs };
+                let row =
+                    Conversation { messages: &messages, tools: tools.as_ref(), documents: None, kwargs };
                 masker.prompt(&origin, &row)?.token_ids
             }
             Content::Segments(_) => bail!("{}: a prompt in segments cannot be continued", record.origin),
@@ -259,7 +263,10 @@ fn check_ids(ids: &[u32], record: &Record, loaded: &Loaded) -> anyhow::Result<()
         bail!("{}: the prompt is empty, and the tokenizer puts nothing before it", record.origin);
     }
     if let Some(id) = ids.iter().find(|&&id| id as usize >= vocabulary) {
-        bail!("{}: token id {id} is outside the model's vocabulary of {vocabulary}; is it the model's tokenizer?", record.origin);
+        bail!(
+            "{}: token id {id} is outside the model's vocabulary of {vocabulary}; is it the model's tokenizer?",
+            record.origin
+        );
     }
     Ok(())
 }

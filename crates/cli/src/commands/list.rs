@@ -113,7 +113,9 @@ fn objectives() -> Vec<Entry> {
 fn optimizers() -> Vec<Entry> {
     let choice = |o: &pt_optim::OptionInfo| Choice::new(o.name, o.kind, o.default, o.doc);
     let entry = |info: &pt_optim::OptimiserInfo| {
-        Entry::new(info.name, info.summary).with("source", info.source).with_options(info.options.iter().map(choice))
+        Entry::new(info.name, info.summary)
+            .with("source", info.source)
+            .with_options(info.options.iter().map(choice))
     };
     OPTIMISERS.iter().map(entry).collect()
 }
@@ -133,8 +135,11 @@ fn models() -> Vec<Entry> {
 fn layouts() -> Vec<Entry> {
     let entry = |layout: &pt_data::layout::Layout| {
         let entry = Entry::new(layout.name, layout.summary).with("columns", layout.columns.join(", "));
-        let entry =
-            if layout.optional.is_empty() { entry } else { entry.with("optional", layout.optional.join(", ")) };
+        let entry = if layout.optional.is_empty() {
+            entry
+        } else {
+            entry.with("optional", layout.optional.join(", "))
+        };
         entry.with("example", layout.example)
     };
     LAYOUTS.iter().map(entry).collect()
@@ -142,8 +147,10 @@ fn layouts() -> Vec<Entry> {
 
 fn tasks() -> Vec<Entry> {
     let entry = |family: &pt_tasks::Family| {
-        let mut entry = Entry::new(family.name, family.summary)
-            .with("source", format!("generated:{}?level=1-{}&n=1000&seed=0", family.name, family.levels.len()));
+        let mut entry = Entry::new(family.name, family.summary).with(
+            "source",
+            format!("generated:{}?level=1-{}&n=1000&seed=0", family.name, family.levels.len()),
+        );
         for (i, level) in family.levels.iter().enumerate() {
             entry = entry.with("level", format!("{}: {}", i + 1, level.summary));
         }
@@ -158,7 +165,10 @@ fn tasks() -> Vec<Entry> {
 
 fn stages() -> Vec<Entry> {
     let entry = |stage: &pt_recipe::StageType| {
-        let rates = format!("{:e} for every weight, {:e} for adapters", stage.learning_rate_full, stage.learning_rate_adapter);
+        let rates = format!(
+            "{:e} for every weight, {:e} for adapters",
+            stage.learning_rate_full, stage.learning_rate_adapter
+        );
         Entry::new(stage.name, stage.doc)
             .with("objective", stage.objective)
             .with("epochs", stage.epochs.to_string())
@@ -187,7 +197,9 @@ fn accepted(kind: &Kind) -> String {
         Kind::Int { min, max } => format!("whole number from {min} to {max}"),
         Kind::Float { min, max } => format!("number from {min:?} to {max:?}"),
         Kind::Choice(names) => names.join(", "),
-        Kind::Component(kind) => format!("a name of `posttrain list {}s`", format!("{kind:?}").to_lowercase()),
+        Kind::Component(kind) => {
+            format!("a name of `posttrain list {}s`", format!("{kind:?}").to_lowercase())
+        }
         Kind::Strings => "text, or list of texts".to_owned(),
         Kind::StringTable => "table from text to text".to_owned(),
         Kind::Sources => "source, or list of sources".to_owned(),
@@ -238,9 +250,10 @@ impl Entry {
             }
         }
         if !self.options.is_empty() {
-            let options = self.options.iter().map(
-                |o| json!({"name": o.name, "kind": o.kind, "default": o.default, "doc": o.doc}),
-            );
+            let options = self
+                .options
+                .iter()
+                .map(|o| json!({"name": o.name, "kind": o.kind, "default": o.default, "doc": o.doc}));
             map.insert("options".to_owned(), options.collect());
         }
         Value::Object(map)
@@ -278,7 +291,8 @@ fn to_text(entries: &[Entry], width: usize, style: Style) -> String {
         if !entry.options.is_empty() {
             let mut table = Table::new(left + 4);
             for o in &entry.options {
-                let default = if o.default.is_empty() { String::new() } else { format!(" [default: {}]", o.default) };
+                let default =
+                    if o.default.is_empty() { String::new() } else { format!(" [default: {}]", o.default) };
                 table.row(o.name, format!("{} ({}){default}", o.doc, o.kind));
             }
             out += &table.render(width, style);
@@ -297,7 +311,10 @@ mod tests {
             let entries = entries(*kind);
             let mut names: Vec<&str> = entries.iter().map(|entry| entry.name.as_str()).collect();
             assert!(!names.is_empty(), "{kind:?}");
-            assert!(entries.iter().all(|entry| !entry.summary.is_empty() && !entry.details.is_empty()), "{kind:?}");
+            assert!(
+                entries.iter().all(|entry| !entry.summary.is_empty() && !entry.details.is_empty()),
+                "{kind:?}"
+            );
             names.sort_unstable();
             names.dedup();
             assert_eq!(names.len(), entries.len(), "{kind:?}");

@@ -17,8 +17,8 @@ use crate::ui;
 const PROMPT_LEN: usize = 24;
 /// Largest difference of two logits over the largest logit, weights in `f32`: sums in another order.
 const F32_TOLERANCE: f64 = 1e-4;
-/// The same in `bf16`, where the sum of weight and update is rounded once more (2^-9 of each weight), and where a last
-/// bit of an activation is 2^-8 of it.
+/// The same for weights in `bf16`, where the sum of weight and update is rounded once more, by up to 2^-9 of itself in
+/// each weight of each layer.
 const BF16_TOLERANCE: f64 = 5e-2;
 /// Files that belong to a tokenizer.
 const TOKENIZER_FILES: [&str; 9] = [
@@ -70,17 +70,19 @@ pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<()> {
     let mut model = load_model(&base, args.dtype.map(Dtype::from))?;
     let dtype = own_dtype(&model);
     model.attach_peft(&args.adapter)?;
-    let before = logits(&model, dtype);
+    let before = logits(&model);
     model.merge_adapter(dtype)?;
     let mut proof = None;
     atomic_file::publish_dir(&args.out, |folder| -> Result<(), Failure> {
         pt_models::save_into(&model, folder, &SaveOptions::default())?;
         write_tokenizer(&base, &args.adapter, folder)?;
         let merged = pt_models::load(folder, &LoadOptions::default())?;
-        proof = Some(Proof::of(&before, &logits(&merged, dtype), dtype).check()?);
+        proof = Some(Proof::of(&before, &logits(&merged), dtype).check()?);
         Ok(())
     })
-    .map_err(|Failure(error)| error.context(format!("cannot write the merged model to {}", args.out.display())))?;
+    .map_err(|Failure(error)| {
+        error.context(format!("cannot write the merged model to {}", args.out.display()))
+    })?;
     let proof = proof.expect("a folder that was published was compared");
     ui::note(&format!(
         "merged into {}: on {PROMPT_LEN} tokens the largest difference of two logits is {:.3e}, of logits up to {:.3} \
@@ -106,23 +108,26 @@ impl<E: Into<anyhow::Error>> From<E> for Failure {
 /// Publishing replaces an older folder whole, which must never be one with something in it.
 fn check_empty(out: &Path) -> anyhow::Result<()> {
     if out.exists() {
-        let mut entries = std::fs::read_dir(out).with_context(|| format!("--out {} is not a folder", out.display()))?;
+        let mut entries =
+            std::fs::read_dir(out).with_context(|| format!("--out {} is not a folder", out.display()))?;
         if entries.next().is_some() {
             bail!("--out {} is there already and not empty; choose another name", out.display());
         }
     }
     match out.parent().filter(|parent| !parent.as_os_str().is_empty() && !parent.is_dir()) {
-        Some(parent) => bail!("--out {}: there is no folder {}; make it first", out.display(), parent.display()),
+        Some(parent) => {
+            bail!("--out {}: there is no folder {}; make it first", out.display(), parent.display())
+        }
         None => Ok(()),
     }
 }
 
-/// Logits of all rows of a fixed prompt.
-fn logits(model: &Model, dtype: Dtype) -> Vec<f32> {
+/// Logits of all rows of a fixed prompt, with activations in `f32` so that only the weights' rounding shows.
+fn logits(model: &Model) -> Vec<f32> {
     let vocabulary = vocabulary(model);
     let tokens: Vec<u32> = (0..PROMPT_LEN).map(|i| (i * 7919 % vocabulary) as u32).collect();
     let batch = Batch::new(tokens, SegmentTable::sequences(&[PROMPT_LEN]).expect("the prompt is not empty"));
-    let mut tape = Tape::inference(&model.params, &batch, dtype);
+    let mut tape = Tape::inference(&model.params, &batch, Dtype::F32);
     let hidden = model.arch.hidden(&mut tape, false);
     let rows: Vec<u32> = (0..PROMPT_LEN as u32).collect();
     tape.logits(&hidden, model.arch.head(), &rows, &model.arch.logprob_options()).to_f32()
@@ -176,7 +181,8 @@ fn write_tokenizer(base: &Path, adapter: &Path, folder: &Path) -> anyhow::Result
         for name in TOKENIZER_FILES {
             let path = from.join(name);
             if path.is_file() {
-                std::fs::copy(&path, folder.join(name)).with_context(|| format!("cannot copy {}", path.display()))?;
+                std::fs::copy(&path, folder.join(name))
+                    .with_context(|| format!("cannot copy {}", path.display()))?;
                 n_copied += 1;
             }
         }
@@ -189,7 +195,9 @@ fn write_tokenizer(base: &Path, adapter: &Path, folder: &Path) -> anyhow::Result
     match Tokenizer::from_dir(beside) {
         Ok(tokenizer) => Ok(tokenizer.save(folder)?),
         Err(error) => {
-            ui::note(&format!("note: the merged model has no tokenizer, because there is none to copy ({error})"));
+            ui::note(&format!(
+                "note: the merged model has no tokenizer, because there is none to copy ({error})"
+            ));
             Ok(())
         }
     }

@@ -179,7 +179,10 @@ fn scorable(record: Record, loaded: &Loaded, args: &Args) -> anyhow::Result<Scor
     let (token_ids, mask) = tokens(&masker, &record, mask, args.append_eos)?;
     let vocabulary = loaded.vocabulary();
     if let Some(id) = token_ids.iter().find(|&&id| id as usize >= vocabulary) {
-        bail!("{}: token id {id} is outside the model's vocabulary of {vocabulary}; is it the model's tokenizer?", record.origin);
+        bail!(
+            "{}: token id {id} is outside the model's vocabulary of {vocabulary}; is it the model's tokenizer?",
+            record.origin
+        );
     }
     let example = pt_train::Example {
         weights: vec![1.0; token_ids.len()],
@@ -192,7 +195,12 @@ fn scorable(record: Record, loaded: &Loaded, args: &Args) -> anyhow::Result<Scor
     Ok(Scorable { example, mask, extra })
 }
 
-fn tokens(masker: &Masker<'_>, record: &Record, which: MaskName, eos: bool) -> anyhow::Result<(Vec<u32>, Vec<bool>)> {
+fn tokens(
+    masker: &Masker<'_>,
+    record: &Record,
+    which: MaskName,
+    eos: bool,
+) -> anyhow::Result<(Vec<u32>, Vec<bool>)> {
     let origin = text_origin(record);
     let tools = tools_of(record);
     let kwargs = record.chat_template_kwargs.as_ref();
@@ -214,13 +222,19 @@ fn tokens(masker: &Masker<'_>, record: &Record, which: MaskName, eos: bool) -> a
         }
         Body::PromptCompletion { .. } => {
             let record = record.clone().into_conversational();
-            let Body::PromptCompletion { prompt: Content::Messages(prompt), completion: Content::Messages(completion) } =
-                &record.body
+            let Body::PromptCompletion {
+                prompt: Content::Messages(prompt),
+                completion: Content::Messages(completion),
+            } = &record.body
             else {
                 bail!("{}: give the prompt and the completion in one form, text or messages", record.origin);
             };
             let prompt = template_messages(prompt);
-            of_example(masker.prompt_completion(&origin, &conversation(&prompt), &template_messages(completion))?)
+            of_example(masker.prompt_completion(
+                &origin,
+                &conversation(&prompt),
+                &template_messages(completion),
+            )?)
         }
         Body::LanguageModel(Content::Messages(messages)) => {
             of_example(masker.conversation(&origin, &conversation(&template_messages(messages)))?)
@@ -254,7 +268,8 @@ fn check_prefix(masker: &Masker<'_>, record: &Record, prompt: &str, ids: &[u32])
         None if alone.len() <= ids.len() => Ok(()),
         at => {
             let at = at.unwrap_or(ids.len());
-            let shown = |id: Option<&u32>| id.and_then(|&id| masker.tokenizer.id_to_token(id)).unwrap_or_default();
+            let shown =
+                |id: Option<&u32>| id.and_then(|&id| masker.tokenizer.id_to_token(id)).unwrap_or_default();
             bail!(
                 "{}: prompt and completion grow together at token {at}: the prompt alone has {:?} there, the whole text \
                  {:?}; move white space from the end of the prompt to the start of the completion",

@@ -37,7 +37,7 @@ pub(crate) fn count(n: usize) -> String {
     let digits = n.to_string();
     let mut out = String::new();
     for (i, digit) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i) % 3 == 0 {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
             out.push(',');
         }
         out.push(digit);
@@ -64,7 +64,8 @@ mod tests {
 
     #[test]
     fn a_cause_is_shown_once() {
-        let error = anyhow::anyhow!("disk full").context("cannot write x: disk full").context("while scoring");
+        let error =
+            anyhow::anyhow!("disk full").context("cannot write x: disk full").context("while scoring");
         let expected = "error: while scoring\n  because: cannot write x: disk full";
         assert_eq!(describe(&error, Style::new(false)), expected);
     }
