@@ -15,9 +15,12 @@ const NORM_TOLERANCE: f64 = 1e-4;
 const RATE_TOLERANCE: f64 = 1e-15;
 /// Gradients of single tensors, by their largest element.
 const GRADIENT_TOLERANCE: f64 = 1e-4;
-/// Final weights, absolute, after twenty updates of up to 1e-2 per element. Adam divides by the gradient's own size, so an
-/// element whose gradient is near zero moves by rounding errors; PyTorch's own f32 run is up to 2.1e-5 off.
-const WEIGHT_TOLERANCE: f64 = 1e-4;
+/// Final weights: norm of the difference over norm.
+const WEIGHT_TOLERANCE: f64 = 5e-6;
+/// Single final weights, absolute, after twenty updates of up to 1e-2. Adam divides by the gradient's own size, so an
+/// element whose gradient is near zero moves by the rounding errors of the sums it comes from. In the full run there is
+/// one such element, in the embedding, 8.7e-5 off (PyTorch's own f32 run: 2.1e-5); no other tensor has one beyond 4e-6.
+const STRAY_TOLERANCE: f64 = 2e-4;
 
 struct Case {
     name: &'static str,
@@ -104,7 +107,9 @@ fn twenty_steps_are_those_of_pytorch() {
         let (expected, found) = (tensors(&golden("train").join(name).join(file)), trained(&trainer));
         assert_eq!(expected.keys().collect::<Vec<_>>(), found.keys().collect::<Vec<_>>(), "{name}");
         for (tensor, values) in &expected {
-            let error = absolute_error(&found[tensor], values);
+            let stray = absolute_error(&found[tensor], values);
+            assert!(stray < STRAY_TOLERANCE, "{name} {tensor}: one is {stray:.1e} off");
+            let error = norm_error(&found[tensor], values);
             assert!(error < WEIGHT_TOLERANCE, "{name} {tensor}: {error:.1e}");
         }
     }
@@ -137,5 +142,5 @@ fn decaying_norms_or_not_makes_a_difference_larger_than_the_tolerance() {
         tensors(&golden("train").join(name).join("final.safetensors"))["model.norm.weight"].clone()
     });
     let gap = spared.iter().zip(&decayed).fold(0.0f64, |max, (a, b)| max.max((a - b).abs()));
-    assert!(gap > 10.0 * WEIGHT_TOLERANCE, "{gap:.1e}");
+    assert!(gap > 10.0 * STRAY_TOLERANCE, "{gap:.1e}");
 }

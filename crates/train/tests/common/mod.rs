@@ -186,6 +186,12 @@ pub fn absolute_error(found: &[f32], expected: &[f64]) -> f64 {
     found.iter().zip(expected).fold(0.0, |max: f64, (f, e)| max.max((f64::from(*f) - e).abs()))
 }
 
+/// Norm of the difference over norm.
+pub fn norm_error(found: &[f32], expected: &[f64]) -> f64 {
+    let gap: f64 = found.iter().zip(expected).map(|(f, e)| (f64::from(*f) - e).powi(2)).sum();
+    (gap / expected.iter().map(|e| e * e).sum::<f64>()).sqrt()
+}
+
 pub fn widened(values: &[f32]) -> Vec<f64> {
     values.iter().map(|x| f64::from(*x)).collect()
 }
