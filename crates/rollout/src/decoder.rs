@@ -202,10 +202,10 @@ impl<'a> Decoder<'a> {
                 (logits, random)
             })
             .collect();
-        let (params, dtype) = (self.params, self.dtype);
+        let params = self.params;
         let pick = |(source, random): &(Logits, [u32; 4])| match (source, logits) {
-            (Logits::Prompt(row), _) => params.pick(row, *random, dtype),
-            (Logits::Row(i), Some(logits)) => params.pick(&logits.row_to_f32(*i), *random, dtype),
+            (Logits::Prompt(row), _) => params.pick(row, *random),
+            (Logits::Row(i), Some(logits)) => params.pick(&logits.row_to_f32(*i), *random),
             (Logits::Row(_), None) => unreachable!("samples that decode have logits"),
         };
         draws.par_iter().map(pick).collect()

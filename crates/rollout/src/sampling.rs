@@ -1,6 +1,6 @@
 //! Choosing a token from a row of logits.
 
-use pt_engine::{Dtype, Logprobs};
+use pt_engine::Logprobs;
 
 use crate::RolloutError;
 
@@ -72,9 +72,9 @@ impl SamplingParams {
 
     /// Picks from logits that are already divided by the temperature, with 128 random bits. `None` if the logits are not
     /// finite.
-    pub fn pick(&self, logits: &[f32], random: [u32; 4], dtype: Dtype) -> Option<Picked> {
+    pub fn pick(&self, logits: &[f32], random: [u32; 4]) -> Option<Picked> {
         let token = if self.temperature == 0.0 { argmax(logits) } else { self.draw(logits, random) };
-        let logp = Logprobs::of_logits(logits, token, dtype).logp;
+        let logp = Logprobs::of_logits(logits, token).logp;
         logp.is_finite().then_some(Picked { token, logp })
     }
 
@@ -151,8 +151,7 @@ mod tests {
         let stream = Stream::new(3, "t");
         let mut counts = vec![0.0; logits.len()];
         for i in 0..n {
-            counts[params.pick(logits, stream.words(i, 0), Dtype::F32).unwrap().token as usize] +=
-                1.0 / n as f64;
+            counts[params.pick(logits, stream.words(i, 0)).unwrap().token as usize] += 1.0 / n as f64;
         }
         counts
     }
@@ -184,6 +183,6 @@ mod tests {
         assert!(bad(SamplingParams { temperature: f32::NAN, ..Default::default() }).contains("temperature"));
         assert!(bad(SamplingParams { top_p: 0.0, ..Default::default() }).contains("top_p"));
         assert!(bad(SamplingParams { n: 0, ..Default::default() }).contains('n'));
-        assert_eq!(SamplingParams::default().pick(&[f32::NAN, 1.0], [0; 4], Dtype::F32), None);
+        assert_eq!(SamplingParams::default().pick(&[f32::NAN, 1.0], [0; 4]), None);
     }
 }

@@ -19,28 +19,24 @@
 //! Sums over the vocabulary run in chunks of constant size, merged in order: they do not depend on threads, on the
 //! other rows, or on whether the row was scored here or sampled from [`Tape::logits`].
 
+mod head;
+mod stats;
+
 use std::rc::Rc;
 use std::time::Instant;
 
 use pt_kernels::buffer::Buffer;
 use pt_kernels::elem::Elem;
-use pt_kernels::gemm::{Epilogue, Micro, Operand, Output, Packed, Part, Right, TILE_MAX, Values};
-use pt_kernels::gemm::{gemm, gemm_mapped, operand, pack_left};
-use pt_kernels::math::{LANES, exp, fold_lanes, tanh};
+use pt_kernels::gemm::{Operand, Part, Right, gemm_mapped, pack_left};
+use pt_kernels::math::tanh;
 use rayon::prelude::*;
 
-use crate::params::ParamId;
-use crate::tape::{Backward, Op, Tape, Var};
+use self::head::{Gradients, Head, Upstream};
+use self::stats::{CHUNK_COLS, RowStats};
+use crate::params::{Grads, Param, ParamId};
+use crate::tape::{Backward, Op, Seed, Tape, Var};
 use crate::tensor::{Data, Dtype, Tensor};
 
-/// Vocabulary columns whose statistics are kept in one running state; a multiple of every tile's width.
-const STAT_COLS: usize = 2048;
-/// Rows per task in forward; any value gives the same results.
-const STAT_ROWS: usize = 14 * 16;
-/// Vocabulary columns whose logit gradients are held at once in backward.
-const GRAD_COLS: usize = 4096;
-/// Rows whose logit gradients are held at once in backward.
-const GRAD_ROWS: usize = 1024;
 /// Columns of the result: see [`Logprobs`].
 const RESULT_COLS: usize = 5;
 
@@ -71,6 +67,13 @@ impl LogprobOptions {
             None => z,
         };
         capped / self.temperature
+    }
+
+    /// Turns products with the head into logits.
+    fn to_logits(&self, products: &mut [f32]) {
+        if (self.temperature, self.softcap, self.scale) != (1.0, None, 1.0) {
+            to_logits(products, self);
+        }
     }
 
     /// d logit / d product, given the logit.
@@ -116,29 +119,37 @@ impl Logprobs {
         }
     }
 
+    fn of_rows(rows: &[RowLogprob]) -> Logprobs {
+        Logprobs {
+            logp: rows.iter().map(|row| row.logp).collect(),
+            entropy: rows.iter().map(|row| row.entropy).collect(),
+            logsumexp: rows.iter().map(|row| row.logsumexp).collect(),
+            mean_logp: rows.iter().map(|row| row.mean_logp).collect(),
+            correct: rows.iter().map(|row| row.correct).collect(),
+        }
+    }
+
     /// Log-probability and statistics of `target` under a row of [`Tape::logits`]: the same bits that
     /// [`Tape::linear_logprob`] gives for the row.
     ///
     /// # Panics
     /// If `target` is outside the row.
-    pub fn of_logits(logits: &[f32], target: u32, dtype: Dtype) -> RowLogprob {
-        let nr = Micro::of(dtype.precision()).nr;
-        let mut total = Total::default();
-        for chunk in logits.chunks(STAT_COLS) {
-            let mut stats = [LaneStats::default()];
-            for tile in chunk.chunks(nr) {
-                update_stats(tile, tile.len(), tile.len(), &mut stats);
-            }
-            total.merge(&stats[0]);
+    pub fn of_logits(logits: &[f32], target: u32) -> RowLogprob {
+        let (mut stats, options) = (RowStats::default(), LogprobOptions::default());
+        let mut chunk = Vec::with_capacity(CHUNK_COLS);
+        for logits in logits.chunks(CHUNK_COLS) {
+            chunk.clear();
+            chunk.extend_from_slice(logits);
+            stats.add(&mut chunk, &options);
         }
-        total.row(logits[target as usize], logits.len())
+        stats.row(logits[target as usize], logits.len())
     }
 
     /// A gradient to seed a backward pass from `var` with.
     ///
     /// # Panics
     /// If the arrays do not have one value per row.
-    pub fn seed(var: &Var, grad: &LogprobGrad<'_>) -> crate::tape::Seed {
+    pub fn seed(var: &Var, grad: &LogprobGrad<'_>) -> Seed {
         let n = var.value().rows();
         let mut values = vec![0.0; n * RESULT_COLS];
         for (col, source) in [(0, Some(grad.d_logp)), (1, grad.d_entropy), (3, grad.d_mean_logp)] {
@@ -147,7 +158,7 @@ impl Logprobs {
             }
             assert!(source.is_none_or(|s| s.len() == n), "one gradient per row");
         }
-        crate::tape::Seed { var: var.clone(), grad: Tensor::from_f32(&values, n, RESULT_COLS, Dtype::F32) }
+        Seed { var: var.clone(), grad: Tensor::from_f32(&values, n, RESULT_COLS, Dtype::F32) }
     }
 }
 
@@ -177,105 +188,6 @@ pub struct LogprobGrad<'a> {
     pub d_mean_logp: Option<&'a [f32]>,
 }
 
-/// Running statistics of a chunk of logits, lane by lane.
-#[derive(Clone, Copy)]
-struct LaneStats {
-    max: [f32; LANES],
-    /// `sum e^{x - max}`
-    sum: [f32; LANES],
-    /// `sum e^{x - max} x`
-    weighted: [f32; LANES],
-    /// `sum x`
-    plain: [f32; LANES],
-}
-
-impl Default for LaneStats {
-    fn default() -> Self {
-        LaneStats {
-            max: [f32::NEG_INFINITY; LANES],
-            sum: [0.0; LANES],
-            weighted: [0.0; LANES],
-            plain: [0.0; LANES],
-        }
-    }
-}
-
-pt_kernels::kernel! {
-    /// Adds a tile `[stats.len(), nr]` of logits, of which the first `n_cols` columns count.
-    fn update_stats(['a] tile: &'a [f32], nr: usize, n_cols: usize, stats: &'a mut [LaneStats]) {
-        for (row, stats) in tile.chunks_exact(nr).zip(stats) {
-            for lanes in row[..n_cols].chunks(LANES) {
-                if let Ok(x) = <&[f32; LANES]>::try_from(lanes) {
-                    for i in 0..LANES {
-                        let max = stats.max[i].max(x[i]);
-                        let keep = exp::<FMA>(stats.max[i] - max);
-                        let e = exp::<FMA>(x[i] - max);
-                        stats.max[i] = max;
-                        stats.sum[i] = stats.sum[i] * keep + e;
-                        stats.weighted[i] = stats.weighted[i] * keep + e * x[i];
-                        stats.plain[i] += x[i];
-                    }
-                } else {
-                    for (i, &x) in lanes.iter().enumerate() {
-                        let max = stats.max[i].max(x);
-                        let keep = exp::<FMA>(stats.max[i] - max);
-                        let e = exp::<FMA>(x - max);
-                        stats.max[i] = max;
-                        stats.sum[i] = stats.sum[i] * keep + e;
-                        stats.weighted[i] = stats.weighted[i] * keep + e * x;
-                        stats.plain[i] += x;
-                    }
-                }
-            }
-        }
-    }
-}
-
-/// Statistics of a whole row, merged chunk by chunk in `f64`.
-struct Total {
-    max: f32,
-    sum: f64,
-    weighted: f64,
-    plain: f64,
-}
-
-impl Default for Total {
-    fn default() -> Self {
-        Total { max: f32::NEG_INFINITY, sum: 0.0, weighted: 0.0, plain: 0.0 }
-    }
-}
-
-impl Total {
-    fn merge(&mut self, stats: &LaneStats) {
-        let chunk_max = fold_lanes(stats.max, f32::max);
-        let max = self.max.max(chunk_max);
-        let keep = f64::from(self.max - max).exp();
-        let (mut sum, mut weighted, mut plain) = (0.0, 0.0, 0.0);
-        for i in 0..LANES {
-            let scale = f64::from(stats.max[i] - max).exp();
-            sum += f64::from(stats.sum[i]) * scale;
-            weighted += f64::from(stats.weighted[i]) * scale;
-            plain += f64::from(stats.plain[i]);
-        }
-        // A first chunk finds an empty total: 0 * e^-inf is 0 * 0, never NaN.
-        self.sum = self.sum * keep + sum;
-        self.weighted = self.weighted * keep + weighted;
-        self.plain += plain;
-        self.max = max;
-    }
-
-    fn row(&self, target_logit: f32, n_vocabulary: usize) -> RowLogprob {
-        let logsumexp = f64::from(self.max) + self.sum.ln();
-        RowLogprob {
-            logp: (f64::from(target_logit) - logsumexp) as f32,
-            entropy: (logsumexp - self.weighted / self.sum) as f32,
-            logsumexp: logsumexp as f32,
-            mean_logp: (self.plain / n_vocabulary as f64 - logsumexp) as f32,
-            correct: target_logit >= self.max,
-        }
-    }
-}
-
 struct LinearLogprob {
     /// The selected rows of the hidden states, `[n, width]`.
     selected: Tensor,
@@ -289,6 +201,8 @@ struct LinearLogprob {
     target_slope: Vec<f32>,
     options: LogprobOptions,
     hidden_needs_grad: bool,
+    /// `d logp / d hidden` of the selected rows, where the head is frozen.
+    unit: Option<Buffer<f32>>,
 }
 
 impl<'m> Op<'m> for LinearLogprob {
@@ -298,147 +212,57 @@ impl<'m> Op<'m> for LinearLogprob {
 
     fn backward(self: Box<Self>, d_out: Tensor, ctx: &mut Backward<'_, 'm>) -> Vec<Option<Tensor>> {
         let d_out = d_out.to_f32();
-        let (n, width) = (self.selected.rows(), self.selected.cols());
-        let vocabulary = ctx.params.get(self.head).shape[0];
-        let mut d_hidden = Buffer::<f32>::zeroed(if self.hidden_needs_grad { n * width } else { 0 });
-        for first in (0..n).step_by(GRAD_ROWS) {
-            let rows = first..(first + GRAD_ROWS).min(n);
-            for col0 in (0..vocabulary).step_by(GRAD_COLS) {
-                let cols = col0..(col0 + GRAD_COLS).min(vocabulary);
-                match ctx.mode.dtype {
-                    Dtype::F32 => self.block_backward::<f32>(rows.clone(), cols, &d_out, &mut d_hidden, ctx),
-                    Dtype::Bf16 => {
-                        self.block_backward::<half::bf16>(rows.clone(), cols, &d_out, &mut d_hidden, ctx)
-                    }
-                }
+        let only_logp = d_out.chunks_exact(RESULT_COLS).all(|d| d[1] == 0.0 && d[3] == 0.0);
+        let d_selected = match self.unit {
+            Some(mut unit) if only_logp => {
+                let rows =
+                    unit.par_chunks_exact_mut(self.selected.cols()).zip(d_out.par_chunks_exact(RESULT_COLS));
+                rows.with_min_len(16).for_each(|(row, d)| row.iter_mut().for_each(|v| *v *= d[0]));
+                unit
             }
-        }
-        vec![self.hidden_needs_grad.then(|| self.scatter(&d_hidden, ctx.mode.dtype))]
-    }
-}
-
-/// An element type that gradients of logits are stored in.
-trait Storage: Elem + pt_kernels::buffer::Plain {
-    fn values(slice: &[Self]) -> Values<'_>;
-    fn output(slice: &mut [Self], ld: usize) -> Output<'_>;
-}
-
-impl Storage for f32 {
-    fn values(slice: &[f32]) -> Values<'_> {
-        Values::F32(slice)
-    }
-    fn output(slice: &mut [f32], ld: usize) -> Output<'_> {
-        Output::F32(slice, ld)
-    }
-}
-
-impl Storage for half::bf16 {
-    fn values(slice: &[half::bf16]) -> Values<'_> {
-        Values::Bf16(slice)
-    }
-    fn output(slice: &mut [half::bf16], ld: usize) -> Output<'_> {
-        Output::Bf16(slice, ld)
+            _ => self.recompute(&d_out, ctx),
+        };
+        vec![
+            self.hidden_needs_grad
+                .then(|| scatter(&d_selected, &self.rows, self.hidden_rows, &self.selected)),
+        ]
     }
 }
 
 impl LinearLogprob {
-    /// Recomputes the logits of a block, turns them into gradients, and adds their products.
-    fn block_backward<E: Storage>(
-        &self,
-        rows: std::ops::Range<usize>,
-        cols: std::ops::Range<usize>,
-        d_out: &[f32],
-        d_hidden: &mut [f32],
-        ctx: &mut Backward<'_, '_>,
-    ) {
-        let (width, precision) = (self.selected.cols(), ctx.mode.dtype.precision());
-        let (n_rows, n_cols) = (rows.len(), cols.len());
-        let head = ctx.params.get(self.head);
-        let hidden = skip_rows(self.selected.values(), rows.start * width);
-        let weight = skip_rows(head.weight.values(), cols.start * width);
-        let left = pack_left(&Operand::k_inner(hidden, width), n_rows, width, precision);
-        let mut d_logits = Buffer::<E>::dirty(n_rows * n_cols);
-        let uniform = 1.0 / head.shape[0] as f32;
-        let part = Part { a: &left, b: Right::Operand(Operand::k_inner(weight, width)) };
-        let to_gradient = |row: usize, col: usize, products: &mut [f32]| {
-            let i = rows.start + row;
-            let upstream = &d_out[i * RESULT_COLS..(i + 1) * RESULT_COLS];
-            let row = RowGrad {
-                d_logp: upstream[0],
-                d_entropy: upstream[1],
-                d_mean_logp: upstream[3],
-                entropy: self.entropy[i],
-                logsumexp: self.logsumexp[i],
-                uniform,
-            };
-            logit_gradients(products, &row, &self.options);
-            let (target, first) = (self.targets[i] as usize, cols.start + col);
-            if (first..first + products.len()).contains(&target) {
-                // The indicator's term, with the slope at the target's logit.
-                products[target - first] += self.target_slope[i] * row.d_logp;
-            }
+    /// Gradients from logits that are computed again; returns that of the selected rows.
+    fn recompute(&self, d_out: &[f32], ctx: &mut Backward<'_, '_>) -> Buffer<f32> {
+        let len = self.selected.rows() * self.selected.cols();
+        let mut hidden = Buffer::<f32>::zeroed(if self.hidden_needs_grad { len } else { 0 });
+        let trains = ctx.params.trains(self.head);
+        let into = Gradients {
+            hidden: &mut hidden,
+            head: if trains { ctx.grads.slot(ctx.params, self.head) } else { &mut [] },
         };
-        gemm_mapped(n_rows, n_cols, &[part], E::output(&mut d_logits, n_cols), precision, &to_gradient);
-        drop(left);
-        if self.hidden_needs_grad {
-            let left = pack_left(&Operand::k_inner(E::values(&d_logits), n_cols), n_rows, n_cols, precision);
-            let part = Part { a: &left, b: Right::Operand(Operand::k_outer(weight, width)) };
-            let out = Output::F32(&mut d_hidden[rows.start * width..rows.end * width], width);
-            gemm(n_rows, width, &[part], out, Epilogue { accumulate: true, ..Default::default() }, precision);
-        }
-        if ctx.params.trains(self.head) {
-            let left = pack_left(&Operand::k_outer(E::values(&d_logits), n_cols), n_cols, n_rows, precision);
-            let part = Part { a: &left, b: Right::Operand(Operand::k_outer(hidden, width)) };
-            let grad = ctx.grads.slot(ctx.params, self.head);
-            let out = Output::F32(&mut grad[cols.start * width..cols.end * width], width);
-            gemm(n_cols, width, &[part], out, Epilogue { accumulate: true, ..Default::default() }, precision);
-        }
-    }
-
-    /// Gradients of the selected rows at their places among all rows.
-    fn scatter(&self, d_selected: &[f32], dtype: Dtype) -> Tensor {
-        let width = self.selected.cols();
-        let mut d_hidden = Tensor::zeros(dtype, self.hidden_rows, width);
-        crate::tensor::with_elems!(mut d_hidden, |values| {
-            for (&row, d) in self.rows.iter().zip(d_selected.chunks_exact(width)) {
-                let target = &mut values[row as usize * width..(row as usize + 1) * width];
-                target.iter_mut().zip(d).for_each(|(t, d)| *t = Elem::put(t.get() + d));
-            }
-        });
-        d_hidden
+        let upstream = Upstream {
+            d_out,
+            entropy: &self.entropy,
+            logsumexp: &self.logsumexp,
+            target_slope: &self.target_slope,
+        };
+        let param = ctx.params.get(self.head);
+        let head = Head { param, options: &self.options, dtype: ctx.mode.dtype };
+        head.gradients(&self.selected, &self.targets, &upstream, into);
+        hidden
     }
 }
 
-fn skip_rows(values: Values<'_>, elements: usize) -> Values<'_> {
-    match values {
-        Values::F32(v) => Values::F32(&v[elements..]),
-        Values::Bf16(v) => Values::Bf16(&v[elements..]),
-        Values::Nf4(_) | Values::Int8(_) => unreachable!("heads are never quantised"),
-    }
-}
-
-/// What the gradient of a row's logits depends on.
-struct RowGrad {
-    d_logp: f32,
-    d_entropy: f32,
-    d_mean_logp: f32,
-    entropy: f32,
-    logsumexp: f32,
-    uniform: f32,
-}
-
-pt_kernels::kernel! {
-    /// Turns products with the head into the gradient with respect to them, but for the target's indicator.
-    fn logit_gradients(['a] products: &'a mut [f32], row: &'a RowGrad, options: &'a LogprobOptions) {
-        let pull = row.d_logp + row.d_mean_logp;
-        let push = row.d_mean_logp * row.uniform;
-        for value in products.iter_mut() {
-            let x = options.logit::<FMA>(*value);
-            let p = exp::<FMA>(x - row.logsumexp);
-            let d = push - p * (pull + row.d_entropy * (x - row.logsumexp + row.entropy));
-            *value = d * options.slope(x);
+/// Gradients of the selected rows at their places among all rows.
+fn scatter(d_selected: &[f32], rows: &[u32], n_rows: usize, selected: &Tensor) -> Tensor {
+    let width = selected.cols();
+    let mut d_hidden = Tensor::zeros(selected.dtype(), n_rows, width);
+    crate::tensor::with_elems!(mut d_hidden, |values| {
+        for (&row, d) in rows.iter().zip(d_selected.chunks_exact(width)) {
+            let target = &mut values[row as usize * width..(row as usize + 1) * width];
+            target.iter_mut().zip(d).for_each(|(t, d)| *t = Elem::put(t.get() + d));
         }
-    }
+    });
+    d_hidden
 }
 
 pt_kernels::kernel! {
@@ -446,86 +270,6 @@ pt_kernels::kernel! {
         for value in products.iter_mut() {
             *value = options.logit::<FMA>(*value);
         }
-    }
-}
-
-/// What one task of the forward pass found: statistics of its rows over its columns, and the target logits it met.
-struct TaskStats {
-    stats: Vec<LaneStats>,
-    targets: Vec<(usize, f32)>,
-}
-
-/// Where the forward pass reads from.
-struct Scoring<'a> {
-    left: &'a Packed,
-    weight: Values<'a>,
-    width: usize,
-    vocabulary: usize,
-    targets: &'a [u32],
-    options: &'a LogprobOptions,
-    micro: Micro,
-}
-
-impl Scoring<'_> {
-    /// Scores row panels `panels` over the vocabulary columns `cols`.
-    fn task(&self, panels: std::ops::Range<usize>, cols: std::ops::Range<usize>) -> TaskStats {
-        let Micro { mr, nr, precision, .. } = self.micro;
-        let n = self.targets.len();
-        let row0 = panels.start * mr;
-        let mut stats = vec![LaneStats::default(); (panels.end * mr).min(n) - row0];
-        let mut targets = Vec::new();
-        let mut panel_words = Buffer::<u32>::dirty(operand::panel_words(nr, self.width, precision));
-        let weight = Operand::k_inner(self.weight, self.width);
-        for first in cols.clone().step_by(nr) {
-            let n_cols = nr.min(cols.end - first);
-            operand::pack_panel(&weight, first, n_cols, self.width, nr, precision, &mut panel_words);
-            for panel in panels.clone() {
-                let (row, n_rows) = (panel * mr, mr.min(n - panel * mr));
-                let mut tile = [0.0f32; TILE_MAX];
-                let tile = &mut tile[..n_rows * nr];
-                self.micro.run(n_rows, self.width, self.left.panel(panel), &panel_words, tile);
-                to_logits(tile, self.options);
-                update_stats(tile, nr, n_cols, &mut stats[row - row0..row - row0 + n_rows]);
-                for r in 0..n_rows {
-                    let target = self.targets[row + r] as usize;
-                    if (first..first + n_cols).contains(&target) {
-                        targets.push((row + r, tile[r * nr + target - first]));
-                    }
-                }
-            }
-        }
-        TaskStats { stats, targets }
-    }
-
-    /// Scores all rows; the merge runs over chunks in order.
-    fn run(&self) -> (Vec<RowLogprob>, Vec<f32>) {
-        let n = self.targets.len();
-        let panels = n.div_ceil(self.micro.mr);
-        let panels_per_task = STAT_ROWS / self.micro.mr;
-        let chunks = self.vocabulary.div_ceil(STAT_COLS);
-        let blocks = panels.div_ceil(panels_per_task);
-        let tasks: Vec<TaskStats> = (0..chunks * blocks)
-            .into_par_iter()
-            .with_max_len(1)
-            .map(|task| {
-                let (chunk, block) = (task / blocks, task % blocks);
-                let rows = block * panels_per_task..((block + 1) * panels_per_task).min(panels);
-                self.task(rows, chunk * STAT_COLS..((chunk + 1) * STAT_COLS).min(self.vocabulary))
-            })
-            .collect();
-        let mut target_logits = vec![f32::NAN; n];
-        for &(row, logit) in tasks.iter().flat_map(|task| &task.targets) {
-            target_logits[row] = logit;
-        }
-        let rows_per_task = panels_per_task * self.micro.mr;
-        let rows = (0..n).map(|row| {
-            let mut total = Total::default();
-            for chunk in 0..chunks {
-                total.merge(&tasks[chunk * blocks + row / rows_per_task].stats[row % rows_per_task]);
-            }
-            total.row(target_logits[row], self.vocabulary)
-        });
-        (rows.collect(), target_logits)
     }
 }
 
@@ -547,6 +291,25 @@ fn copy_rows<E: Elem>(from: &[E], to: &mut [E], rows: &[u32], width: usize) {
     }
 }
 
+fn check_targets(rows: &[u32], targets: &[u32], param: &Param) {
+    assert_eq!(rows.len(), targets.len(), "one target per row");
+    let vocabulary = param.shape[0];
+    if let Some(bad) = targets.iter().find(|&&target| target as usize >= vocabulary) {
+        panic!("target {bad} is outside the vocabulary of {vocabulary}");
+    }
+}
+
+/// The value of [`Tape::linear_logprob`], `[n, RESULT_COLS]`.
+fn table(rows: &[RowLogprob]) -> Tensor {
+    let values: Vec<f32> = rows
+        .iter()
+        .flat_map(|row| {
+            [row.logp, row.entropy, row.logsumexp, row.mean_logp, f32::from(u8::from(row.correct))]
+        })
+        .collect();
+    Tensor::from_f32(&values, rows.len(), RESULT_COLS, Dtype::F32)
+}
+
 impl Tape<'_> {
     /// Scores `targets[i]` at row `rows[i]` of `hidden` `[T, width]` under the head `[vocabulary, width]`. Read the result
     /// with [`Logprobs::of`], seed its gradient with [`Logprobs::seed`].
@@ -562,39 +325,15 @@ impl Tape<'_> {
         options: &LogprobOptions,
     ) -> Var {
         let start = Instant::now();
-        assert_eq!(rows.len(), targets.len(), "one target per row");
         let param = self.params.get(head);
-        let (vocabulary, width) = (param.shape[0], param.shape[1]);
-        if let Some(bad) = targets.iter().find(|&&target| target as usize >= vocabulary) {
-            panic!("target {bad} is outside the vocabulary of {vocabulary}");
-        }
-        let precision = self.mode.dtype.precision();
+        check_targets(rows, targets, param);
         let selected = select_rows(hidden.value(), rows);
-        let left = pack_left(&Operand::k_inner(selected.values(), width), rows.len(), width, precision);
-        let micro = Micro::of(precision);
-        let scoring = Scoring {
-            left: &left,
-            weight: param.weight.values(),
-            width,
-            vocabulary,
-            targets,
-            options,
-            micro,
-        };
-        let (scored, target_logits) = scoring.run();
-        let mut values = Vec::with_capacity(rows.len() * RESULT_COLS);
-        for row in &scored {
-            values.extend([
-                row.logp,
-                row.entropy,
-                row.logsumexp,
-                row.mean_logp,
-                f32::from(u8::from(row.correct)),
-            ]);
-        }
-        let out = Tensor::from_f32(&values, rows.len(), RESULT_COLS, Dtype::F32);
+        let recorded = self.records(&[hidden], param.trainable);
+        let scoring = Head { param, options, dtype: self.mode.dtype };
+        let scored = scoring.score(&selected, targets, recorded && !param.trainable);
+        let out = table(&scored.rows);
         self.profile.add("linear_logprob", "forward", start);
-        if !self.records(&[hidden], param.trainable) {
+        if !recorded {
             return self.constant(out);
         }
         let op = LinearLogprob {
@@ -603,13 +342,51 @@ impl Tape<'_> {
             head,
             rows: rows.to_vec(),
             targets: targets.to_vec(),
-            entropy: scored.iter().map(|row| row.entropy).collect(),
-            logsumexp: scored.iter().map(|row| row.logsumexp).collect(),
-            target_slope: target_logits.iter().map(|&x| options.slope(x)).collect(),
+            entropy: scored.rows.iter().map(|row| row.entropy).collect(),
+            logsumexp: scored.rows.iter().map(|row| row.logsumexp).collect(),
+            target_slope: scored.target_logits.iter().map(|&x| options.slope(x)).collect(),
             options: *options,
             hidden_needs_grad: hidden.node.is_some(),
+            unit: scored.unit,
         };
         self.push(op, &[hidden], Rc::new(out))
+    }
+
+    /// As [`Tape::linear_logprob`] followed by its backward pass, for an upstream gradient `d_logp` (one per row) that is
+    /// known beforehand, as that of cross-entropy is: a third less work than computing the logits twice where the
+    /// head trains. Adds the head's gradient to `grads` and returns what the rest of the backward pass starts from.
+    ///
+    /// # Panics
+    /// As [`Tape::linear_logprob`]; also if `d_logp` has not one value per row.
+    pub fn linear_logprob_step(
+        &mut self,
+        hidden: &Var,
+        head: ParamId,
+        rows: &[u32],
+        targets: &[u32],
+        options: &LogprobOptions,
+        d_logp: &[f32],
+        grads: &mut Grads,
+    ) -> (Logprobs, Option<Seed>) {
+        let start = Instant::now();
+        let param = self.params.get(head);
+        check_targets(rows, targets, param);
+        assert_eq!(rows.len(), d_logp.len(), "one gradient per row");
+        let selected = select_rows(hidden.value(), rows);
+        let needs_grad = hidden.needs_grad();
+        let mut d_selected = Buffer::<f32>::zeroed(if needs_grad { rows.len() * selected.cols() } else { 0 });
+        let into = Gradients {
+            hidden: &mut d_selected,
+            head: if param.trainable { grads.slot(self.params, head) } else { &mut [] },
+        };
+        let scoring = Head { param, options, dtype: self.mode.dtype };
+        let scored = scoring.step(&selected, targets, d_logp, into);
+        let seed = needs_grad.then(|| {
+            let grad = scatter(&d_selected, rows, hidden.value().rows(), &selected);
+            Seed { var: hidden.clone(), grad }
+        });
+        self.profile.add("linear_logprob", "step", start);
+        (Logprobs::of_rows(&scored.rows), seed)
     }
 
     /// The logits of the given rows, `[rows.len(), vocabulary]` in `f32`: for sampling, where they are needed whole.
@@ -677,13 +454,103 @@ mod tests {
         }
     }
 
+    const VARIANTS: [LogprobOptions; 2] = [
+        LogprobOptions { temperature: 1.0, softcap: None, scale: 1.0 },
+        LogprobOptions { temperature: 0.7, softcap: Some(3.0), scale: 0.5 },
+    ];
+
+    /// Rows 0, 2, 5, 6 of seven, scored against a vocabulary of two chunks and a bit.
+    struct Case {
+        setup: Setup,
+        x: usize,
+        head: ParamId,
+        options: LogprobOptions,
+    }
+
+    const ROWS: [u32; 4] = [5, 0, 2, 6];
+    const TARGETS: [u32; 4] = [3, 6, CHUNK_COLS as u32 + 1, 1];
+
+    fn cases(trainable: bool) -> impl Iterator<Item = Case> {
+        VARIANTS.into_iter().map(move |options| {
+            let mut setup = Setup::new(&[4, 3]);
+            let (x, head) = (setup.input(WIDTH), setup.param("head", &[2 * CHUNK_COLS + 5, WIDTH]));
+            if !trainable {
+                setup.freeze(head);
+            }
+            Case { setup, x, head, options }
+        })
+    }
+
+    /// A frozen head's gradient is prepared in forward for `logp` alone (column 0), and recomputed for anything else.
+    #[test]
+    fn frozen_heads_match_finite_differences() {
+        for Case { setup, x, head, options } in cases(false) {
+            let weights = setup.values(head);
+            for columns in [&[0, 0][..], &[0, 1, 3]] {
+                let op = |tape: &mut Tape<'_>, v: &[Var]| {
+                    tape.linear_logprob(&v[0], head, &ROWS, &TARGETS, &options)
+                };
+                let truth = |v: &[Vec<f64>]| {
+                    let mut all = reference(&[v[0].clone(), weights.clone()], &ROWS, &TARGETS, &options);
+                    let other = |(i, value): (usize, &mut f64)| {
+                        if !columns.contains(&(i % RESULT_COLS)) {
+                            *value = 0.0;
+                        }
+                    };
+                    all.iter_mut().enumerate().for_each(other);
+                    all
+                };
+                setup.check_columns(op, truth, &[x], &[], columns);
+            }
+        }
+    }
+
+    /// Scores and gradients of the hidden states and the head, in two passes or in one.
+    fn pass(case: &Case, dtype: Dtype, d_logp: &[f32], at_once: bool) -> (Logprobs, Vec<Vec<f32>>) {
+        let Case { setup, x, head, options } = case;
+        setup.with_tape(&[*x], dtype, |mut tape, vars| {
+            let mut grads = Grads::new();
+            let (logprobs, seed) = if at_once {
+                let (logprobs, seed) =
+                    tape.linear_logprob_step(&vars[0], *head, &ROWS, &TARGETS, options, d_logp, &mut grads);
+                (logprobs, seed.expect("the hidden states need a gradient"))
+            } else {
+                let var = tape.linear_logprob(&vars[0], *head, &ROWS, &TARGETS, options);
+                let grad = LogprobGrad { d_logp, d_entropy: None, d_mean_logp: None };
+                (Logprobs::of(&var), Logprobs::seed(&var, &grad))
+            };
+            let node = seed.var.node.expect("recorded");
+            let hidden = tape.run_backward(vec![(node, seed.grad)], &mut grads, &mut Default::default());
+            let mut all: Vec<Vec<f32>> = hidden.into_iter().flatten().map(|g| g.to_f32()).collect();
+            all.extend(grads.get(*head).map(<[f32]>::to_vec));
+            (logprobs, all)
+        })
+    }
+
+    #[test]
+    fn one_pass_equals_forward_and_backward() {
+        let d_logp = [-0.5, 0.25, -1.0, 2.0];
+        for (case, n_grads) in cases(true).zip([2; 2]).chain(cases(false).zip([1; 2])) {
+            for (dtype, tolerance) in TOLERANCES {
+                let (scores, grads) = pass(&case, dtype, &d_logp, false);
+                let (scores_at_once, grads_at_once) = pass(&case, dtype, &d_logp, true);
+                assert_eq!(scores, scores_at_once, "bitwise");
+                assert_eq!((grads.len(), grads_at_once.len()), (n_grads, n_grads));
+                for (one, two) in grads_at_once.iter().zip(&grads) {
+                    let two: Vec<f64> = two.iter().map(|&v| f64::from(v)).collect();
+                    assert_close(one, &two, tolerance, &format!("{dtype:?} {:?}", case.options));
+                }
+            }
+        }
+    }
+
     /// More columns than one running state holds, and than one gradient block: chunks must merge without a seam.
     #[test]
     fn chunks_of_a_large_vocabulary_merge() {
-        let vocabulary = GRAD_COLS + STAT_COLS + 37;
+        let vocabulary = 2 * CHUNK_COLS + 37;
         let mut setup = Setup::new(&[3]);
         let (x, head) = (setup.input(WIDTH), setup.param("head", &[vocabulary, WIDTH]));
-        let (rows, targets) = ([0, 1, 2], [0, STAT_COLS as u32, vocabulary as u32 - 1]);
+        let (rows, targets) = ([0, 1, 2], [0, CHUNK_COLS as u32, vocabulary as u32 - 1]);
         let options = LogprobOptions::default();
         let op = |tape: &mut Tape<'_>, v: &[Var]| tape.linear_logprob(&v[0], head, &rows, &targets, &options);
         setup.check_forward(op, |v| reference(v, &rows, &targets, &options), &[x], &[head], &[0, 1, 3]);
@@ -695,7 +562,7 @@ mod tests {
             let (scored, _) = setup.run(&op, &[x], &[head], dtype, None);
             let (logits, _) = setup.run(&logits, &[x], &[head], dtype, None);
             for (i, target) in targets.into_iter().enumerate() {
-                let row = Logprobs::of_logits(&logits[i * vocabulary..(i + 1) * vocabulary], target, dtype);
+                let row = Logprobs::of_logits(&logits[i * vocabulary..(i + 1) * vocabulary], target);
                 let scored = &scored[i * RESULT_COLS..(i + 1) * RESULT_COLS];
                 assert_eq!(
                     [row.logp, row.entropy, row.logsumexp, row.mean_logp],

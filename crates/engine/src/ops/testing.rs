@@ -12,7 +12,7 @@ use crate::tensor::{Dtype, Tensor};
 const F32_TOLERANCE: f64 = 1e-5;
 /// bf16 keeps 8 bits: inputs, intermediate and output roundings of 2^-9 each, relative to the largest element.
 const BF16_TOLERANCE: f64 = 2e-2;
-const TOLERANCES: [(Dtype, f64); 2] = [(Dtype::F32, F32_TOLERANCE), (Dtype::Bf16, BF16_TOLERANCE)];
+pub(crate) const TOLERANCES: [(Dtype, f64); 2] = [(Dtype::F32, F32_TOLERANCE), (Dtype::Bf16, BF16_TOLERANCE)];
 /// Central differences in f64: truncation h^2, cancellation 1e-16 / h.
 const STEP: f64 = 1e-5;
 
@@ -47,6 +47,35 @@ impl Setup {
         self.params.add(Param { name: name.to_owned(), shape: shape.to_vec(), weight, trainable: true })
     }
 
+    /// The parameter trains no more.
+    pub(crate) fn freeze(&mut self, id: ParamId) {
+        self.params.get_mut(id).trainable = false;
+    }
+
+    /// A parameter's values.
+    pub(crate) fn values(&self, id: ParamId) -> Vec<f64> {
+        self.params.get(id).weight.to_f32().iter().map(|&v| f64::from(v)).collect()
+    }
+
+    /// Runs `f` with a training tape and the inputs as leaves.
+    pub(crate) fn with_tape<R>(
+        &self,
+        inputs: &[usize],
+        dtype: Dtype,
+        f: impl FnOnce(Tape<'_>, Vec<Var>) -> R,
+    ) -> R {
+        let batch = self.batch();
+        let mut tape = Tape::training(&self.params, &batch, dtype, None);
+        let vars = inputs
+            .iter()
+            .map(|&i| {
+                let (values, cols) = &self.inputs[i];
+                tape.leaf(Tensor::from_f32(values, self.tokens.len(), *cols, dtype).into())
+            })
+            .collect();
+        f(tape, vars)
+    }
+
     /// An input of normal values; returns its index.
     pub(crate) fn input(&mut self, cols: usize) -> usize {
         let name = format!("input {}", self.inputs.len());
@@ -67,27 +96,22 @@ impl Setup {
         dtype: Dtype,
         upstream: Option<&[f32]>,
     ) -> (Vec<f32>, Vec<Vec<f32>>) {
-        let batch = self.batch();
-        let mut tape = Tape::training(&self.params, &batch, dtype, None);
-        let vars: Vec<Var> = inputs
-            .iter()
-            .map(|&i| {
-                let (values, cols) = &self.inputs[i];
-                tape.leaf(Tensor::from_f32(values, self.tokens.len(), *cols, dtype).into())
-            })
-            .collect();
-        let out = op(&mut tape, &vars);
-        let values = out.value().to_f32();
-        let Some(upstream) = upstream else { return (values, Vec::new()) };
-        let seed = Tensor::from_f32(upstream, out.value().rows(), out.value().cols(), out.value().dtype());
-        let mut grads = Grads::new();
-        let node = out.node.expect("the output of a trained operation is recorded");
-        drop((vars, out));
-        let mut leaves = tape.run_backward(vec![(node, seed)], &mut grads, &mut Default::default());
-        leaves.reverse();
-        let mut all: Vec<Vec<f32>> = leaves.into_iter().map(|g| g.expect("a gradient").to_f32()).collect();
-        all.extend(params.iter().map(|&id| grads.get(id).expect("a gradient").to_vec()));
-        (values, all)
+        self.with_tape(inputs, dtype, |mut tape, vars| {
+            let out = op(&mut tape, &vars);
+            let values = out.value().to_f32();
+            let Some(upstream) = upstream else { return (values, Vec::new()) };
+            let seed =
+                Tensor::from_f32(upstream, out.value().rows(), out.value().cols(), out.value().dtype());
+            let mut grads = Grads::new();
+            let node = out.node.expect("the output of a trained operation is recorded");
+            drop((vars, out));
+            let mut leaves = tape.run_backward(vec![(node, seed)], &mut grads, &mut Default::default());
+            leaves.reverse();
+            let mut all: Vec<Vec<f32>> =
+                leaves.into_iter().map(|g| g.expect("a gradient").to_f32()).collect();
+            all.extend(params.iter().map(|&id| grads.get(id).expect("a gradient").to_vec()));
+            (values, all)
+        })
     }
 
     /// Checks forward and backward in both types. `reference` gets the inputs, then the parameters.
