@@ -13,7 +13,10 @@ pub fn shared_data() -> Option<PathBuf> {
     None
 }
 
-/// The root of the workspace this crate was built in.
+/// The root of the workspace whose tests are running. Cargo says which at run time; the path compiled in may be that of
+/// another checkout that shares the target folder.
 pub fn workspace_root() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../..")
+    let package = std::env::var_os("CARGO_MANIFEST_DIR")
+        .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")), PathBuf::from);
+    package.join("../..")
 }

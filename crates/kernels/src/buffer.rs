@@ -7,7 +7,7 @@
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::collections::HashMap;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, OnceLock};
 
 use half::bf16;
@@ -53,6 +53,7 @@ struct Pool {
     idle_bytes: usize,
 }
 
+static POISON: AtomicBool = AtomicBool::new(false);
 static LIVE_BYTES: AtomicUsize = AtomicUsize::new(0);
 static PEAK_BYTES: AtomicUsize = AtomicUsize::new(0);
 
@@ -87,6 +88,10 @@ impl<T: Plain> Buffer<T> {
         let memory = recycled.map_or_else(|| fresh(class_bytes), |idle| idle.0);
         let live = LIVE_BYTES.fetch_add(class_bytes, Ordering::Relaxed) + class_bytes;
         PEAK_BYTES.fetch_max(live, Ordering::Relaxed);
+        if POISON.load(Ordering::Relaxed) {
+            // SAFETY: the memory holds `class_bytes` bytes, and every bit pattern is a value of a Plain type.
+            unsafe { std::ptr::write_bytes(memory.as_ptr(), 0xff, class_bytes) };
+        }
         Buffer { memory: memory.cast(), len, class_bytes }
     }
 
@@ -157,6 +162,12 @@ impl<T: Plain + std::fmt::Debug> std::fmt::Debug for Buffer<T> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Buffer({} elements, first {:?})", self.len, &self[..self.len.min(8)])
     }
+}
+
+/// For tests: fills every dirty buffer with NaN, so that an element that is read before it is written shows. A result
+/// must be the same bits with and without.
+pub fn poison(on: bool) {
+    POISON.store(on, Ordering::Relaxed);
 }
 
 /// Bytes in buffers now.

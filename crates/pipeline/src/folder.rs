@@ -50,7 +50,8 @@ fn differences(old: &Value, new: &Value, pointer: &str, found: &mut Vec<(String,
         (Value::Object(a), Value::Object(b)) => {
             let added = b.keys().filter(|key| !a.contains_key(*key));
             for key in a.keys().chain(added) {
-                let side = |map: &serde_json::Map<String, Value>| map.get(key).cloned().unwrap_or(Value::Null);
+                let side =
+                    |map: &serde_json::Map<String, Value>| map.get(key).cloned().unwrap_or(Value::Null);
                 differences(&side(a), &side(b), &step(key), found);
             }
         }
@@ -70,7 +71,9 @@ fn differences(old: &Value, new: &Value, pointer: &str, found: &mut Vec<(String,
 /// Whether the plan's hash sees the difference at `pointer`: estimates, names and how checkpoints are kept may change.
 fn matters(old: &Value, new: &Value, pointer: &str) -> bool {
     let mut changed = old.clone();
-    let (Some(place), Some(value)) = (changed.pointer_mut(pointer), new.pointer(pointer)) else { return true };
+    let (Some(place), Some(value)) = (changed.pointer_mut(pointer), new.pointer(pointer)) else {
+        return true;
+    };
     *place = value.clone();
     let hash = |value: &Value| serde_json::from_value::<Plan>(value.clone()).map(|plan| plan.hash()).ok();
     match (hash(old), hash(&changed)) {

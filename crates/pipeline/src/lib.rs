@@ -9,8 +9,8 @@
 //! nothing, and reads nothing from its surroundings but what [`Surroundings`] holds.
 
 mod error;
-mod invariance;
 mod folder;
+mod invariance;
 pub mod model;
 mod output;
 mod prepare;
@@ -26,8 +26,8 @@ pub mod tokenise;
 mod verify;
 
 pub use error::{PipelineError, PlanChange, Result};
-pub use output::write_model;
 pub use invariance::{LayoutResult, verify_invariance};
+pub use output::write_model;
 pub use prepare::{Prepared, catalogue, check_fits, load_recipe, prepare};
 pub use probe::{flops_per_token, matrix_peak};
 pub use report::{StageReport, TaskGain};

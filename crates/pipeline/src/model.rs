@@ -206,7 +206,11 @@ fn model_folder_files(dir: &Path) -> Result<Vec<PathBuf>> {
 ///
 /// # Errors
 /// If it cannot be read.
-pub fn model_config(recipe: &Recipe, tokenizer: &Tokenizer, surroundings: &Surroundings) -> Result<ModelConfig> {
+pub fn model_config(
+    recipe: &Recipe,
+    tokenizer: &Tokenizer,
+    surroundings: &Surroundings,
+) -> Result<ModelConfig> {
     if let Some(new) = &recipe.model.new {
         let planned = new.resolve(tokenizer.vocab_size() as u64)?;
         let json = new_model(&planned, tokenizer).config_json(engine_dtype(recipe.model.dtype));

@@ -13,10 +13,10 @@ use crate::error::{PipelineError, Result};
 use crate::model::{load_base, load_tokenizer, model_config, model_files};
 use crate::probe::{Estimate, probe};
 use crate::source::{Surroundings, read_source};
-use crate::tasks::{check_task, is_task};
 use crate::stage::{
     StageData, planned_schedule, planned_template, prepare_model, stage_data, stage_trainer, with_defaults,
 };
+use crate::tasks::{check_task, is_task};
 
 /// The names a recipe may use, from the catalogues that own them.
 pub fn catalogue() -> Catalogue {
@@ -165,7 +165,8 @@ fn stage_facts(stage: &StageSection, data: &StageData) -> StageFacts {
     let objective_options = objective.into_iter().flat_map(|info| info.options).map(|o| (o.name, o.default));
     let optimizer_options = optimizer.into_iter().flat_map(|info| info.options).map(|o| (o.name, o.default));
     let rows = data.train_facts.iter().chain(&data.eval_facts);
-    let renders = rows.into_iter().any(|facts| facts.is_conversation) || stage.eval_tasks().iter().any(|t| is_task(t));
+    let renders =
+        rows.into_iter().any(|facts| facts.is_conversation) || stage.eval_tasks().iter().any(|t| is_task(t));
     StageFacts {
         train: data.train_facts.clone(),
         eval: data.eval_facts.clone(),
@@ -201,7 +202,7 @@ fn estimate(
     let planned = &draft.stages[index];
     let schedule = planned_schedule(&planned.schedule, planned.steps)?;
     let trainer = stage_trainer(model, recipe, stage, schedule)?;
-    let estimate = probe(trainer, &mut data.steps)?;
+    let estimate = probe(trainer, &mut data.steps, &data.eval)?;
     pt_kernels::buffer::release_idle();
     pt_kernels::buffer::reset_peak();
     Ok(StageEstimate { estimate, trainable_parameters })

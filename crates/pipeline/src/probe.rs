@@ -29,7 +29,35 @@ pub struct Estimate {
 ///
 /// # Errors
 /// Those of a training step.
-pub fn probe(mut trainer: Trainer, steps: &mut Steps) -> Result<Estimate> {
+pub fn probe(mut trainer: Trainer, steps: &mut Steps, eval: &[MicroBatch]) -> Result<Estimate> {
+    let largest = largest_of(steps)?;
+    let (weights, state) = (trainer.model.weight_bytes(), trainer.state_bytes());
+    let trained = trainer.model.params.iter().filter(|(_, param)| param.trainable);
+    let gradients: usize = trained.map(|(_, param)| param.len() * 4).sum();
+    // The first pass makes the gradient buffers, so that what follows sees activations alone.
+    trainer.accumulate(&[part_of(&largest, PROBE_TOKENS / 8)])?;
+    let step =
+        |trainer: &mut Trainer, batch: &MicroBatch| trainer.accumulate(std::slice::from_ref(batch)).map(drop);
+    let mut activations = peak_of(&mut trainer, &largest, step)?;
+    if let Some(largest) = eval.iter().max_by_key(|batch| batch.n_tokens()) {
+        let score = |trainer: &mut Trainer, batch: &MicroBatch| {
+            trainer.evaluate(std::slice::from_ref(batch)).map(drop)
+        };
+        activations = activations.max(peak_of(&mut trainer, largest, score)?);
+    }
+    let part = |part: &str, bytes: usize| MemoryPart { part: part.to_owned(), bytes: bytes as u64 };
+    let memory = vec![
+        part("weights", weights),
+        part("gradients", gradients),
+        part("optimizer state", state),
+        part("activations", activations),
+    ];
+    let tokens_per_second = speed_of(&mut trainer, steps)?;
+    Ok(Estimate { memory, tokens_per_second })
+}
+
+/// The largest micro-batch of the first steps.
+fn largest_of(steps: &mut Steps) -> Result<MicroBatch> {
     let n_scanned = steps.steps_per_epoch().min(STEPS_SCANNED);
     let mut largest: Option<MicroBatch> = None;
     for step in 0..n_scanned {
@@ -39,45 +67,28 @@ pub fn probe(mut trainer: Trainer, steps: &mut Steps) -> Result<Estimate> {
             }
         }
     }
-    let largest = largest.unwrap_or_else(|| MicroBatch::new(Vec::new()));
-    let weights = trainer.model.weight_bytes();
-    let gradients: usize = trainer
-        .model
-        .params
-        .iter()
-        .filter(|(_, param)| param.trainable)
-        .map(|(_, param)| param.len() * 4)
-        .sum();
-    let state = trainer.state_bytes();
-    // The first pass makes the gradient buffers, so that what follows sees activations alone.
-    let (small, _) = peak_of(&mut trainer, &part_of(&largest, PROBE_TOKENS / 8))?;
-    let (small, small_tokens) =
-        peak_of(&mut trainer, &part_of(&largest, PROBE_TOKENS / 8)).map(|(p, t)| (p.min(small), t))?;
-    let (large, large_tokens) = peak_of(&mut trainer, &part_of(&largest, PROBE_TOKENS))?;
-    let per_token = if large_tokens > small_tokens {
-        large.saturating_sub(small) as f64 / (large_tokens - small_tokens) as f64
-    } else {
-        0.0
-    };
-    let beyond = largest.n_tokens().saturating_sub(large_tokens) as f64;
-    let activations = large as f64 + per_token * beyond;
-    let part = |part: &str, bytes: usize| MemoryPart { part: part.to_owned(), bytes: bytes as u64 };
-    let memory = vec![
-        part("weights", weights),
-        part("gradients", gradients),
-        part("optimizer state", state),
-        part("activations", activations as usize),
-    ];
-    let tokens_per_second = speed_of(&mut trainer, steps)?;
-    Ok(Estimate { memory, tokens_per_second })
+    Ok(largest.unwrap_or_else(|| MicroBatch::new(Vec::new())))
 }
 
-/// Bytes that forward and backward need beyond what was live before, and the tokens they were over.
-fn peak_of(trainer: &mut Trainer, batch: &MicroBatch) -> Result<(usize, usize)> {
-    let live = buffer::live_bytes();
-    buffer::reset_peak();
-    trainer.accumulate(std::slice::from_ref(batch))?;
-    Ok((buffer::peak_bytes().saturating_sub(live), batch.n_tokens()))
+/// Bytes that `work` needs over `batch` beyond what was live before: measured on a small and a large part of it, and in
+/// a straight line from there.
+fn peak_of(
+    trainer: &mut Trainer,
+    batch: &MicroBatch,
+    work: impl Fn(&mut Trainer, &MicroBatch) -> pt_train::Result<()>,
+) -> Result<usize> {
+    let mut measure = |n_tokens: usize| -> Result<(f64, f64)> {
+        let part = part_of(batch, n_tokens);
+        let live = buffer::live_bytes();
+        buffer::reset_peak();
+        work(trainer, &part)?;
+        Ok((buffer::peak_bytes().saturating_sub(live) as f64, part.n_tokens() as f64))
+    };
+    let (small, small_tokens) = measure(PROBE_TOKENS / 8)?;
+    let (large, large_tokens) = measure(PROBE_TOKENS)?;
+    let per_token =
+        if large_tokens > small_tokens { (large - small) / (large_tokens - small_tokens) } else { 0.0 };
+    Ok((large + per_token.max(0.0) * (batch.n_tokens() as f64 - large_tokens)) as usize)
 }
 
 /// The first examples of a micro-batch that hold at most `n_tokens`, at least one.

@@ -45,9 +45,8 @@ pub struct TaskGain {
 impl TaskGain {
     /// One for each task that was measured before and after.
     pub(crate) fn of_all(before: &[TaskScore], after: &[TaskScore]) -> Vec<TaskGain> {
-        let gain = |(b, a): (&TaskScore, &TaskScore)| {
-            TaskGain::new(&a.task, &paired_gain(&b.passed(), &a.passed()))
-        };
+        let gain =
+            |(b, a): (&TaskScore, &TaskScore)| TaskGain::new(&a.task, &paired_gain(&b.passed(), &a.passed()));
         before.iter().zip(after).map(gain).collect()
     }
 
@@ -63,4 +62,3 @@ impl TaskGain {
         }
     }
 }
-

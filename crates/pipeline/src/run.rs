@@ -100,9 +100,9 @@ enum StageEnd {
     Interrupted { step: u64 },
 }
 
-/// A trainer after its last step.
+/// A stage's model after the last step, the trainer's state gone.
 struct Trained {
-    trainer: Trainer,
+    model: Model,
     eval_loss: Option<f64>,
     best_step: Option<u64>,
 }
@@ -135,8 +135,7 @@ impl Runner<'_> {
         let Some(trained) = self.train(index, model, data, &folder, &store, watch, stop)? else {
             return self.interrupted(&folder, &store);
         };
-        let Trained { trainer, eval_loss, best_step } = trained;
-        let model = trainer.model;
+        let Trained { model, eval_loss, best_step } = trained;
         let after = self.measured(&planned, &folder, "after", &model, template.as_ref(), watch)?;
         let output = self.write_output(index, model, &folder, template.as_ref())?;
         let gains = TaskGain::of_all(&before, &after);
@@ -176,8 +175,7 @@ impl Runner<'_> {
         let options = loop_options(planned, self.plan.seed, &self.plan_hash);
         let mut last_eval = LastEval { inner: watch, loss: None };
         let (steps, eval) = (&mut data.steps, &data.eval);
-        let outcome =
-            fit(&mut trainer, steps, eval, &options, &mut recorder, n_tokens, &mut last_eval, stop);
+        let outcome = fit(&mut trainer, steps, eval, &options, &mut recorder, n_tokens, &mut last_eval, stop);
         // A step whose rows could not be read is empty, which ends the loop; this is why it was.
         if let Some(problem) = steps.take_problem() {
             return Err(problem);
@@ -192,7 +190,7 @@ impl Runner<'_> {
         };
         let eval_loss = eval_loss.filter(|loss| loss.is_finite());
         let best_step = restore_best(&mut trainer, store, planned)?;
-        Ok(Some(Trained { trainer, eval_loss, best_step }))
+        Ok(Some(Trained { model: trainer.model, eval_loss, best_step }))
     }
 
     /// The model a stage starts from, read from disk, so that a resumed run starts from the same bytes: the base, or

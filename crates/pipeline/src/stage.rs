@@ -104,7 +104,10 @@ pub fn stage_data(
     }
     let mut notes = loader.notes;
     if template.as_ref().is_some_and(ChatTemplate::reads_clock) {
-        notes.push(format!("the chat template asks for the date; it is told {}", template_date().strftime("%d %B %Y")));
+        notes.push(format!(
+            "the chat template asks for the date; it is told {}",
+            template_date().strftime("%d %B %Y")
+        ));
     }
     let tokens_per_micro_batch = stage.train.tokens_per_micro_batch as usize;
     let steps = Steps::new(train, step_options(recipe, stage))?;

@@ -208,9 +208,10 @@ fn in_file_order(order: &mut [RowAt], n_sources: usize, blend: &Blend) {
         *rows = passes.into_iter().map(|(_, row)| row).collect();
     }
     if matches!(blend, Blend::Repeats(_)) {
-        let one_by_one = sorted.iter().enumerate().flat_map(|(source_idx, rows)| {
-            rows.iter().map(move |&row_idx| RowAt { source_idx, row_idx })
-        });
+        let one_by_one = sorted
+            .iter()
+            .enumerate()
+            .flat_map(|(source_idx, rows)| rows.iter().map(move |&row_idx| RowAt { source_idx, row_idx }));
         order.iter_mut().zip(one_by_one).for_each(|(slot, at)| *slot = at);
         return;
     }

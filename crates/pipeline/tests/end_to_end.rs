@@ -53,7 +53,11 @@ fn check(name: &str, text: &str, sets: &[&str]) {
         let step = report.best_step.unwrap_or(planned.steps);
         let evals = metric(dir.path(), &pt_recipe::Plan::stage_label(planned), "eval_loss");
         let measured = evals.iter().find(|(s, _)| *s == step).unwrap().1;
-        assert_eq!(eval_loss(model, &prepared, i), measured, "{at}: the written model is not the trained one");
+        assert_eq!(
+            eval_loss(model, &prepared, i),
+            measured,
+            "{at}: the written model is not the trained one"
+        );
         if report.best_step.is_none() {
             assert_eq!(report.eval_loss, Some(measured), "{at}");
         }
@@ -85,8 +89,11 @@ fn adapters_are_trained_beside_a_base() {
         ("qlora", &["stage.sft.train.method=qlora"]),
         ("qlora, int8", &["stage.sft.train.method=qlora", "stage.sft.quantization.type=int8"]),
     ] {
-        let faster: Vec<&str> =
-            sets.iter().copied().chain(["stage.sft.data.train=[\"generated:digits?level=1&n=120\"]"]).collect();
+        let faster: Vec<&str> = sets
+            .iter()
+            .copied()
+            .chain(["stage.sft.data.train=[\"generated:digits?level=1&n=120\"]"])
+            .collect();
         check(name, &text, &faster);
     }
 }
@@ -176,13 +183,15 @@ fn other_keys_of_a_generation_config_stay() {
     for (path, bytes) in files(base_model()) {
         std::fs::write(base.join(path), bytes).unwrap();
     }
-    std::fs::write(base.join("generation_config.json"), "{\"temperature\": 0.6, \"eos_token_id\": [2, 7]}").unwrap();
+    std::fs::write(base.join("generation_config.json"), "{\"temperature\": 0.6, \"eos_token_id\": [2, 7]}")
+        .unwrap();
     let text = format!("seed = 3\n[model]\nbase = {base:?}\n{}", without_tasks(SFT));
     let (reports, _) = finish(&text, &["stage.sft.train.steps=2"], &dir.path().join("run"));
     let written = dir.path().join("run").join(&reports[0].output).join("generation_config.json");
     let config: Value = serde_json::from_slice(&std::fs::read(written).unwrap()).unwrap();
     assert_eq!(config["temperature"], 0.6);
-    let ends: Vec<u64> = config["eos_token_id"].as_array().unwrap().iter().map(|v| v.as_u64().unwrap()).collect();
+    let ends: Vec<u64> =
+        config["eos_token_id"].as_array().unwrap().iter().map(|v| v.as_u64().unwrap()).collect();
     let im_end = u64::from(tokenizer_at(&base).unwrap().token_to_id("<|im_end|>").unwrap());
     assert!([im_end, 2, 7].iter().all(|id| ends.contains(id)), "{config}");
 }
@@ -206,25 +215,4 @@ fn a_template_of_ones_own_is_written_with_the_model() {
     let ids = &prepared.stages[0].eval[0].examples()[0].token_ids;
     let row = prepared.tokenizer.decode(ids, false).unwrap();
     assert!(row.starts_with("26 July 2024\n<|im_start|>user: "), "{row}");
-}
-
-#[test]
-fn memory_is_planned_as_it_is_used() {
-    let text = format!("{}{SFT}", on_base());
-    for sets in [
-        &["stage.sft.train.method=full"][..],
-        &["stage.sft.train.method=lora"],
-        &["stage.sft.train.method=qlora"],
-        &["stage.sft.train.recompute=block", "stage.sft.train.tokens_per_micro_batch=1024"],
-    ] {
-        let dir = tempfile::tempdir().unwrap();
-        let plan = prepared(&text, sets).plan;
-        let bytes = |wanted: bool| -> f64 {
-            let parts = plan.stages[0].memory.iter().filter(|part| (part.part == "optimizer state") == wanted);
-            parts.map(|part| part.bytes as f64).sum()
-        };
-        let (_, seen) = finish(&text, sets, dir.path());
-        let used = seen.peaks[0].1 as f64;
-        println!("{sets:?}: planned {} and {} of optimizer state, buffers peaked at {used}", bytes(false), bytes(true));
-    }
 }

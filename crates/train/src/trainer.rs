@@ -143,6 +143,11 @@ impl Trainer {
         &self.options
     }
 
+    /// Switches recomputation of blocks on or off; it changes memory and speed alone.
+    pub fn set_recompute(&mut self, recompute: bool) {
+        self.options.recompute = recompute;
+    }
+
     /// Accumulated gradients of the last [`Trainer::accumulate`].
     pub fn grads(&self) -> &Grads {
         &self.grads

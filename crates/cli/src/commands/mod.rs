@@ -12,6 +12,7 @@ mod merge;
 mod plan;
 mod run;
 mod score;
+mod verify_invariance;
 mod verify_resume;
 
 use crate::Context;
@@ -25,6 +26,8 @@ pub(crate) enum Command {
     Plan(plan::Args),
     /// Prove that a run that is stopped and resumed ends in the same bytes
     VerifyResume(verify_resume::Args),
+    /// Prove that micro-batches, packing and recomputation change no gradient
+    VerifyInvariance(verify_invariance::Args),
     /// Log-probabilities of every token of given texts
     Score(score::Args),
     /// Sample continuations of many prompts
@@ -51,6 +54,7 @@ impl Command {
             Command::Run(args) => run::run(args, context),
             Command::Plan(args) => plan::run(args, context),
             Command::VerifyResume(args) => verify_resume::run(args, context),
+            Command::VerifyInvariance(args) => verify_invariance::run(args, context),
             Command::Score(args) => score::run(args, context),
             Command::Generate(args) => generate::run(args, context),
             Command::Chat(args) => chat::run(args, context),

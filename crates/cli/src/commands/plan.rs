@@ -40,7 +40,11 @@ pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<()> {
 }
 
 /// A recipe resolved on its data and model.
-pub(super) fn prepared(recipe: &std::path::Path, sets: &[String], context: &Context) -> anyhow::Result<Prepared> {
+pub(super) fn prepared(
+    recipe: &std::path::Path,
+    sets: &[String],
+    context: &Context,
+) -> anyhow::Result<Prepared> {
     let recipe = load_recipe(recipe, sets)?;
     note("reading data and measuring a step of each stage ...");
     prepare(recipe, &context.environment.surroundings()).context("the recipe cannot run as it is")

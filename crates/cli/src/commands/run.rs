@@ -40,6 +40,9 @@ pub(crate) struct Args {
     /// Go on with the run in --out
     #[arg(long, requires = "out")]
     resume: bool,
+    /// Show where the time of each stage's steps went, by operation
+    #[arg(long)]
+    profile: bool,
 }
 
 pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<()> {
@@ -56,7 +59,7 @@ pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<()> {
     let options = RunOptions { out: out.clone(), resume: args.resume };
     let plan = prepared.plan.clone();
     let peak = matrix_peak(model::engine_dtype(prepared.recipe.model.dtype));
-    let mut view = TrainingView::new(context.errors, peak);
+    let mut view = TrainingView::new(context.errors, peak, args.profile);
     let surroundings = context.environment.surroundings();
     let outcome = pt_pipeline::run(prepared, &options, &surroundings, &mut view, &stop)
         .with_context(|| format!("the run in {} stopped; what it saved is kept", out.display()))?;
@@ -92,9 +95,13 @@ fn stop_on_interrupt() -> anyhow::Result<Arc<AtomicBool>> {
 /// Memory and time as planned and as they were.
 fn planned_against_actual(plan: &Plan, view: &TrainingView, style: Style) -> String {
     const MIB: f64 = (1u64 << 20) as f64;
-    let mut lines = vec![style.dim("planned against actual: training time, memory in buffers and optimizer state")];
+    let mut lines =
+        vec![style.dim("planned against actual: training time, memory in buffers and optimizer state")];
     for stage in &plan.stages {
-        let Some(actual) = view.measured().iter().find(|time| time.name == stage.name && time.steps > 0) else { continue };
+        let Some(actual) = view.measured().iter().find(|time| time.name == stage.name && time.steps > 0)
+        else {
+            continue;
+        };
         let seconds = stage.expected_seconds * actual.steps as f64 / stage.steps as f64;
         let bytes: u64 = stage.memory.iter().map(|part| part.bytes).sum();
         let state: u64 = stage.memory.iter().filter(|p| p.part == "optimizer state").map(|p| p.bytes).sum();

@@ -24,6 +24,8 @@ pub(crate) struct TrainingView {
     is_terminal: bool,
     stage: Option<StageView>,
     measured: Vec<StageTime>,
+    /// Time by operation, if it is to be shown.
+    profile: Option<Profile>,
 }
 
 /// Time a stage took, for comparison with the plan.
@@ -54,9 +56,10 @@ struct StageView {
 
 impl TrainingView {
     /// A view that draws on standard error.
-    pub(crate) fn new(style: Style, peak_flops: f64) -> TrainingView {
+    pub(crate) fn new(style: Style, peak_flops: f64, with_profile: bool) -> TrainingView {
         let is_terminal = std::io::stderr().is_terminal();
-        TrainingView { style, peak_flops, is_terminal, stage: None, measured: Vec::new() }
+        let profile = with_profile.then(Profile::default);
+        TrainingView { style, peak_flops, is_terminal, stage: None, measured: Vec::new(), profile }
     }
 
     /// Times of the stages that ended.
@@ -85,7 +88,10 @@ impl StageView {
 }
 
 impl Watcher for TrainingView {
-    fn step(&mut self, steps_done: u64, stats: &StepStats, _: &Profile, elapsed_s: f64) {
+    fn step(&mut self, steps_done: u64, stats: &StepStats, profile: &Profile, elapsed_s: f64) {
+        if let Some(sum) = &mut self.profile {
+            sum.merge(profile);
+        }
         let (peak_flops, is_terminal) = (self.peak_flops, self.is_terminal);
         let Some(stage) = &mut self.stage else { return };
         stage.n_tokens += stats.n_tokens;
@@ -152,10 +158,19 @@ impl Watch for TrainingView {
         }
         let style = self.style;
         let loss = report.eval_loss.map_or_else(String::new, |loss| format!(", held-out loss {loss:.4}"));
-        let best = report.best_step.map_or_else(String::new, |step| format!(", weights of step {step}, its best"));
-        note(&format!("{} {}: {} steps{loss}{best}", style.good("done"), style.bold(&stage.name), count(report.steps as usize)));
+        let best =
+            report.best_step.map_or_else(String::new, |step| format!(", weights of step {step}, its best"));
+        note(&format!(
+            "{} {}: {} steps{loss}{best}",
+            style.good("done"),
+            style.bold(&stage.name),
+            count(report.steps as usize)
+        ));
         for gain in &report.gains {
             note(&gain_line(gain, style));
+        }
+        if let Some(profile) = self.profile.as_mut().map(std::mem::take) {
+            note(&profile_table(&profile));
         }
     }
 
@@ -173,6 +188,21 @@ impl StageView {
             peak_bytes: pt_kernels::buffer::peak_bytes(),
         }
     }
+}
+
+/// Time by operation, longest first.
+fn profile_table(profile: &Profile) -> String {
+    let rows = profile.rows();
+    let total: f64 = rows.iter().map(|(_, _, time, _)| time.as_secs_f64()).sum();
+    let line = |(op, direction, time, calls): &(&str, &str, Duration, u64)| {
+        let seconds = time.as_secs_f64();
+        format!(
+            "  {op:16} {direction:9} {seconds:8.2} s {:5.1} %  {} calls",
+            100.0 * seconds / total,
+            count(*calls as usize)
+        )
+    };
+    rows.iter().map(line).collect::<Vec<_>>().join("\n")
 }
 
 /// `accuracy 1.0 % -> 62.5 % (+61.5 points, 95 % interval 56.7 to 66.1, p = 1e-60, 400 problems)`.
