@@ -13,6 +13,7 @@ use pt_optim::{
     GlobalNorm, Groups, Optimiser, ParamRef, ParamSlice, ParamSpec, ParamState, Role, Schedule, Step,
     clip_factor,
 };
+use rayon::prelude::*;
 
 use crate::error::{Result, TrainError};
 use crate::example::{MicroBatch, Predictions};
@@ -241,18 +242,21 @@ impl Trainer {
         stats.grad_norm = norm.norm();
         let grad_scale = self.options.max_grad_norm.map_or(1.0, |max| clip_factor(stats.grad_norm, max));
         let step = Step { t: self.steps_done + 1, lr: stats.learning_rate, grad_scale };
-        for trained in &mut self.states {
-            let param = self.model.params.get_mut(trained.id);
+        let grads = &self.grads;
+        let params = self.model.params.iter_mut().filter(|(_, param)| param.trainable);
+        let work: Vec<(&mut Trained, &mut Param)> =
+            self.states.iter_mut().zip(params.map(|(_, param)| param)).collect();
+        // Side by side, for the sake of the small ones; what each computes does not depend on the others.
+        work.into_par_iter().with_max_len(1).for_each(|(trained, param)| {
             // Zeros where no backward pass has come by, as for one that it comes by in other steps only: a resumed run
             // could not tell the two apart.
-            let grad =
-                self.grads.get(trained.id).map_or_else(|| vec![0.0; param.len()].into(), Cow::Borrowed);
+            let grad = grads.get(trained.id).map_or_else(|| vec![0.0; param.len()].into(), Cow::Borrowed);
             let slice = match param.weight.elements_mut().expect("trainable parameters are not quantised") {
                 ElementsMut::F32(values) => ParamSlice::F32(values),
                 ElementsMut::Bf16(values) => ParamSlice::Bf16(values),
             };
             trained.state.step(step, slice, &grad);
-        }
+        });
         self.steps_done += 1;
         Ok(())
     }
