@@ -142,7 +142,7 @@ impl Chat<'_> {
             }
             let Some(line) = lines.next() else { break };
             let line = line.context("cannot read standard input as UTF-8 text")?;
-            match line.trim() {
+            match line.trim_end() {
                 "" => {}
                 "/exit" | "/quit" => return Ok(()),
                 "/reset" => self.reset(),

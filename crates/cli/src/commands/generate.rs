@@ -163,6 +163,7 @@ pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<()> {
     let loaded = args.model.load(&args.text, &context.environment)?;
     let params = args.sampling.params(args.n, stop_tokens(&loaded));
     let prompts = parallel::try_map_ordered(&rows.records, |record| prompt_ids(record, &loaded, args.chat))?;
+    warn_of_long_prompts(&prompts, &rows.records, &loaded, params.max_new_tokens);
     let requests = keyed(prompts);
     let mut progress = Progress::rows(requests.len());
     let mut n_stopped = 0;
@@ -255,6 +256,19 @@ fn prompt_ids(record: &Record, loaded: &Loaded, chat: bool) -> anyhow::Result<Ve
     };
     check_ids(&ids, record, loaded)?;
     Ok(ids)
+}
+
+fn warn_of_long_prompts(prompts: &[Vec<u32>], records: &[Record], loaded: &Loaded, max_new_tokens: usize) {
+    let context = loaded.model.config.max_positions;
+    let is_long = |prompt: &&Vec<u32>| prompt.len() + max_new_tokens > context;
+    if let Some(first) = prompts.iter().position(|prompt| is_long(&prompt)) {
+        ui::note(&format!(
+            "note: {} with --max-new-tokens {max_new_tokens} may pass the {context} tokens the model was made for, the \
+             first at {}; expect poor text there",
+            ui::counted(prompts.iter().filter(is_long).count(), "prompt"),
+            records[first].origin
+        ));
+    }
 }
 
 fn check_ids(ids: &[u32], record: &Record, loaded: &Loaded) -> anyhow::Result<()> {

@@ -1,0 +1,45 @@
+//! How fast a random model of SmolLM2-135M's shape decodes on this machine, in bf16.
+//!
+//! `cargo run --release -p pt-rollout --example decode_speed`
+#![allow(clippy::print_stdout, missing_docs)]
+
+use std::time::Instant;
+
+use pt_engine::Dtype;
+use pt_models::NewModel;
+use pt_rollout::{Request, SamplingParams, generate};
+
+fn main() {
+    let new = NewModel {
+        vocab_size: 49_152,
+        hidden_size: 576,
+        n_layers: 30,
+        n_heads: 9,
+        n_kv_heads: 3,
+        ffn_size: 1536,
+        max_positions: 2048,
+        tied: true,
+        rope_theta: 10_000.0,
+        norm_eps: 1e-5,
+        init_std: 0.02,
+        bos_token_id: None,
+        eos_token_id: None,
+        pad_token_id: None,
+    };
+    let model = new.build(Dtype::Bf16, 1).expect("the shape is right");
+    println!("requests x samples, prompt tokens, new tokens: tokens per second");
+    for (n_requests, n, n_prompt, n_new) in
+        [(1, 1, 16, 32), (1, 16, 256, 16), (64, 1, 16, 16), (8, 8, 256, 16)]
+    {
+        let prompt = |r: usize| (0..n_prompt).map(|i| ((r * 31 + i * 17) % 49_152) as u32).collect();
+        let requests: Vec<Request> =
+            (0..n_requests).map(|r| Request { prompt_ids: prompt(r), key: r as u64 }).collect();
+        let params = SamplingParams { n, max_new_tokens: n_new, ..SamplingParams::default() };
+        let start = Instant::now();
+        let samples =
+            generate(&model, Dtype::Bf16, &requests, &params, &mut |_, _, _| {}).expect("sampling works");
+        let n_tokens: usize = samples.iter().flatten().map(|sample| sample.token_ids.len()).sum();
+        let seconds = start.elapsed().as_secs_f64();
+        println!("{n_requests:3} x {n:2}, {n_prompt:4}, {n_new:3}: {:8.1}", n_tokens as f64 / seconds);
+    }
+}
