@@ -1,6 +1,6 @@
 //! Parameters, their storage, and their gradients.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use half::bf16;
 use pt_kernels::buffer::Buffer;
@@ -225,6 +225,18 @@ impl Params {
 #[derive(Debug, Default)]
 pub struct Grads {
     slots: Vec<Option<Buffer<f32>>>,
+    /// Gradients of looked-up rows, kept apart from the slot until [`Grads::settle`]: a tied embedding's slot gathers the
+    /// output layer's gradient, and each of the two must be one chain over the whole step.
+    looked_up: BTreeMap<ParamId, LookedUp>,
+}
+
+/// Summed gradients of the rows of a matrix that were looked up.
+#[derive(Debug, Default)]
+pub(crate) struct LookedUp {
+    /// Place of each row's sum in `sums`.
+    pub(crate) places: HashMap<u32, usize>,
+    /// One row after the other.
+    pub(crate) sums: Vec<f32>,
 }
 
 impl Grads {
@@ -247,8 +259,27 @@ impl Grads {
         self.slots[id.index()].get_or_insert_with(|| Buffer::zeroed(params.get(id).len()))
     }
 
+    /// The sums of looked-up rows to add to.
+    pub(crate) fn looked_up(&mut self, id: ParamId) -> &mut LookedUp {
+        self.looked_up.entry(id).or_default()
+    }
+
+    /// Adds what was kept apart to the gradients. To be called once, after the last backward pass of a step.
+    pub fn settle(&mut self, params: &Params) {
+        for (id, rows) in std::mem::take(&mut self.looked_up) {
+            let cols = params.get(id).shape[1];
+            let slot = self.slot(params, id);
+            for (&row, &place) in &rows.places {
+                let sum = &rows.sums[place * cols..(place + 1) * cols];
+                let target = &mut slot[row as usize * cols..(row as usize + 1) * cols];
+                target.iter_mut().zip(sum).for_each(|(target, sum)| *target += sum);
+            }
+        }
+    }
+
     /// Sets all gradients to zero, keeping their memory.
     pub fn clear(&mut self) {
+        self.looked_up.clear();
         for slot in self.slots.iter_mut().flatten() {
             slot.fill(0.0);
         }

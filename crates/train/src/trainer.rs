@@ -188,6 +188,7 @@ impl Trainer {
         for micro_batch in micro_batches {
             self.micro_step(step, micro_batch, normaliser, &mut stats, &mut totals, &mut profile)?;
         }
+        self.grads.settle(&self.model.params);
         stats.metrics = means(&totals);
         Ok((stats, profile))
     }
@@ -248,6 +249,10 @@ impl Trainer {
             self.states.iter_mut().zip(params.map(|(_, param)| param)).collect();
         // Side by side, for the sake of the small ones; what each computes does not depend on the others.
         work.into_par_iter().with_max_len(1).for_each(|(trained, param)| {
+            debug_assert_eq!(
+                trained.spec.name, param.name,
+                "what trains is decided when the trainer is made"
+            );
             // Zeros where no backward pass has come by, as for one that it comes by in other steps only: a resumed run
             // could not tell the two apart.
             let grad = grads.get(trained.id).map_or_else(|| vec![0.0; param.len()].into(), Cow::Borrowed);

@@ -1,7 +1,8 @@
 //! `y_t = scale * W[token_t]`.
 //!
 //! Backward adds `scale * dy_t` to row `token_t`, tokens in order, so that a token that occurs twice gets its
-//! gradients in one fixed order.
+//! gradients in one fixed order. The sums stay apart from the matrix's other gradient until the step is complete
+//! ([`crate::Grads::settle`]).
 
 use std::rc::Rc;
 use std::time::Instant;
@@ -10,7 +11,7 @@ use pt_kernels::elem::Elem;
 use rayon::prelude::*;
 
 use super::for_rows;
-use crate::params::{ParamId, copy_row};
+use crate::params::{LookedUp, ParamId, copy_row};
 use crate::tape::{Backward, Op, Tape, Var};
 use crate::tensor::{Tensor, with_elems};
 
@@ -27,22 +28,28 @@ impl<'m> Op<'m> for Embedding {
     fn backward(self: Box<Self>, d_out: Tensor, ctx: &mut Backward<'_, 'm>) -> Vec<Option<Tensor>> {
         let cols = d_out.cols();
         let tokens = ctx.batch.tokens();
-        let grad = ctx.grads.slot(ctx.params, self.weight);
-        with_elems!(&d_out, |d| scatter_add(grad, cols, tokens, d, self.scale));
+        let sums = ctx.grads.looked_up(self.weight);
+        with_elems!(&d_out, |d| scatter_add(sums, cols, tokens, d, self.scale));
         vec![]
     }
 }
 
-/// Each thread owns every n-th vocabulary row, so no two write the same one and order within a row is that of tokens.
-fn scatter_add<E: Elem>(grad: &mut [f32], cols: usize, tokens: &[u32], d: &[E], scale: f32) {
+/// Adds each row of `d` to its token's sum: tokens side by side, the rows of one token in order.
+fn scatter_add<E: Elem>(looked_up: &mut LookedUp, cols: usize, tokens: &[u32], d: &[E], scale: f32) {
     let mut order: Vec<u32> = (0..tokens.len() as u32).collect();
     order.sort_by_key(|&t| (tokens[t as usize], t));
-    let mut uses: Vec<Option<&[u32]>> = vec![None; grad.len() / cols];
-    for run in order.chunk_by(|a, b| tokens[*a as usize] == tokens[*b as usize]) {
-        uses[tokens[run[0] as usize] as usize] = Some(run);
+    let runs: Vec<&[u32]> = order.chunk_by(|a, b| tokens[*a as usize] == tokens[*b as usize]).collect();
+    for run in &runs {
+        let n_known = looked_up.places.len();
+        looked_up.places.entry(tokens[run[0] as usize]).or_insert(n_known);
     }
-    grad.par_chunks_mut(cols).zip(uses).with_min_len(256).for_each(|(row, run)| {
-        for &t in run.unwrap_or(&[]) {
+    looked_up.sums.resize(looked_up.places.len() * cols, 0.0);
+    let mut by_place: Vec<&[u32]> = vec![&[]; looked_up.places.len()];
+    for run in runs {
+        by_place[looked_up.places[&tokens[run[0] as usize]]] = run;
+    }
+    looked_up.sums.par_chunks_mut(cols).zip(by_place).with_min_len(32).for_each(|(row, run)| {
+        for &t in run {
             add_scaled(row, &d[t as usize * cols..(t as usize + 1) * cols], scale);
         }
     });

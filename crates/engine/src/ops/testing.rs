@@ -106,6 +106,7 @@ impl Setup {
             let node = out.node.expect("the output of a trained operation is recorded");
             drop((vars, out));
             let mut leaves = tape.run_backward(vec![(node, seed)], &mut grads, &mut Default::default());
+            grads.settle(&self.params);
             leaves.reverse();
             let mut all: Vec<Vec<f32>> =
                 leaves.into_iter().map(|g| g.expect("a gradient").to_f32()).collect();

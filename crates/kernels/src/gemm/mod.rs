@@ -5,7 +5,7 @@
 //! reduction. The reduction is never split over threads or blocks, so every element of `C` is one
 //! chain of fused multiply-adds in the order of `k`, whatever the other rows are: the result of a
 //! row does not depend on the batch it came in, on the number of threads, or, when `C` is
-//! accumulated into, on how the reduction was cut into calls.
+//! accumulated into, on how the reduction was cut into calls (in bf16, at even places: `k` is taken in pairs).
 //!
 //! Several parts continue the same chain: that is how a LoRA update `(x A) B` joins `x W` without
 //! a second pass over the output, and how gradients of grouped projections sum.

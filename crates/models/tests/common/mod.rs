@@ -132,6 +132,7 @@ pub fn gradients_with_dropout(
     let mut grads = Grads::new();
     drop((hidden, var));
     tape.backward(vec![seed], &mut grads);
+    grads.settle(&model.params);
     let named =
         model.params.iter().filter_map(|(id, param)| Some((param.name.clone(), grads.get(id)?.to_vec())));
     (logp, named.collect())
