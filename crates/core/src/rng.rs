@@ -35,6 +35,11 @@ impl Stream {
         Draws { key: self.key, index, block: 0, buffered: [0; 4], left: 0 }
     }
 
+    /// The key of the generator, for kernels that compute many words at once.
+    pub fn key(&self) -> [u32; 2] {
+        self.key
+    }
+
     /// The four words at (`index`, `block`): the raw function, for kernels that need one draw per element.
     pub fn words(&self, index: u64, block: u64) -> [u32; 4] {
         philox4x32([index as u32, (index >> 32) as u32, block as u32, (block >> 32) as u32], self.key)
@@ -115,11 +120,16 @@ impl Draws {
     }
 }
 
+/// Rounds of the generator.
+pub const ROUNDS: usize = 10;
+/// What the first and the third word are multiplied by in each round.
+pub const MULTIPLIERS: [u32; 2] = [0xD251_1F53, 0xCD9E_8D57];
+/// What is added to the key after each round.
+pub const WEYL: [u32; 2] = [0x9E37_79B9, 0xBB67_AE85];
+
 /// The ten-round Philox 4x32 bijection.
 fn philox4x32(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
-    const MULTIPLIERS: [u32; 2] = [0xD251_1F53, 0xCD9E_8D57];
-    const WEYL: [u32; 2] = [0x9E37_79B9, 0xBB67_AE85];
-    for _ in 0..10 {
+    for _ in 0..ROUNDS {
         let p0 = u64::from(MULTIPLIERS[0]) * u64::from(counter[0]);
         let p1 = u64::from(MULTIPLIERS[1]) * u64::from(counter[2]);
         counter = [

@@ -16,4 +16,5 @@ pub mod elem;
 pub mod gemm;
 pub mod isa;
 pub mod math;
+pub mod noise;
 pub mod quant;

@@ -8,12 +8,14 @@ use crate::{OptimError, ParamSlice};
 use half::bf16;
 use pt_core::rng::Stream;
 use pt_kernels::elem::Elem;
+use pt_kernels::noise::{self, GROUP};
 use pt_kernels::quant::dynamic::{BLOCK, DynamicMap};
 
 /// Elements a thread takes at once.
 pub(crate) const PIECE: usize = 1 << 15;
-/// Elements widened to `f32` at once; a multiple of the 8-bit block.
+/// Elements widened to `f32` at once; a multiple of the 8-bit block and of the noise's group.
 pub(crate) const TILE: usize = 4 * BLOCK;
+const _: () = assert!(TILE % GROUP == 0 && PIECE % TILE == 0);
 
 /// How a state array is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -193,15 +195,9 @@ impl Noise {
         Noise { stream: Stream::new(seed, &format!("round/{name}")), block: t * ARRAYS + array }
     }
 
-    /// Noise of elements `first..`; `first` is a multiple of 8.
-    #[inline(always)]
+    /// Noise of elements `first..`; `first` is a multiple of [`GROUP`].
     pub(crate) fn fill(&self, first: usize, out: &mut [u16]) {
-        for (i, out) in out.chunks_mut(8).enumerate() {
-            let words = self.stream.words((first / 8 + i) as u64, self.block);
-            for (j, out) in out.iter_mut().enumerate() {
-                *out = (words[j / 2] >> (16 * (j % 2))) as u16;
-            }
-        }
+        noise::fill(&self.stream, first, self.block, out);
     }
 }
 
@@ -225,13 +221,13 @@ mod tests {
     #[test]
     fn noise_depends_on_the_element_not_on_the_cut() {
         let noise = Noise::new(1, "w", 3, 0);
-        let mut whole = [0; 40];
-        noise.fill(16, &mut whole);
+        let mut whole = [0; 300];
+        noise.fill(0, &mut whole);
         let mut part = [0; 13];
-        noise.fill(32, &mut part);
-        assert_eq!(part, whole[16..29]);
-        let mut other = [0; 40];
-        Noise::new(1, "w", 4, 0).fill(16, &mut other);
+        noise.fill(GROUP, &mut part);
+        assert_eq!(part, whole[GROUP..GROUP + 13]);
+        let mut other = [0; 300];
+        Noise::new(1, "w", 4, 0).fill(0, &mut other);
         assert_ne!(other, whole);
     }
 

@@ -156,9 +156,10 @@ unsafe fn pair_avx512<const R: usize, const V: usize>(
         }
         let (mut a, mut b) = (a, b);
         for _ in 0..steps {
-            let mut columns: [__m512bh; V] = [std::mem::transmute(_mm512_setzero_si512()); V];
+            let mut columns = [std::mem::transmute::<__m512i, __m512bh>(_mm512_setzero_si512()); V];
             for v in 0..V {
-                columns[v] = std::mem::transmute(_mm512_loadu_si512(b.add(16 * v).cast()));
+                columns[v] =
+                    std::mem::transmute::<__m512i, __m512bh>(_mm512_loadu_si512(b.add(16 * v).cast()));
                 _mm_prefetch::<_MM_HINT_T0>(b.add(32 * 8 + 16 * v).cast());
             }
             for r in 0..R {

@@ -187,9 +187,10 @@ impl Store<'_> {
         }
         let at = row * self.ld + col0;
         match self.out {
-            // SAFETY: the extent was checked in `new`, and tiles are disjoint.
             Raw::F32(out) => {
-                unsafe { std::slice::from_raw_parts_mut(out.add(at), n) }.copy_from_slice(values)
+                // SAFETY: the extent was checked in `new`, and tiles are disjoint.
+                let row = unsafe { std::slice::from_raw_parts_mut(out.add(at), n) };
+                row.copy_from_slice(values);
             }
             Raw::Bf16(out) => {
                 // SAFETY: as above.

@@ -1,6 +1,6 @@
 //! Time of one AdamW step on a 134 M parameter tensor, and the memory bandwidth it amounts to.
 //!
-//! `cargo run --release -p pt-optim --example step_speed`
+//! `cargo run --release -p pt-optim --example update_speed [-- CASE]`
 
 #![allow(clippy::print_stdout, reason = "a measurement is for reading")]
 
@@ -22,12 +22,16 @@ fn main() {
         ("adamw", "bf16_params = 'stochastic'\nstate = 'bf16'"),
         ("adamw8bit", "bf16_params = 'stochastic'"),
     ];
-    for (name, options) in cases {
+    let only = std::env::args().nth(1).map(|i| i.parse::<usize>().expect("the index of a case"));
+    for (i, (name, options)) in cases.into_iter().enumerate() {
+        if only.is_some_and(|only| only != i) {
+            continue;
+        }
         let optimiser = build(name, &options.parse().expect("TOML"), 1).expect("valid options");
         let mut param = vec![bf16::ONE; n];
         let mut state = optimiser.state(&spec, ParamRef::Bf16(&param));
         let mut best = f64::INFINITY;
-        for t in 1..=4 {
+        for t in 1..=8 {
             let start = Instant::now();
             state.step(Step { t, lr: 1e-3, grad_scale: 1.0 }, ParamSlice::Bf16(&mut param), &grad);
             best = best.min(start.elapsed().as_secs_f64());
