@@ -3,8 +3,15 @@
 use crate::Context;
 use crate::commands::{data_convert, data_inspect, data_mix};
 
+const HELP: &str = "\
+Examples:
+  posttrain data inspect data.jsonl --model models/chat
+  posttrain data convert alpaca.json --to messages --out sft.jsonl
+  posttrain data mix chat.jsonl:0.7 maths.jsonl:0.3 --n 10000 --out mix.jsonl";
+
 /// Options of `data`.
 #[derive(clap::Args)]
+#[command(after_long_help = HELP)]
 pub(crate) struct Args {
     #[command(subcommand)]
     command: DataCommand,

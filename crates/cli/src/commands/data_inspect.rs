@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::path::PathBuf;
 
-use anyhow::{Context as _, bail};
+use anyhow::bail;
 use pt_data::{Record, parallel};
 use pt_pipeline::model::locate_model;
 use pt_pipeline::tokenise::{TokeniseOptions, example, masker};
@@ -96,16 +96,24 @@ pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<()> {
     };
     let (tokenizer, template) = args.text.load(model.as_deref(), &context.environment)?;
     let view = View { args, tokenizer: &tokenizer, template: template.as_ref(), style: context.style };
-    let examples: Vec<anyhow::Result<Example>> =
-        parallel::map_ordered(&rows.records, |record| view.example(record)).collect();
     for i in shown {
         writeln!(out, "\n{}", title(i, &rows.records[i], context.style))?;
-        if let Ok(example) = &examples[i] {
-            view.write(example, &mut out)?;
+        // A row that is refused is told with the counts, once.
+        if let Ok(example) = view.example(&rows.records[i]) {
+            view.write(&example, &mut out)?;
         }
     }
     writeln!(out)?;
-    view.summary(examples, &mut out)
+    let mut counts = Counts::default();
+    for example in parallel::map_ordered(&rows.records, |record| view.example(record)) {
+        counts.add(example, &tokenizer);
+    }
+    write!(out, "{}", counts.to_text(context.style))?;
+    out.flush()?;
+    let refused = ui::counted(counts.n_refused, "row");
+    counts
+        .first_error
+        .map_or(Ok(()), |error| Err(error.context(format!("{refused} would be refused; the first"))))
 }
 
 fn head(args: &Args, rows: &Rows, context: &Context) -> String {
@@ -177,45 +185,55 @@ impl View<'_> {
         writeln!(out, "{}", self.style.dim(&facts))?;
         Ok(())
     }
+}
 
-    /// Counts over all rows; the first row that is refused is the error.
-    fn summary(&self, examples: Vec<anyhow::Result<Example>>, out: &mut impl Write) -> anyhow::Result<()> {
-        let n_rows = examples.len();
-        let (mut lens, mut n_trained, mut n_cut) = (Vec::new(), 0, 0);
-        let mut seen: BTreeMap<Doubt, (usize, String)> = BTreeMap::new();
-        let (mut n_refused, mut first_error) = (0, None);
-        for example in examples {
-            match example {
-                Ok(example) => {
-                    lens.push(example.len());
-                    n_trained += example.n_trained();
-                    n_cut += usize::from(example.n_truncated > 0);
-                    for (doubt, _) in doubts(&example, self.tokenizer) {
-                        seen.entry(doubt).or_insert_with(|| (0, example.origin.to_string())).0 += 1;
-                    }
-                }
-                Err(error) => {
-                    n_refused += 1;
-                    first_error.get_or_insert(error);
+/// What was found over all rows.
+#[derive(Default)]
+struct Counts {
+    lens: Vec<usize>,
+    n_trained: usize,
+    n_cut: usize,
+    /// How often each doubt was seen, and where first.
+    doubts: BTreeMap<Doubt, (usize, String)>,
+    n_refused: usize,
+    first_error: Option<anyhow::Error>,
+}
+
+impl Counts {
+    fn add(&mut self, example: anyhow::Result<Example>, tokenizer: &Tokenizer) {
+        match example {
+            Ok(example) => {
+                self.lens.push(example.len());
+                self.n_trained += example.n_trained();
+                self.n_cut += usize::from(example.n_truncated > 0);
+                for (doubt, _) in doubts(&example, tokenizer) {
+                    self.doubts.entry(doubt).or_insert_with(|| (0, example.origin.to_string())).0 += 1;
                 }
             }
+            Err(error) => {
+                self.n_refused += 1;
+                self.first_error.get_or_insert(error);
+            }
         }
+    }
+
+    fn to_text(&self, style: Style) -> String {
         let mut table = Table::new(0);
-        table.row("rows", format!("{}, {} refused", ui::count(n_rows), ui::count(n_refused)));
+        let n_rows = self.lens.len() + self.n_refused;
+        table.row("rows", format!("{}, {} refused", ui::count(n_rows), ui::count(self.n_refused)));
+        let mut lens = self.lens.clone();
         lens.sort_unstable();
         if let (Some(least), Some(most)) = (lens.first(), lens.last()) {
             let (total, median) = (lens.iter().sum::<usize>(), lens[lens.len() / 2]);
-            let share = 100.0 * n_trained as f64 / total as f64;
-            table.row(
-                "tokens",
-                format!("{}, of which {} train ({share:.1} %)", ui::count(total), ui::count(n_trained)),
-            );
+            let share = 100.0 * self.n_trained as f64 / total.max(1) as f64;
+            let trained = ui::count(self.n_trained);
+            table.row("tokens", format!("{}, of which {trained} train ({share:.1} %)", ui::count(total)));
             table.row("tokens per row", format!("{least} to {most}, median {median}"));
         }
-        if n_cut > 0 {
-            table.row("cut", ui::counted(n_cut, "row"));
+        if self.n_cut > 0 {
+            table.row("cut", ui::counted(self.n_cut, "row"));
         }
-        for (doubt, (n, origin)) in &seen {
+        for (doubt, (n, origin)) in &self.doubts {
             let name = serde_json::to_value(doubt).ok().and_then(|name| name.as_str().map(str::to_owned));
             let name = name.unwrap_or_else(|| format!("{doubt:?}")).replace('_', " ");
             table.row(
@@ -223,12 +241,6 @@ impl View<'_> {
                 format!("{}, the first at {origin}", ui::counted(*n, "row")),
             );
         }
-        write!(out, "{}", table.render(usize::MAX / 2, self.style))?;
-        out.flush()?;
-        match first_error {
-            None => Ok(()),
-            Some(error) => Err(error)
-                .with_context(|| format!("{} would be refused; the first", ui::counted(n_refused, "row"))),
-        }
+        table.render(usize::MAX / 2, style)
     }
 }
