@@ -83,6 +83,18 @@ pub enum PipelineError {
         /// The recipe's limit.
         max_length: usize,
     },
+    /// A source of which nothing is left.
+    #[error(
+        "{source_name}: none of its {n_dropped} rows is left: all are longer than max_length = {max_length}; raise it, or set truncation to keep_start or keep_end"
+    )]
+    AllDropped {
+        /// The source, as the recipe names it.
+        source_name: String,
+        /// Rows it had.
+        n_dropped: u64,
+        /// The recipe's limit.
+        max_length: u64,
+    },
     /// A run that would not fit.
     #[error(
         "stage `{stage}` needs about {needed_gib:.1} GiB and this machine has {available_gib:.1} GiB free; lower tokens_per_micro_batch, set \

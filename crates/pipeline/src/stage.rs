@@ -141,6 +141,13 @@ impl Loader<'_> {
             self.notes.push(format!("{}: {problem}; it was tokenised anew", source.source));
         }
         let counts = tokenised.counts;
+        if tokenised.n_rows() == 0 && counts.rows_dropped > 0 {
+            return Err(PipelineError::AllDropped {
+                source_name: source.source.clone(),
+                n_dropped: counts.rows_dropped,
+                max_length: self.stage.data.max_length,
+            });
+        }
         let facts = SourceFacts {
             layout: rows.layout.to_owned(),
             has_prompt,

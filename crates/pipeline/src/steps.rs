@@ -158,7 +158,7 @@ impl Epoch {
     ) -> Result<Epoch> {
         let mut order = mixture.order(index);
         if !options.shuffle {
-            in_file_order(&mut order, sources.len(), &options.blend);
+            in_file_order(&mut order, index, sources, mixture, &options.blend);
         }
         let lengths: Vec<usize> =
             order.iter().map(|at| sources[at.source_idx].lengths()[at.row_idx]).collect();
@@ -191,33 +191,24 @@ impl Epoch {
     }
 }
 
-/// The same rows, unshuffled: each source's in the order of its file, pass after pass. Sources by shares stay
+/// As many rows of each source, in the order of its file, from where the epoch before ended. Sources by shares stay
 /// interleaved as they were; sources that are repeated follow one another.
-fn in_file_order(order: &mut [RowAt], n_sources: usize, blend: &Blend) {
-    let mut sorted: Vec<Vec<usize>> = vec![Vec::new(); n_sources];
-    order.iter().for_each(|at| sorted[at.source_idx].push(at.row_idx));
-    for rows in &mut sorted {
-        rows.sort_unstable();
-        // The k-th time that a row comes is in pass k.
-        let mut passes: Vec<(usize, usize)> = Vec::with_capacity(rows.len());
-        for &row in rows.iter() {
-            let pass = passes.last().filter(|(_, last)| *last == row).map_or(0, |(pass, _)| pass + 1);
-            passes.push((pass, row));
-        }
-        passes.sort_unstable();
-        *rows = passes.into_iter().map(|(_, row)| row).collect();
-    }
+fn in_file_order(
+    order: &mut [RowAt],
+    epoch: u64,
+    sources: &[TokenisedSource],
+    mixture: &Mixture,
+    blend: &Blend,
+) {
     if matches!(blend, Blend::Repeats(_)) {
-        let one_by_one = sorted
-            .iter()
-            .enumerate()
-            .flat_map(|(source_idx, rows)| rows.iter().map(move |&row_idx| RowAt { source_idx, row_idx }));
-        order.iter_mut().zip(one_by_one).for_each(|(slot, at)| *slot = at);
-        return;
+        order.sort_by_key(|at| at.source_idx);
     }
-    let mut next: Vec<_> = sorted.into_iter().map(Vec::into_iter).collect();
+    let n_per_epoch = mixture.rows_per_epoch();
+    let mut next: Vec<u128> = n_per_epoch.iter().map(|&n| u128::from(epoch) * n as u128).collect();
     for slot in order {
-        slot.row_idx = next[slot.source_idx].next().expect("as many rows as slots of each source");
+        let source = slot.source_idx;
+        slot.row_idx = (next[source] % sources[source].n_rows() as u128) as usize;
+        next[source] += 1;
     }
 }
 

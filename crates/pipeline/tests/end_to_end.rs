@@ -37,7 +37,7 @@ fn written(prepared: &pt_pipeline::Prepared, run: &Path, stage: usize, report: &
 /// Runs a recipe, and checks of every stage that its loss falls and that what it wrote has the held-out loss that the
 /// model in memory had: a function of every log-probability, equal to the last bit.
 fn check(name: &str, text: &str, sets: &[&str]) {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = tempdir();
     let (reports, seen) = finish(text, sets, dir.path());
     let prepared = prepare(recipe(text, sets), &nothing_around()).unwrap();
     for (i, (report, planned)) in reports.iter().zip(&prepared.plan.stages).enumerate() {
@@ -108,7 +108,7 @@ fn a_stage_after_an_adapter_trains_the_merged_model() {
         sets.extend(methods.iter().enumerate().map(|(i, m)| format!("stage.{i}.train.method={m}")));
         sets.push("stage.0.lora.targets=[\"q_proj\",\"up_proj\"]".to_owned());
         let sets: Vec<&str> = sets.iter().map(String::as_str).collect();
-        let dir = tempfile::tempdir().unwrap();
+        let dir = tempdir();
         let (reports, _) = finish(&text, &sets, dir.path());
         let prepared = prepare(recipe(&text, &sets), &nothing_around()).unwrap();
         for stage in 0..2 {
@@ -125,7 +125,7 @@ fn a_stage_after_an_adapter_trains_the_merged_model() {
 
 #[test]
 fn tasks_are_measured_before_and_after() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = tempdir();
     let text = format!("{}{SFT}", on_base());
     let (reports, _) = finish(&text, &[], dir.path());
     let [gain] = reports[0].gains.as_slice() else { panic!("one task: {:?}", reports[0].gains) };
@@ -152,7 +152,7 @@ fn the_best_checkpoint_is_what_is_written() {
         "stage.sft.optimizer.learning_rate=0.02",
     ];
     check("best", &text, &sets);
-    let dir = tempfile::tempdir().unwrap();
+    let dir = tempdir();
     let (reports, _) = finish(&text, &sets, dir.path());
     let evals = metric(dir.path(), "01-sft", "eval_loss");
     let best = evals.iter().copied().min_by(|a, b| a.1.total_cmp(&b.1)).unwrap();
@@ -177,7 +177,7 @@ fn written_models_say_where_a_turn_ends() {
 
 #[test]
 fn other_keys_of_a_generation_config_stay() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = tempdir();
     let base = dir.path().join("base");
     std::fs::create_dir(&base).unwrap();
     for (path, bytes) in files(base_model()) {
@@ -198,7 +198,7 @@ fn other_keys_of_a_generation_config_stay() {
 
 #[test]
 fn a_template_of_ones_own_is_written_with_the_model() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = tempdir();
     let template = dir.path().join("mine.jinja");
     let source = "{{ strftime_now('%d %B %Y') }}\n{% for m in messages %}{{ '<|im_start|>' + m['role'] + ': ' + \
                   m['content'] + '<|im_end|>' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant: ' \

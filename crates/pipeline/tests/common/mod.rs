@@ -50,6 +50,12 @@ eval.n = 6
 eval.max_new_tokens = 8
 ";
 
+/// A folder that goes away; in memory where there is such a file system, so that no test waits for a disk.
+pub fn tempdir() -> TempDir {
+    let memory = Path::new("/dev/shm");
+    if memory.is_dir() { tempfile::tempdir_in(memory).unwrap() } else { tempfile::tempdir().unwrap() }
+}
+
 /// No hub cache and no data cache.
 pub fn nothing_around() -> Surroundings {
     Surroundings { hf_home: None, cache_dir: None }
@@ -202,7 +208,7 @@ impl Watch for Watching<'_> {
 pub fn base_model() -> &'static Path {
     static BASE: OnceLock<(TempDir, PathBuf)> = OnceLock::new();
     let (_, path) = BASE.get_or_init(|| {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = tempdir();
         let recipe = format!("{NEW_MODEL}{PRETRAIN}{}", without_tasks(SFT));
         let (reports, _) = finish(&recipe, &["stage.sft.train.steps=30"], &dir.path().join("base"));
         let path = dir.path().join("base").join(&reports[1].output);

@@ -1,0 +1,291 @@
+//! The program as people and machines treat it: killed, interrupted, out of disk, given damaged files and typos.
+//!
+//! These tests wait for moments of a running process, which is what they are about; what they assert does not depend on
+//! which moment it was.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use pt_core::rng::Stream;
+use tempfile::TempDir;
+
+const RECIPE: &str = "\
+seed = 3
+[model]
+tokenizer = \"bpe:300\"
+[model.new]
+hidden_size = 32
+num_hidden_layers = 2
+num_attention_heads = 2
+max_position_embeddings = 256
+[[stage]]
+type = \"pretrain\"
+data.train = [\"generated:raw?chars=12000&seed=1\"]
+data.max_length = 64
+train.steps = 40
+train.save_every = 3
+[[stage]]
+type = \"sft\"
+data.train = [\"generated:letters?level=1&n=120&seed=2\"]
+data.eval = [\"generated:letters?level=1&n=20&seed=2&split=heldout\"]
+train.method = \"lora\"
+train.steps = 40
+train.save_every = 3
+train.eval_every = 10
+eval.n = 4
+eval.max_new_tokens = 8
+";
+
+/// A folder with a recipe and nothing of this machine's around it.
+struct Place {
+    dir: TempDir,
+}
+
+impl Place {
+    fn new() -> Place {
+        let memory = Path::new("/dev/shm");
+        let dir = if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() }.unwrap();
+        std::fs::write(dir.path().join("recipe.toml"), RECIPE).unwrap();
+        Place { dir }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// `posttrain` with these arguments, run in the folder.
+    fn posttrain(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_posttrain"));
+        command.args(args);
+        self.around(&mut command);
+        command
+    }
+
+    fn around(&self, command: &mut Command) {
+        command
+            .current_dir(self.dir.path())
+            .env("HF_HOME", self.path("hf"))
+            .env("XDG_CACHE_HOME", self.path("cache"));
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    }
+
+    /// Runs the recipe into `out` to its end, resuming what is there.
+    fn finish(&self, out: &str, sets: &[&str]) -> Output {
+        let mut args = vec!["run", "recipe.toml", "--out", out];
+        if self.path(out).join("plan.json").exists() {
+            args.push("--resume");
+        }
+        sets.iter().for_each(|set| args.extend(["--set", set]));
+        let output = self.posttrain(&args).output().unwrap();
+        assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+        output
+    }
+
+    /// Starts a run into `out` and waits until `lines` steps are in its metrics.
+    fn start(&self, out: &str, lines: usize) -> Child {
+        let child = self.posttrain(&["run", "recipe.toml", "--out", out]).spawn().unwrap();
+        let begun = Instant::now();
+        let metrics = self.path(out).join("metrics.jsonl");
+        while std::fs::read_to_string(&metrics).map_or(0, |text| text.lines().count()) < lines {
+            assert!(begun.elapsed() < Duration::from_secs(60), "no step in a minute");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        child
+    }
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+fn signal(child: &Child, name: &str) {
+    let status = Command::new("kill").args([name, &child.id().to_string()]).status().unwrap();
+    assert!(status.success());
+}
+
+/// Everything a run produced, but not when, nor its checkpoints: a stopped run saves one more.
+fn produced(run: &Path) -> Vec<(PathBuf, Vec<u8>)> {
+    let mut found = vec![(PathBuf::from("metrics.jsonl"), std::fs::read(run.join("metrics.jsonl")).unwrap())];
+    let mut open = vec![run.join("stages")];
+    while let Some(folder) = open.pop() {
+        for entry in std::fs::read_dir(&folder).unwrap() {
+            let path = entry.unwrap().path();
+            match () {
+                () if path.ends_with("checkpoints") => {}
+                () if path.is_dir() => open.push(path),
+                () => found.push((path.strip_prefix(run).unwrap().to_owned(), std::fs::read(&path).unwrap())),
+            }
+        }
+    }
+    found.sort();
+    found
+}
+
+fn assert_same(a: &Path, b: &Path, case: &str) {
+    let (a, b) = (produced(a), produced(b));
+    let names = |files: &[(PathBuf, Vec<u8>)]| files.iter().map(|(path, _)| path.clone()).collect::<Vec<_>>();
+    assert_eq!(names(&a), names(&b), "{case}");
+    for ((path, a), (_, b)) in a.iter().zip(&b) {
+        assert!(a == b, "{case}: {} differs", path.display());
+    }
+    assert!(a.iter().any(|(path, _)| path.ends_with("adapter_model.safetensors")), "{case}");
+}
+
+/// What is left under a temporary name.
+fn partial_files(run: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut open = vec![run.to_owned()];
+    while let Some(folder) = open.pop() {
+        for entry in std::fs::read_dir(&folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.to_string_lossy().ends_with(".partial") {
+                found.push(path.clone());
+            }
+            if path.is_dir() {
+                open.push(path);
+            }
+        }
+    }
+    found
+}
+
+fn newest_checkpoint(run: &Path, stage: &str) -> PathBuf {
+    let dir = run.join("stages").join(stage).join("checkpoints");
+    let steps = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
+    steps.filter(|path| path.file_name().unwrap().to_string_lossy().starts_with("step-")).max().unwrap()
+}
+
+#[test]
+fn killed_at_random_moments_it_ends_with_the_same_bytes() {
+    const KILLS: u64 = 10;
+    const LONGER: [&str; 2] = ["stage.0.train.steps=100", "stage.1.train.steps=100"];
+    let place = Place::new();
+    let begun = Instant::now();
+    place.finish("whole", &LONGER);
+    let whole_s = begun.elapsed().as_secs_f64();
+    let moments = Stream::new(20_261_124, "robust/kill");
+    let mut landed = 0;
+    for kill in 0..KILLS {
+        let mut args = vec!["run", "recipe.toml", "--out", "killed", "--resume"];
+        LONGER.iter().for_each(|set| args.extend(["--set", set]));
+        let mut child = place.posttrain(&args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        // Anywhere in the life of a process, starting up included.
+        std::thread::sleep(Duration::from_secs_f64(whole_s * (0.05 + 0.4 * moments.at(kill).uniform())));
+        landed += u64::from(child.try_wait().unwrap().is_none());
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+    assert!(landed >= KILLS / 2, "{landed} of {KILLS} kills found the program running");
+    place.finish("killed", &LONGER);
+    assert_same(&place.path("whole"), &place.path("killed"), "killed");
+    assert_eq!(partial_files(&place.path("killed")), Vec::<PathBuf>::new());
+}
+
+#[test]
+fn an_interrupt_finishes_the_step_and_says_how_to_go_on() {
+    let place = Place::new();
+    let child = place.start("run", 5);
+    signal(&child, "-INT");
+    let output = child.wait_with_output().unwrap();
+    let said = stderr(&output);
+    assert_eq!(output.status.code(), Some(0), "{said}");
+    assert!(said.contains("posttrain run recipe.toml --out run --resume"), "{said}");
+    let lines = std::fs::read_to_string(place.path("run/metrics.jsonl")).unwrap().lines().count();
+    let saved = newest_checkpoint(&place.path("run"), "01-pretrain");
+    assert_eq!(saved.file_name().unwrap().to_string_lossy(), format!("step-{lines:06}"), "{said}");
+    place.finish("run", &[]);
+    place.finish("whole", &[]);
+    assert_same(&place.path("whole"), &place.path("run"), "interrupted");
+}
+
+#[test]
+fn a_full_disk_is_an_error_that_leaves_nothing_half_written() {
+    let place = Place::new();
+    let run = |units: &str| {
+        let mut command = Command::new("sh");
+        // The shell ignores the signal of a file that grows too large, and so does what it becomes: writing fails.
+        let script = "trap '' XFSZ; ulimit -f \"$1\"; exec \"$2\" run recipe.toml --out run --resume";
+        command.args(["-c", script, "sh", units, env!("CARGO_BIN_EXE_posttrain")]);
+        place.around(&mut command);
+        command.output().unwrap()
+    };
+    // In units of 512 or 1024 bytes: metrics fit, then nothing but the checkpoints does not, and at last all but the last.
+    for units in ["40", "100"] {
+        let output = run(units);
+        let said = stderr(&output);
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert!(said.contains("error") && said.contains("File too large"), "{said}");
+        assert!(said.contains(".safetensors") || said.contains("step-"), "which file: {said}");
+        assert_eq!(partial_files(&place.path("run")), Vec::<PathBuf>::new());
+    }
+    place.finish("run", &[]);
+    place.finish("whole", &[]);
+    assert_same(&place.path("whole"), &place.path("run"), "after a full disk");
+}
+
+#[test]
+fn a_damaged_checkpoint_is_passed_over_and_all_damaged_are_an_error() {
+    let place = Place::new();
+    let mut child = place.start("run", 8);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let run = place.path("run");
+    let newest = newest_checkpoint(&run, "01-pretrain");
+    let damage = |folder: &Path| {
+        let path = folder.join("tensors.safetensors");
+        let mut bytes = std::fs::read(&path).unwrap();
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        std::fs::write(&path, bytes).unwrap();
+    };
+    damage(&newest);
+    place.finish("run", &[]);
+    let events = std::fs::read_to_string(run.join("events.jsonl")).unwrap();
+    assert!(events.contains("checkpoint_skipped") && events.contains("tensors.safetensors"), "{events}");
+    place.finish("whole", &[]);
+    assert_same(&place.path("whole"), &run, "one damaged");
+
+    let mut child = place.start("hopeless", 8);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    for entry in std::fs::read_dir(place.path("hopeless/stages/01-pretrain/checkpoints")).unwrap() {
+        let path = entry.unwrap().path();
+        if path.file_name().unwrap().to_string_lossy().starts_with("step-") {
+            damage(&path);
+        }
+    }
+    let output = place.posttrain(&["run", "recipe.toml", "--out", "hopeless", "--resume"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("no valid checkpoint in"), "{}", stderr(&output));
+}
+
+#[test]
+fn mistakes_are_answered_with_what_was_meant() {
+    let place = Place::new();
+    std::fs::write(place.path("typo.toml"), RECIPE.replace("train.steps", "train.stepz")).unwrap();
+    std::fs::write(place.path("torn.toml"), &RECIPE[..RECIPE.len() - 30]).unwrap();
+    place.finish("done", &["stage.0.train.steps=3", "stage.1.train.steps=3"]);
+    for (args, code, expected) in [
+        (&["run", "typo.toml"][..], 1, &["typo.toml:13", "stepz", "steps"][..]),
+        (&["plan", "typo.toml"], 1, &["typo.toml:13", "stepz", "steps"]),
+        (&["run", "recipe.toml", "--set", "stage.sft.train.epoch=2"], 1, &["epoch", "epochs"]),
+        (&["run", "recipe.toml", "--set", "stage.sft.train.method=lorra"], 1, &["lorra", "lora"]),
+        (&["run", "recipe.toml", "--set", "stage.1.optimizer.type=adamww"], 1, &["adamww", "adamw"]),
+        (&["run", "recipe.toml", "--set", "stage.0.data.train=[\"generated:rawx\"]"], 1, &["rawx", "raw"]),
+        (&["run", "recipes.toml"], 1, &["recipes.toml"]),
+        (&["run", "recipe.toml", "--out", "done"], 1, &["done", "--resume"]),
+        (&["run", "recipe.toml", "--out", "done", "--resume"], 1, &["stages.0.steps was 3, is 40"]),
+        (&["run", "recipe.toml", "--resume"], 2, &["--out"]),
+        (&["rum", "recipe.toml"], 2, &["rum", "run"]),
+        (&["run", "recipe.toml", "--ouT", "x"], 2, &["--out"]),
+    ] {
+        let output = place.posttrain(args).output().unwrap();
+        let said = stderr(&output);
+        assert_eq!(output.status.code(), Some(code), "{args:?}: {said}");
+        for part in expected {
+            assert!(said.contains(part), "{args:?}: expected {part:?} in\n{said}");
+        }
+        assert!(!said.contains("panicked"), "{said}");
+    }
+}
