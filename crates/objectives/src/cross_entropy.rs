@@ -56,6 +56,11 @@ impl CrossEntropy {
         let problem = format!("label_smoothing is {smoothing}, expected at least 0 and below 1");
         Err(ObjectiveError::Option { name: NAME, problem })
     }
+
+    /// `∂ℓ/∂logp` of a token of weight `w`.
+    fn d_logp(&self, w: f64, step: Normaliser) -> f32 {
+        (-(1.0 - self.smoothing) * (w / step.total_weight())) as f32
+    }
 }
 
 impl Objective for CrossEntropy {
@@ -67,6 +72,11 @@ impl Objective for CrossEntropy {
         Needs { mean_logp: self.smoothing > 0.0, ..Needs::default() }
     }
 
+    fn expected_d_logp(&self, weights: &[f32], step: Normaliser) -> Option<Vec<f32>> {
+        let d_logp = |&w: &f32| if w > 0.0 { self.d_logp(f64::from(w), step) } else { 0.0 };
+        (self.smoothing == 0.0).then(|| weights.iter().map(d_logp).collect())
+    }
+
     fn evaluate(&self, batch: &TokenBatch<'_>, step: Normaliser) -> Result<ObjectiveOutput, ObjectiveError> {
         batch.check(NAME, self.needs())?;
         let smoothed = batch.mean_logp.filter(|_| self.smoothing > 0.0);
@@ -74,12 +84,11 @@ impl Objective for CrossEntropy {
         let mut d_mean_logp = smoothed.map(|_| vec![0.0; batch.logp.len()]);
         let mut sum = 0.0;
         for (i, w) in batch.trained() {
-            let share = w / step.total_weight();
             sum -= w * (1.0 - self.smoothing) * f64::from(batch.logp[i]);
-            d_logp[i] = (-(1.0 - self.smoothing) * share) as f32;
+            d_logp[i] = self.d_logp(w, step);
             if let (Some(mean_logp), Some(gradient)) = (smoothed, &mut d_mean_logp) {
                 sum -= w * self.smoothing * f64::from(mean_logp[i]);
-                gradient[i] = (-self.smoothing * share) as f32;
+                gradient[i] = (-self.smoothing * (w / step.total_weight())) as f32;
             }
         }
         let metrics = batch.language_metrics();

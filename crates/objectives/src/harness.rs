@@ -108,6 +108,26 @@ fn reference_loss(reference: Reference, live: &Arrays, stopped: &Arrays, weights
     trained.map(|(i, &w)| f64::from(w) * reference(at(live, i), at(stopped, i))).sum::<f64>() / total
 }
 
+/// The number of cases that know their gradient beforehand: cross-entropy without smoothing.
+const N_EXPECTED: usize = 1;
+
+#[test]
+fn a_gradient_known_beforehand_is_the_gradient() {
+    let mut n_expected = 0;
+    for (what, objective, _) in cases() {
+        let mut batch = Owned::random(23, 4);
+        batch.weights[5] = 0.0;
+        let step = Normaliser::new(objective.weight(&batch.weights) + 3.0).unwrap();
+        let Some(expected) = objective.expected_d_logp(&batch.weights, step) else { continue };
+        let output = objective.evaluate(&batch.view(), step).unwrap();
+        let bits = |v: &[f32]| v.iter().map(|v| v.to_bits()).collect::<Vec<u32>>();
+        assert_eq!(bits(&expected), bits(&output.d_logp), "{what}");
+        assert!(output.d_entropy.is_none() && output.d_mean_logp.is_none(), "{what}: other gradients");
+        n_expected += 1;
+    }
+    assert_eq!(n_expected, N_EXPECTED);
+}
+
 #[test]
 fn losses_and_gradients_are_those_of_the_definition() {
     for (what, objective, reference) in cases() {

@@ -38,6 +38,14 @@ pub trait Objective: Send + Sync + std::fmt::Debug {
         weights.iter().map(|&w| f64::from(w)).sum()
     }
 
+    /// The gradient with respect to `logp` that [`Objective::evaluate`] will give for these loss weights, bit for bit,
+    /// where it depends on nothing else and is the only gradient; `None` otherwise. Knowing it before the forward pass
+    /// saves computing the logits twice.
+    fn expected_d_logp(&self, weights: &[f32], step: Normaliser) -> Option<Vec<f32>> {
+        let _ = (weights, step);
+        None
+    }
+
     /// The micro-batch's share of the step's loss, its gradients and its metrics.
     ///
     /// # Errors

@@ -15,7 +15,7 @@ use pt_kernels::quant::dynamic::{BLOCK, DynamicMap};
 pub(crate) const PIECE: usize = 1 << 15;
 /// Elements widened to `f32` at once; a multiple of the 8-bit block and of the noise's group.
 pub(crate) const TILE: usize = 4 * BLOCK;
-const _: () = assert!(TILE % GROUP == 0 && PIECE % TILE == 0);
+const _: () = assert!(TILE.is_multiple_of(GROUP) && PIECE.is_multiple_of(TILE));
 
 /// How a state array is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

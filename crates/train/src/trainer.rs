@@ -6,9 +6,11 @@
 
 use std::borrow::Cow;
 
-use pt_engine::{Dtype, Elements, ElementsMut, Grads, LogprobGrad, Logprobs, Param, ParamId, Profile, Tape};
+use pt_engine::{
+    Dtype, Elements, ElementsMut, Grads, LogprobGrad, Logprobs, Param, ParamId, Profile, Seed, Tape, Var,
+};
 use pt_models::Model;
-use pt_objectives::{Metric, Normaliser, Objective, TokenBatch};
+use pt_objectives::{Metric, Normaliser, Objective, ObjectiveOutput, TokenBatch};
 use pt_optim::{
     GlobalNorm, Groups, Optimiser, ParamRef, ParamSlice, ParamSpec, ParamState, Role, Schedule, Step,
     clip_factor,
@@ -214,21 +216,31 @@ impl Trainer {
         let mut tape = Tape::training(&self.model.params, &batch, self.options.dtype, dropout_seed);
         let hidden = self.model.arch.hidden(&mut tape, self.options.recompute);
         let (head, options) = (self.model.arch.head(), self.model.arch.logprob_options());
-        let scored = tape.linear_logprob(&hidden, head, &predictions.rows, &predictions.targets, &options);
+        let Predictions { rows, targets, weights } = &predictions;
+        // Where the head trains, a gradient that is known beforehand saves a third of the head's work.
+        let expected = match self.model.params.get(head).trainable {
+            true => self.objective.expected_d_logp(weights, normaliser),
+            false => None,
+        };
+        let (logprobs, scored) = match &expected {
+            Some(d_logp) => {
+                let grads = &mut self.grads;
+                let (logprobs, seed) =
+                    tape.linear_logprob_step(&hidden, head, rows, targets, &options, d_logp, grads);
+                (logprobs, Scored::Differentiated(seed))
+            }
+            None => {
+                let scored = tape.linear_logprob(&hidden, head, rows, targets, &options);
+                (Logprobs::of(&scored), Scored::Recorded(scored))
+            }
+        };
         drop(hidden);
-        let logprobs = Logprobs::of(&scored);
         check_finite(step, micro_batch, &predictions, &logprobs)?;
         let output = self.objective.evaluate(&token_batch(&logprobs, &predictions), normaliser)?;
         stats.loss += output.loss;
         Metric::accumulate(totals, &output.metrics);
-        let grad = LogprobGrad {
-            d_logp: &output.d_logp,
-            d_entropy: output.d_entropy.as_deref(),
-            d_mean_logp: output.d_mean_logp.as_deref(),
-        };
-        let seed = Logprobs::seed(&scored, &grad);
-        drop(scored);
-        profile.merge(&tape.backward(vec![seed], &mut self.grads));
+        let seed = scored.seed(&output, expected.as_deref());
+        profile.merge(&tape.backward(seed.into_iter().collect(), &mut self.grads));
         Ok(())
     }
 
@@ -332,6 +344,38 @@ impl Trainer {
         }
         self.steps_done = steps_done;
         Ok(())
+    }
+}
+
+/// The head's part of a step.
+enum Scored {
+    /// To be differentiated with whatever gradient the objective gives.
+    Recorded(Var),
+    /// Differentiated already.
+    Differentiated(Option<Seed>),
+}
+
+impl Scored {
+    /// What the backward pass starts from.
+    fn seed(self, output: &ObjectiveOutput, expected: Option<&[f32]>) -> Option<Seed> {
+        match self {
+            Scored::Recorded(var) => {
+                let grad = LogprobGrad {
+                    d_logp: &output.d_logp,
+                    d_entropy: output.d_entropy.as_deref(),
+                    d_mean_logp: output.d_mean_logp.as_deref(),
+                };
+                Some(Logprobs::seed(&var, &grad))
+            }
+            Scored::Differentiated(seed) => {
+                let others = output.d_entropy.is_some() || output.d_mean_logp.is_some();
+                assert!(
+                    expected == Some(&output.d_logp) && !others,
+                    "the objective gave another gradient than the one it had announced"
+                );
+                seed
+            }
+        }
     }
 }
 
