@@ -104,7 +104,7 @@ fn trial(doc: &KeyDoc, dir: &Path) -> Trial {
             trial.change = set(&format!("[{}]", file("new.jsonl", "{\"text\": \"a b c\"}\n")))
         }
         "stage.data.eval_fraction" => trial.change = set("0.25"),
-        "stage.data.max_length" => trial.change = set("24"),
+        "stage.data.max_length" => trial.change = set("28"),
         "stage.data.truncation" => {
             trial.beside = vec!["stage.0.data.max_length=24".to_owned(), "stage.0.data.mask=all".to_owned()];
         }
@@ -118,7 +118,9 @@ fn trial(doc: &KeyDoc, dir: &Path) -> Trial {
             trial.beside = vec![format!("{train0}.weight=1"), "stage.0.data.train.1.weight=1".to_owned()];
         }
         "stage.data.train.0.source" => trial.change = set(&file("new.jsonl", "{\"text\": \"a b c\"}\n")),
-        "stage.data.train.0.weight" => trial.beside = vec!["stage.0.data.train.1.weight=1".to_owned()],
+        "stage.data.train.0.weight" => {
+            trial.beside = vec![format!("{path}=1"), "stage.0.data.train.1.weight=1".to_owned()];
+        }
         "stage.data.train.0.layout" => {
             let rows = "{\"text\": \"a b c d\", \"question\": \"e?\", \"answer\": \"f\"}\n";
             trial.beside =
@@ -166,6 +168,8 @@ fn trial(doc: &KeyDoc, dir: &Path) -> Trial {
         // Either of two ways to say the same is changed alone.
         "stage.train.epochs" => trial.text = Some(base_recipe(dir).replace("train.steps = 12\n", "")),
         "stage.train.tokens_per_step" => trial.change = set("512"),
+        // Three per cent of twelve steps, the default, is one step; so is the documented alternative.
+        "stage.schedule.warmup_ratio" => trial.change = set("0.3"),
         "stage.eval.tasks" => trial.change = set("[\"generated:digits?level=1-2\"]"),
         path if path.starts_with("stage.eval.") => trial.text = Some(format!("{}{SFT}", on_base())),
         _ => {}
