@@ -16,7 +16,7 @@ pub enum PipelineError {
     Data(#[from] pt_data::DataError),
     /// From tokenizers, templates and masks.
     #[error(transparent)]
-    Text(#[from] pt_text::TextError),
+    Text(Box<pt_text::TextError>),
     /// From loading or saving models.
     #[error(transparent)]
     Model(#[from] pt_models::ModelError),
@@ -82,6 +82,30 @@ pub enum PipelineError {
         tokens: usize,
         /// The recipe's limit.
         max_length: usize,
+    },
+    /// A row whose trained tokens have nothing before them.
+    #[error(
+        "{origin}: nothing of the row can be learned: of its {tokens} tokens only the first trains, and no token predicts that \
+         one; remove the row, or give the text a beginning\n{shown}"
+    )]
+    NothingPredicted {
+        /// File and line.
+        origin: String,
+        /// Its length.
+        tokens: usize,
+        /// Its tokens.
+        shown: String,
+    },
+    /// A piece of joined rows in which nothing trains.
+    #[error(
+        "step {step}: none of its tokens trains: packing = \"wrapped\" cuts rows where it likes, and the pieces from {origin} \
+         hold prompts alone; use packing = \"bfd\", or larger steps"
+    )]
+    EmptyStep {
+        /// The step, from 1.
+        step: u64,
+        /// File and line of its first row.
+        origin: String,
     },
     /// A source of which nothing is left.
     #[error(
@@ -182,6 +206,13 @@ fn changes_shown(changes: &[PlanChange]) -> String {
         text += &format!("\n  and {more} more");
     }
     text
+}
+
+impl From<pt_text::TextError> for PipelineError {
+    fn from(error: pt_text::TextError) -> PipelineError {
+        // It shows rows, and would make every result of this crate as large.
+        PipelineError::Text(Box::new(error))
+    }
 }
 
 impl PipelineError {

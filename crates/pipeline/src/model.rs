@@ -75,7 +75,16 @@ pub fn load_tokenizer(
         return train_tokenizer(&texts()?, size);
     }
     let path = locate_model(&name, &recipe.model.revision, surroundings)?;
+    if recipe.model.tokenizer.is_none() && path.is_file() {
+        // Beside a llama2.c file lies its tokenizer; the file itself is none.
+        return Ok(Tokenizer::from_dir(&folder_of(&path))?);
+    }
     tokenizer_at(&path)
+}
+
+fn folder_of(file: &Path) -> PathBuf {
+    let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty());
+    folder.unwrap_or(Path::new(".")).to_owned()
 }
 
 /// The tokenizer of a model folder, or of a tokenizer file.
@@ -89,8 +98,14 @@ pub fn tokenizer_at(path: &Path) -> Result<Tokenizer> {
     if path.extension().is_some_and(|extension| extension == "bin") {
         return Ok(Tokenizer::from_llama2c(path)?);
     }
-    let folder = path.parent().unwrap_or(Path::new("."));
-    Ok(Tokenizer::from_dir(folder)?)
+    // What stands beside it belongs to it: the chat template, and which tokens end a text.
+    if path.file_name().is_some_and(|name| name == "tokenizer.json") {
+        return Ok(Tokenizer::from_dir(&folder_of(path))?);
+    }
+    Err(PipelineError::Unsupported {
+        what: format!("{} is no tokenizer by its name", path.display()),
+        advice: "give a folder, a file called tokenizer.json, or the tok*.bin of llama2.c".to_owned(),
+    })
 }
 
 fn train_tokenizer(texts: &[String], size: usize) -> Result<Tokenizer> {

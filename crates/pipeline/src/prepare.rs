@@ -80,6 +80,7 @@ pub fn prepare(recipe: Recipe, surroundings: &Surroundings) -> Result<Prepared> 
     let draft = with_tasks(&recipe, recipe.resolve(&facts)?)?;
     for (i, stage) in recipe.stage.iter().enumerate() {
         let steps = draft.stages[i].steps;
+        stages[i].steps.check_targets(steps)?;
         let estimate = estimate(&recipe, stage, &draft, i, &tokenizer, &mut stages[i], surroundings)?;
         facts.stages[i].trainable_parameters = estimate.trainable_parameters;
         facts.stages[i].memory = estimate.estimate.memory;
@@ -89,7 +90,10 @@ pub fn prepare(recipe: Recipe, surroundings: &Surroundings) -> Result<Prepared> 
         let tokens = draft.stages[i].tokens as f64 + (n_evals as usize * eval_tokens) as f64 / 3.0;
         facts.stages[i].expected_seconds = tokens / estimate.estimate.tokens_per_second;
     }
-    let plan = with_tasks(&recipe, recipe.resolve(&facts)?)?;
+    let mut plan = recipe.resolve(&facts)?;
+    for (planned, draft) in plan.stages.iter_mut().zip(draft.stages) {
+        planned.eval.tasks = draft.eval.tasks;
+    }
     Ok(Prepared { recipe, plan, tokenizer: Arc::new(tokenizer), stages })
 }
 

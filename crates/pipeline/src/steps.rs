@@ -77,6 +77,27 @@ impl Steps {
         self.epoch.n_tokens
     }
 
+    /// Refuses steps of the first epoch in which nothing trains, as pieces of joined rows can be. (A row that is a segment
+    /// of its own was checked alone.)
+    ///
+    /// # Errors
+    /// [`PipelineError::EmptyStep`].
+    pub fn check_targets(&mut self, n_steps: u64) -> Result<()> {
+        let untrained = |source: &TokenisedSource| source.counts.trained_tokens < source.counts.tokens / 2;
+        if self.options.packing != Packing::Wrapped || !self.sources.iter().any(untrained) {
+            return Ok(());
+        }
+        for step in 0..n_steps.min(self.steps_per_epoch()) {
+            let batches = self.micro_batches(step)?;
+            if batches.iter().all(|batch| batch.predictions().weights.iter().all(|weight| *weight == 0.0)) {
+                let first = batches.first().and_then(|batch| batch.examples().first());
+                let origin = first.map_or_else(String::new, |example| example.origin.to_string());
+                return Err(PipelineError::EmptyStep { step: step + 1, origin });
+            }
+        }
+        Ok(())
+    }
+
     /// Why a step came back empty, if one did: the trainer takes no step over nothing, and stops.
     pub fn take_problem(&mut self) -> Option<PipelineError> {
         self.problem.take()

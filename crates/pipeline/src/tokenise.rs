@@ -3,6 +3,7 @@
 use pt_data::cache::{Cache, CacheKey, TokenisedRow};
 use pt_data::{Body, Content, Message, Record, Train, parallel};
 use pt_recipe::{Mask, Truncation};
+use pt_text::show::ShowStyle;
 use pt_text::template::Message as TemplateMessage;
 use pt_text::{
     ChatTemplate, Conversation, Example, MaskPolicy, Masker, Targets, Tokenizer, TrainOn, TruncationMode,
@@ -143,11 +144,10 @@ fn tokenise_all(source: &SourceRows, options: &TokeniseOptions<'_>) -> Result<(V
     let mut counts = Counts::default();
     let mut rows = Vec::with_capacity(examples.len());
     for (example, record) in examples.into_iter().zip(&source.records) {
-        if let (Some(max_length), true) = (options.max_length, options.truncation == Truncation::Drop) {
-            if example.len() > max_length {
-                counts.rows_dropped += 1;
-                continue;
-            }
+        let is_too_long = options.max_length.is_some_and(|max_length| example.len() > max_length);
+        if is_too_long && options.truncation == Truncation::Drop {
+            counts.rows_dropped += 1;
+            continue;
         }
         counts.tokens += example.len() as u64;
         counts.trained_tokens += example.n_trained() as u64;
@@ -187,74 +187,98 @@ pub fn masker<'a>(options: &TokeniseOptions<'a>) -> Masker<'a> {
 /// If the row is of a kind the stage cannot train on, or would train the wrong thing.
 pub fn example(masker: &Masker<'_>, record: &Record, options: &TokeniseOptions<'_>) -> Result<Example> {
     let origin = text_origin(record);
-    let kwargs = record.chat_template_kwargs.as_ref();
-    let tools = record.tools.as_ref().map(|tools| Value::Array(tools.clone()));
-    let conversation = |messages| Conversation { messages, tools: tools.as_ref(), documents: None, kwargs };
     let example = match &record.body {
         Body::LanguageModel(Content::Text(text)) => masker.text(&origin, text)?,
         Body::LanguageModel(Content::Messages(messages)) => {
-            masker.conversation(&origin, &conversation(&template_messages(messages)))?
+            let tools = tools_of(record);
+            let messages = template_messages(messages);
+            masker.conversation(&origin, &conversation(record, &messages, tools.as_ref()))?
         }
         Body::LanguageModel(Content::Segments(segments)) => {
-            let (mut token_ids, mut train) = (Vec::new(), Vec::new());
-            for (i, segment) in segments.iter().enumerate() {
-                let ids = masker.tokenizer.encode(&segment.text, i == 0)?.ids;
-                train.extend(std::iter::repeat_n(segment.train, ids.len()));
-                token_ids.extend(ids);
-            }
+            let (token_ids, train) = joined(masker, segments)?;
             masker.pretokenised(&origin, &token_ids, Targets::Mask(&train))?
         }
         Body::PromptCompletion { prompt: Content::Text(prompt), completion: Content::Text(completion) } => {
             masker.prompt_completion_text(&origin, prompt, completion)?
         }
-        Body::PromptCompletion { prompt, completion } => {
-            let record = record.clone().into_conversational();
-            let Body::PromptCompletion { prompt: p, completion: c } = &record.body else {
-                unreachable!("into_conversational keeps the kind of a row")
-            };
-            match (p, c) {
-                (Content::Messages(p), Content::Messages(c)) => {
-                    let prompt = template_messages(p);
-                    masker.prompt_completion(&origin, &conversation(&prompt), &template_messages(c))?
-                }
-                _ => {
-                    let _ = (prompt, completion);
-                    return Err(wrong_kind(
-                        record,
-                        options,
-                        "give the prompt and the completion in one form",
-                    ));
-                }
-            }
+        Body::PromptCompletion { .. } => prompt_and_completion(masker, &origin, record, options)?,
+        Body::Tokenised { input_ids, train } => {
+            let targets = train.as_ref().map_or(Targets::All, |train| Targets::Mask(train));
+            masker.pretokenised(&origin, input_ids, targets)?
         }
-        Body::Tokenised { input_ids, train } => match train {
-            Some(train) => masker.pretokenised(&origin, input_ids, Targets::Mask(train))?,
-            None => masker.pretokenised(&origin, input_ids, Targets::All)?,
-        },
         Body::PromptOnly { .. } => {
-            return Err(wrong_kind(
-                record.clone(),
-                options,
-                "it has no answer to learn; add a `completion` or an assistant turn",
-            ));
+            let advice = "it has no answer to learn; add a `completion` or an assistant turn";
+            return Err(wrong_kind(record, options, advice));
         }
         Body::Preference { .. } | Body::Unpaired { .. } | Body::Stepwise { .. } => {
-            return Err(wrong_kind(
-                record.clone(),
-                options,
-                "supervised stages learn from answers; `posttrain data convert --to prompt_completion` keeps the good ones",
-            ));
+            let advice = "supervised stages learn from answers; `posttrain data convert --to prompt_completion` keeps the \
+                          good ones";
+            return Err(wrong_kind(record, options, advice));
         }
     };
-    match options.max_length {
-        Some(max_length) if options.truncation == Truncation::Error && example.len() > max_length => {
-            Err(PipelineError::TooLong { origin: origin.to_string(), tokens: example.len(), max_length })
-        }
-        _ => Ok(example),
-    }
+    check_length(&example, masker.tokenizer, options)?;
+    Ok(example)
 }
 
-fn wrong_kind(record: Record, options: &TokeniseOptions<'_>, advice: &'static str) -> PipelineError {
+/// What the audit cannot know: rows that are a segment of their own need a token that some other token predicts, and
+/// may be no longer than the recipe says, if that is an error.
+fn check_length(example: &Example, tokenizer: &Tokenizer, options: &TokeniseOptions<'_>) -> Result<()> {
+    let Some(max_length) = options.max_length else { return Ok(()) };
+    let origin = || example.origin.to_string();
+    if options.truncation == Truncation::Error && example.len() > max_length {
+        return Err(PipelineError::TooLong { origin: origin(), tokens: example.len(), max_length });
+    }
+    if example.weights.iter().skip(1).all(|weight| *weight == 0.0) {
+        let shown = pt_text::show::show(example, tokenizer, ShowStyle::Plain);
+        return Err(PipelineError::NothingPredicted { origin: origin(), tokens: example.len(), shown });
+    }
+    Ok(())
+}
+
+fn tools_of(record: &Record) -> Option<Value> {
+    record.tools.as_ref().map(|tools| Value::Array(tools.clone()))
+}
+
+fn conversation<'a>(
+    record: &'a Record,
+    messages: &'a [TemplateMessage],
+    tools: Option<&'a Value>,
+) -> Conversation<'a> {
+    Conversation { messages, tools, documents: None, kwargs: record.chat_template_kwargs.as_ref() }
+}
+
+/// A prompt and a completion of which at least one is a conversation, both as conversations.
+fn prompt_and_completion(
+    masker: &Masker<'_>,
+    origin: &pt_text::Origin,
+    record: &Record,
+    options: &TokeniseOptions<'_>,
+) -> Result<Example> {
+    let as_messages = record.clone().into_conversational();
+    let Body::PromptCompletion {
+        prompt: Content::Messages(prompt),
+        completion: Content::Messages(completion),
+    } = &as_messages.body
+    else {
+        return Err(wrong_kind(record, options, "give the prompt and the completion in one form"));
+    };
+    let (prompt, tools) = (template_messages(prompt), tools_of(record));
+    let prompt = conversation(record, &prompt, tools.as_ref());
+    Ok(masker.prompt_completion(origin, &prompt, &template_messages(completion))?)
+}
+
+/// Texts tokenised one by one, each with whether it trains.
+fn joined(masker: &Masker<'_>, segments: &[pt_data::Segment]) -> Result<(Vec<u32>, Vec<bool>)> {
+    let (mut token_ids, mut train) = (Vec::new(), Vec::new());
+    for (i, segment) in segments.iter().enumerate() {
+        let ids = masker.tokenizer.encode(&segment.text, i == 0)?.ids;
+        train.extend(std::iter::repeat_n(segment.train, ids.len()));
+        token_ids.extend(ids);
+    }
+    Ok((token_ids, train))
+}
+
+fn wrong_kind(record: &Record, options: &TokeniseOptions<'_>, advice: &'static str) -> PipelineError {
     PipelineError::RowKind {
         origin: record.origin.to_string(),
         kind: record.body.kind(),

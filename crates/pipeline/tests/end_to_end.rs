@@ -216,3 +216,21 @@ fn a_template_of_ones_own_is_written_with_the_model() {
     let row = prepared.tokenizer.decode(ids, false).unwrap();
     assert!(row.starts_with("26 July 2024\n<|im_start|>user: "), "{row}");
 }
+
+#[test]
+fn a_llama2c_file_is_a_base_too() {
+    let Some(data) = pt_core::testdata::shared_data() else { return };
+    let base = data.join("stories260K/stories260K.bin");
+    let text = format!("seed = 3\n[model]\nbase = {base:?}\n[[stage]]\ntype = \"sft\"\neval.n = 1\n");
+    // Its words are those of children's stories; what is learned here is another way of writing.
+    check(
+        "llama2.c",
+        &text,
+        &[
+            "stage.sft.data.train=[\"generated:raw?chars=6000\"]",
+            "stage.sft.data.eval_fraction=0.1",
+            "stage.sft.train.steps=8",
+            "stage.sft.optimizer.learning_rate=1e-3",
+        ],
+    );
+}

@@ -154,6 +154,39 @@ const CASES: &[Case] = &[
         ..PLAIN
     },
     Case {
+        name: "an empty text",
+        rows: &[r#"{"text": ""}"#],
+        expected: &["rows.jsonl:2", "none of its 1 tokens trains", "<|im_end|>"],
+        ..PLAIN
+    },
+    Case {
+        name: "a first token alone",
+        rows: &[r#"{"input_ids": [40, 41, 42], "labels": [40, -100, -100]}"#],
+        expected: &["rows.jsonl:2", "none of its 3 tokens trains"],
+        ..PLAIN
+    },
+    Case {
+        name: "pieces of prompts alone",
+        rows: &[
+            r#"{"prompt": "one two three four five six seven eight nine ten eleven twelve thirteen fourteen", "completion": " a"}"#,
+        ],
+        sets: &[
+            "stage.0.data.packing=wrapped",
+            "stage.0.data.max_length=8",
+            "stage.0.train.rows_per_step=1",
+            "stage.0.data.shuffle=false",
+        ],
+        expected: &["step 2", "rows.jsonl:2", "packing = \"bfd\""],
+        ..PLAIN
+    },
+    Case {
+        name: "a tokenizer file of another name",
+        rows: &[r#"{"text": "a b"}"#],
+        sets: &["model.tokenizer=Cargo.toml"],
+        expected: &["Cargo.toml is no tokenizer", "tokenizer.json"],
+        ..PLAIN
+    },
+    Case {
         name: "not JSON",
         rows: &[r#"{"text": "a b"}"#, r#"{"text": "a b""#],
         expected: &["rows.jsonl:3:14", "invalid JSON"],

@@ -28,7 +28,10 @@ fn memory_is_planned_as_it_is_used() {
         let (_, seen) = finish(&text, sets, dir.path());
         let used = seen.peaks[0].1 as f64;
         let off = planned as f64 / used - 1.0;
-        println!("{sets:?}: {planned} bytes planned, {used} used, {:+.1} %", off * 100.0);
-        assert!(off.abs() < TOLERANCE, "{sets:?}: {planned} bytes planned, {used} used");
+        assert!(
+            off.abs() < TOLERANCE,
+            "{sets:?}: {planned} bytes planned, {used} used, {:+.1} %",
+            off * 100.0
+        );
     }
 }
