@@ -145,7 +145,7 @@ pub enum AuditError {
     /// A message holds a special token as text.
     #[error(
         "{origin}: message {message} holds the special token `{token}` (token {position}), which could end its turn and \
-         speak as another role. Remove it, or set audit.special_in_content = false if it is meant.\n{shown}"
+         speak as another role. Remove it from the row, or break it up with a space.\n{shown}"
     )]
     SpecialInContent {
         /// The row.

@@ -130,7 +130,7 @@ pub enum TextError {
         line: usize,
     },
     /// A chat template is needed and the model directory has none (by that name).
-    #[error("no chat template named `{name}`: {hint}; give one as chat_template.jinja")]
+    #[error("no chat template named `{name}`: {hint}; put one beside the tokenizer as chat_template.jinja, or name a file with `data.chat_template` in the recipe or `--template` on the command line")]
     NoChatTemplate {
         /// The name that was asked for.
         name: String,
@@ -161,7 +161,7 @@ pub enum TextError {
     /// Where a message lies in the rendering cannot be found without guessing.
     #[error(
         "{origin}: cannot tell which part of the rendered text message {message} ({role}) wrote: {reason}. \
-         Mark it with {{% generation %}} in the chat template, or train on `all` or `completion`.\n{shown}"
+         Mark it with {{% generation %}} in the chat template, or train on every token (`mask = \"all\"`).\n{shown}"
     )]
     CannotLocate {
         /// The row.
