@@ -66,7 +66,7 @@ pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<()> {
     match outcome {
         RunOutcome::Finished(reports) => {
             note(&planned_against_actual(&plan, &view, context.errors));
-            finish(&out, &reports)
+            finish(&out, &reports, plan.model.base.as_deref())
         }
         RunOutcome::Interrupted { stage, step } => {
             note(&format!("stopped after step {step} of {stage}, which is saved; go on with"));
@@ -118,10 +118,21 @@ fn planned_against_actual(plan: &Plan, view: &TrainingView, style: Style) -> Str
 }
 
 /// Says where the result is and what can be done with it.
-fn finish(out: &Path, reports: &[StageReport]) -> anyhow::Result<()> {
+fn finish(out: &Path, reports: &[StageReport], base: Option<&str>) -> anyhow::Result<()> {
     let Some(last) = reports.last() else { return Ok(()) };
     let path = out.join(&last.output);
-    note(&format!("the run is in {}, its model in {}", out.display(), path.display()));
-    note(&format!("  posttrain chat --model {}", path.display()));
+    note(&format!("the run is in {}, its result in {}", out.display(), path.display()));
+    if !path.join("adapter_config.json").exists() {
+        note(&format!("  posttrain chat --model {}", path.display()));
+        return Ok(());
+    }
+    // An adapter stands on what the stage before it wrote, or on the recipe's base.
+    let before = reports.len().checked_sub(2).map(|i| out.join(&reports[i].output));
+    let under = match before {
+        Some(before) => before.display().to_string(),
+        None => base.unwrap_or("MODEL").to_owned(),
+    };
+    note(&format!("  posttrain chat --model {under} --adapter {}", path.display()));
+    note(&format!("  posttrain merge --model {under} --adapter {} --out MERGED", path.display()));
     Ok(())
 }
