@@ -83,19 +83,6 @@ pub enum PipelineError {
         /// The recipe's limit.
         max_length: usize,
     },
-    /// A row whose trained tokens have nothing before them.
-    #[error(
-        "{origin}: nothing of the row can be learned: of its {tokens} tokens only the first trains, and no token predicts that \
-         one; remove the row, or give the text a beginning\n{shown}"
-    )]
-    NothingPredicted {
-        /// File and line.
-        origin: String,
-        /// Its length.
-        tokens: usize,
-        /// Its tokens.
-        shown: String,
-    },
     /// A piece of joined rows in which nothing trains.
     #[error(
         "step {step}: none of its tokens trains: packing = \"wrapped\" cuts rows where it likes, and the pieces from {origin} \

@@ -3,7 +3,6 @@
 use pt_data::cache::{Cache, CacheKey, TokenisedRow};
 use pt_data::{Body, Content, Message, Record, Train, parallel};
 use pt_recipe::{Mask, Truncation};
-use pt_text::show::ShowStyle;
 use pt_text::template::Message as TemplateMessage;
 use pt_text::{
     ChatTemplate, Conversation, Example, MaskPolicy, Masker, Targets, Tokenizer, TrainOn, TruncationMode,
@@ -216,23 +215,18 @@ pub fn example(masker: &Masker<'_>, record: &Record, options: &TokeniseOptions<'
             return Err(wrong_kind(record, options, advice));
         }
     };
-    check_length(&example, masker.tokenizer, options)?;
+    check_length(&example, options)?;
     Ok(example)
 }
 
-/// What the audit cannot know: rows that are a segment of their own need a token that some other token predicts, and
-/// may be no longer than the recipe says, if that is an error.
-fn check_length(example: &Example, tokenizer: &Tokenizer, options: &TokeniseOptions<'_>) -> Result<()> {
-    let Some(max_length) = options.max_length else { return Ok(()) };
-    let origin = || example.origin.to_string();
-    if options.truncation == Truncation::Error && example.len() > max_length {
-        return Err(PipelineError::TooLong { origin: origin(), tokens: example.len(), max_length });
+fn check_length(example: &Example, options: &TokeniseOptions<'_>) -> Result<()> {
+    match options.max_length {
+        Some(max_length) if options.truncation == Truncation::Error && example.len() > max_length => {
+            let origin = example.origin.to_string();
+            Err(PipelineError::TooLong { origin, tokens: example.len(), max_length })
+        }
+        _ => Ok(()),
     }
-    if example.weights.iter().skip(1).all(|weight| *weight == 0.0) {
-        let shown = pt_text::show::show(example, tokenizer, ShowStyle::Plain);
-        return Err(PipelineError::NothingPredicted { origin: origin(), tokens: example.len(), shown });
-    }
-    Ok(())
 }
 
 fn tools_of(record: &Record) -> Option<Value> {

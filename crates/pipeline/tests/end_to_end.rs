@@ -124,6 +124,24 @@ fn a_stage_after_an_adapter_trains_the_merged_model() {
 }
 
 #[test]
+fn a_principal_adapter_is_written_beside_the_base_it_was_taken_out_of() {
+    let text = format!("{}{}", on_base(), without_tasks(SFT));
+    let sets = [
+        "stage.sft.train.method=lora",
+        "stage.sft.lora.init=pissa",
+        "stage.sft.lora.rank=4",
+        "model.dtype=f32",
+    ];
+    let dir = tempdir();
+    let (reports, _) = finish(&text, &sets, dir.path());
+    let prepared = prepare(recipe(&text, &sets), &nothing_around()).unwrap();
+    let loss = eval_loss(written(&prepared, dir.path(), 0, &reports[0]), &prepared, 0);
+    // The base here is whole, and the adapter takes its principal part out again: f32 rounds both.
+    let trained = reports[0].eval_loss.unwrap();
+    assert!((loss - trained).abs() < 1e-4, "{loss} and {trained}");
+}
+
+#[test]
 fn tasks_are_measured_before_and_after() {
     let dir = tempdir();
     let text = format!("{}{SFT}", on_base());
