@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use pt_core::rng::Stream;
+use pt_core::rng::{Draws, Stream};
 use tempfile::TempDir;
 
 const RECIPE: &str = "\
@@ -86,8 +86,7 @@ impl Place {
     fn start(&self, out: &str, lines: usize) -> Child {
         let child = self.posttrain(&["run", "recipe.toml", "--out", out]).spawn().unwrap();
         let begun = Instant::now();
-        let metrics = self.path(out).join("metrics.jsonl");
-        while std::fs::read_to_string(&metrics).map_or(0, |text| text.lines().count()) < lines {
+        while n_lines(&self.path(out)) < lines {
             assert!(begun.elapsed() < Duration::from_secs(60), "no step in a minute");
             std::thread::sleep(Duration::from_millis(2));
         }
@@ -156,30 +155,47 @@ fn newest_checkpoint(run: &Path, stage: &str) -> PathBuf {
     steps.filter(|path| path.file_name().unwrap().to_string_lossy().starts_with("step-")).max().unwrap()
 }
 
+/// Lines of metrics so far.
+fn n_lines(run: &Path) -> usize {
+    std::fs::read_to_string(run.join("metrics.jsonl")).map_or(0, |text| text.lines().count())
+}
+
+/// Waits for a random moment in the life of a run: while it starts, or once it has written some more metrics.
+fn wait_for_moment(child: &mut Child, run: &Path, draws: &mut Draws) {
+    let before = n_lines(run);
+    if draws.uniform() < 0.25 {
+        std::thread::sleep(Duration::from_secs_f64(0.4 * draws.uniform()));
+        return;
+    }
+    let wanted = before + (25.0 * draws.uniform()) as usize;
+    while n_lines(run) < wanted && child.try_wait().unwrap().is_none() {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    std::thread::sleep(Duration::from_secs_f64(0.02 * draws.uniform()));
+}
+
 #[test]
 fn killed_at_random_moments_it_ends_with_the_same_bytes() {
     const KILLS: u64 = 10;
     const LONGER: [&str; 2] = ["stage.0.train.steps=100", "stage.1.train.steps=100"];
     let place = Place::new();
-    let begun = Instant::now();
     place.finish("whole", &LONGER);
-    let whole_s = begun.elapsed().as_secs_f64();
     let moments = Stream::new(20_261_124, "robust/kill");
+    let run = place.path("killed");
     let mut landed = 0;
     for kill in 0..KILLS {
         let mut args = vec!["run", "recipe.toml", "--out", "killed", "--resume"];
         LONGER.iter().for_each(|set| args.extend(["--set", set]));
         let mut child = place.posttrain(&args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-        // Anywhere in the life of a process, starting up included.
-        std::thread::sleep(Duration::from_secs_f64(whole_s * (0.05 + 0.4 * moments.at(kill).uniform())));
+        wait_for_moment(&mut child, &run, &mut moments.at(kill));
         landed += u64::from(child.try_wait().unwrap().is_none());
         child.kill().unwrap();
         child.wait().unwrap();
     }
     assert!(landed >= KILLS / 2, "{landed} of {KILLS} kills found the program running");
     place.finish("killed", &LONGER);
-    assert_same(&place.path("whole"), &place.path("killed"), "killed");
-    assert_eq!(partial_files(&place.path("killed")), Vec::<PathBuf>::new());
+    assert_same(&place.path("whole"), &run, "killed");
+    assert_eq!(partial_files(&run), Vec::<PathBuf>::new());
 }
 
 #[test]
