@@ -26,17 +26,18 @@ fn main() {
     let dtype = if dtype_name == "f32" { Dtype::F32 } else { Dtype::Bf16 };
     let mut trainer = trainer(&mode, dtype, steps);
     let (mut rates, mut profile) = (Vec::new(), Profile::default());
-    let mut losses = Vec::new();
+    let (mut losses, mut core_share) = (Vec::new(), Vec::new());
     for step in 0..=steps {
         let batch =
             MicroBatch::new((0..sequences).map(|i| example(step * 1000 + i as u64, length)).collect());
-        let start = Instant::now();
+        let (start, cpu) = (Instant::now(), cpu_s());
         let (stats, step_profile) = trainer.step(&[batch]).expect("a step on valid data");
         let elapsed = start.elapsed().as_secs_f64();
         losses.push(stats.loss);
         // The first step pays for fresh memory, as the peers' warm-up does.
         if step > 0 {
             rates.push((sequences * length) as f64 / elapsed);
+            core_share.push((cpu_s() - cpu) / elapsed / rayon::current_num_threads() as f64);
             profile.merge(&step_profile);
         }
     }
@@ -58,6 +59,7 @@ fn main() {
         "mode": mode, "dtype": dtype_name, "tokens": sequences * length,
         "isa": pt_kernels::isa::current().name(),
         "tokens_per_s": rates, "median_tokens_per_s": sorted[sorted.len() / 2],
+        "core_share": core_share,
         "peak_rss_bytes": peak_rss_bytes(), "peak_buffer_bytes": pt_kernels::buffer::peak_bytes(),
         "losses": losses, "operations": operations,
     });
@@ -126,6 +128,14 @@ fn example(key: u64, length: usize) -> Example {
     let mut draws = Stream::new(9, "bench").at(key);
     let token_ids = (0..length).map(|_| draws.below(VOCABULARY) as u32).collect();
     Example { token_ids, weights: vec![1.0; length], key, origin: Arc::from("bench") }
+}
+
+/// Processor time of this process so far, where Linux tells: user and system ticks of a hundredth of a second.
+fn cpu_s() -> f64 {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    let after_name = stat.rsplit(')').next().unwrap_or_default();
+    let ticks = after_name.split_whitespace().skip(11).take(2);
+    ticks.map(|t| t.parse::<f64>().unwrap_or(0.0)).sum::<f64>() / 100.0
 }
 
 fn peak_rss_bytes() -> u64 {
