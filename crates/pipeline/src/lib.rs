@@ -9,6 +9,8 @@
 //! nothing, and reads nothing from its surroundings but what [`Surroundings`] holds.
 
 mod error;
+mod example;
+mod fitting;
 mod folder;
 mod invariance;
 pub mod model;
@@ -23,6 +25,7 @@ pub mod steps;
 mod stop;
 pub mod tasks;
 pub mod tokenise;
+mod trainable;
 mod verify;
 
 pub use error::{PipelineError, PlanChange, Result};

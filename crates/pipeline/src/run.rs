@@ -4,14 +4,14 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use pt_core::atomic_file;
-use pt_engine::Profile;
 use pt_models::Model;
 use pt_recipe::{Plan, PlannedStage, Recipe};
-use pt_run::{BestBy, CheckpointStore, Event, Retention, RunFolder, StageFolder};
+use pt_run::{CheckpointStore, Event, RunFolder, StageFolder};
 use pt_text::{ChatTemplate, Tokenizer};
-use pt_train::{EvalStats, LoopOptions, Outcome, Recorder, StepStats, Trainer, Watcher, fit, resume};
+use pt_train::{Outcome, Recorder, Watcher, fit, resume};
 
 use crate::error::{PipelineError, Result};
+use crate::fitting::{LastEval, loop_options, restore_best, retention};
 use crate::folder::open_folder;
 use crate::model::{engine_dtype, load_base, load_model};
 use crate::output::{merge, write_model};
@@ -276,60 +276,5 @@ impl Runner<'_> {
             None => self.recipe.model.base.clone(),
             Some(before) => Some(format!("../../{}/model", Plan::stage_label(&self.plan.stages[before]))),
         }
-    }
-}
-
-/// The metric that decides which checkpoint is best.
-const EVAL_LOSS: &str = "eval_loss";
-
-fn retention(planned: &PlannedStage, has_eval: bool) -> Retention {
-    let best = BestBy { metric: EVAL_LOSS.to_owned(), higher_is_better: false };
-    Retention {
-        keep_last: planned.train.keep_last as usize,
-        best: Some(best).filter(|_| has_eval && planned.train.keep_best),
-    }
-}
-
-fn loop_options(planned: &PlannedStage, seed: u64, plan_hash: &str) -> LoopOptions {
-    LoopOptions {
-        steps: planned.steps,
-        log_every: planned.train.log_every,
-        eval_every: planned.train.eval_every,
-        save_every: planned.train.save_every,
-        seed,
-        plan_hash: plan_hash.to_owned(),
-    }
-}
-
-/// Puts the best checkpoint's weights in place; returns its step if it is not the last.
-fn restore_best(
-    trainer: &mut Trainer,
-    store: &CheckpointStore,
-    planned: &PlannedStage,
-) -> Result<Option<u64>> {
-    let Some(best) = store.best_step()?.filter(|&best| best != planned.steps) else { return Ok(None) };
-    let mut checkpoint = CheckpointStore::load(&store.path_of(best))?;
-    trainer.import_params(&mut checkpoint)?;
-    Ok(Some(best))
-}
-
-/// Remembers the last held-out loss on its way to the watcher.
-struct LastEval<'w> {
-    inner: &'w mut dyn Watch,
-    loss: Option<f64>,
-}
-
-impl Watcher for LastEval<'_> {
-    fn step(&mut self, steps_done: u64, stats: &StepStats, profile: &Profile, elapsed_s: f64) {
-        self.inner.step(steps_done, stats, profile, elapsed_s);
-    }
-
-    fn eval(&mut self, steps_done: u64, stats: &EvalStats) {
-        self.loss = Some(stats.loss);
-        self.inner.eval(steps_done, stats);
-    }
-
-    fn saved(&mut self, steps_done: u64) {
-        self.inner.saved(steps_done);
     }
 }

@@ -1,23 +1,21 @@
-//! One stage, made of its recipe section: data, adapter, objective, optimiser, schedule.
+//! One stage's data, made of its recipe section: sources mixed into steps, held-out rows, the chat template.
 
 use pt_data::batches::StepSize;
 use pt_data::mix::{Blend, Stop};
 use pt_data::split;
-use pt_models::{LoraConfig, LoraInit, Model, Quantise, Targets};
-use pt_optim::{Groups, Schedule, ScheduleConfig};
 use pt_recipe::{
-    Mask, Method, Packing, PlannedSchedule, PlannedTemplate, QuantType, Recipe, Recompute, Source,
-    SourceFacts, StageSection, StoppingStrategy,
+    Mask, Packing, PlannedTemplate, Recipe, Source, SourceFacts, StageSection, StoppingStrategy,
 };
 use pt_text::{ChatTemplate, Tokenizer};
-use pt_train::{MicroBatch, Trainer, TrainerOptions};
+use pt_train::MicroBatch;
 use serde_json::{Map, Value};
 
 use crate::error::{PipelineError, Result};
-use crate::model::{chat_template, engine_dtype, template_date};
+use crate::model::{chat_template, template_date};
 use crate::source::{SourceRows, Surroundings, read_source};
 use crate::steps::{StepOptions, Steps, eval_micro_batches};
 use crate::tokenise::{TokeniseOptions, TokenisedSource, tokenise};
+pub use crate::trainable::{planned_schedule, prepare_model, quantise_model, stage_trainer};
 
 /// A stage's data, ready.
 pub struct StageData {
@@ -138,7 +136,7 @@ impl Loader<'_> {
         };
         let tokenised = tokenise(rows, &options, self.surroundings)?;
         if let Some(problem) = &tokenised.cache_problem {
-            self.notes.push(format!("{}: {problem}; it was tokenised anew", source.source));
+            self.notes.push(format!("{}: {problem}", source.source));
         }
         let counts = tokenised.counts;
         if tokenised.n_rows() == 0 && counts.rows_dropped > 0 {
@@ -213,86 +211,6 @@ pub(crate) fn planned_template(
         origin: stage.data.chat_template.clone().unwrap_or_else(|| "tokenizer".to_owned()),
         blake3: pt_core::hash::of_bytes(template.source().as_bytes()),
     })
-}
-
-/// Decides what of the model trains: everything, or adapters beside frozen (and quantised) weights.
-///
-/// # Errors
-/// If a target names no layer, or the weights cannot be quantised.
-pub fn prepare_model(model: &mut Model, recipe: &Recipe, stage: &StageSection) -> Result<()> {
-    if stage.train.method == Method::Full {
-        return Ok(model.train_all()?);
-    }
-    quantise_model(model, stage)?;
-    let lora = &stage.lora;
-    let targets = match lora.targets.as_slice() {
-        [word] if word == "all-linear" => Targets::default(),
-        names => Targets::Names(names.to_vec()),
-    };
-    let config = LoraConfig {
-        rank: lora.rank as usize,
-        alpha: lora.alpha,
-        dropout: lora.dropout,
-        targets,
-        rslora: lora.rslora,
-        dora: lora.dora,
-        init: match lora.init {
-            pt_recipe::LoraInit::Default => LoraInit::Default,
-            pt_recipe::LoraInit::Pissa => LoraInit::Pissa,
-        },
-    };
-    Ok(model.attach_lora(&config, recipe.seed)?)
-}
-
-/// Quantises the frozen weights if the stage says so.
-///
-/// # Errors
-/// If a weight is not finite.
-pub fn quantise_model(model: &mut Model, stage: &StageSection) -> Result<()> {
-    if stage.train.method != Method::Qlora {
-        return Ok(());
-    }
-    Ok(model.quantise(match stage.quantization.r#type {
-        QuantType::Nf4 => Quantise::Nf4 { double: stage.quantization.double },
-        QuantType::Int8 => Quantise::Int8,
-    })?)
-}
-
-/// The trainer of a stage, at step 0, over a model that [`prepare_model`] prepared.
-///
-/// # Errors
-/// If the objective's or optimiser's options are not understood.
-pub fn stage_trainer(
-    model: Model,
-    recipe: &Recipe,
-    stage: &StageSection,
-    schedule: Schedule,
-) -> Result<Trainer> {
-    let objective = pt_objectives::build(stage.objective_type(), &stage.objective.params.to_toml())?;
-    let optimiser = pt_optim::build(&stage.optimizer.r#type, &stage.optimizer.params.to_toml(), recipe.seed)?;
-    let options = TrainerOptions {
-        dtype: engine_dtype(recipe.model.dtype),
-        learning_rate: stage.learning_rate(),
-        recompute: stage.train.recompute == Recompute::Block,
-        max_grad_norm: Some(stage.train.max_grad_norm).filter(|norm| *norm > 0.0),
-        seed: recipe.seed,
-        groups: Groups { lora_plus_ratio: stage.lora.lora_plus_ratio, ..Groups::default() },
-    };
-    Ok(Trainer::new(model, objective, optimiser.as_ref(), schedule, options)?)
-}
-
-/// The schedule a plan decided on.
-///
-/// # Errors
-/// If it does not fit its steps.
-pub fn planned_schedule(planned: &PlannedSchedule, steps: u64) -> Result<Schedule> {
-    let mut table = toml::Table::new();
-    table.insert("name".to_owned(), planned.r#type.as_str().into());
-    table.insert("warmup_steps".to_owned(), toml::Value::Integer(planned.warmup_steps as i64));
-    table.insert("min_ratio".to_owned(), planned.min_ratio.into());
-    table.insert("decay_ratio".to_owned(), planned.decay_ratio.into());
-    table.insert("decay_shape".to_owned(), planned.decay_shape.as_str().into());
-    Ok(ScheduleConfig::from_table(&table)?.resolve(steps)?)
 }
 
 /// A component's options with the defaults of those not written, as plans show them.

@@ -83,7 +83,10 @@ impl Steps {
     /// # Errors
     /// [`PipelineError::EmptyStep`].
     pub fn check_targets(&mut self, n_steps: u64) -> Result<()> {
-        let untrained = |source: &TokenisedSource| source.counts.trained_tokens < source.counts.tokens / 2;
+        // Where every token but each row's first trains, no piece of two tokens is without a target.
+        let untrained = |source: &TokenisedSource| {
+            source.counts.trained_tokens + (source.n_rows() as u64) < source.counts.tokens
+        };
         if self.options.packing != Packing::Wrapped || !self.sources.iter().any(untrained) {
             return Ok(());
         }

@@ -207,4 +207,15 @@ fn a_cache_that_vanishes_is_an_error_and_not_a_crash() {
         again.stages[0].notes
     );
     assert_eq!(again.plan.hash(), first.plan.hash());
+    // One that cannot be written is no reason not to run.
+    let file = dir.path().join("file");
+    std::fs::write(&file, "").unwrap();
+    let unwritable = Surroundings { hf_home: None, cache_dir: Some(file.join("cache")) };
+    let anew = pt_pipeline::prepare(recipe(&text, &[many]), &unwritable).unwrap();
+    assert!(
+        anew.stages[0].notes.iter().any(|note| note.contains("could not be kept")),
+        "{:?}",
+        anew.stages[0].notes
+    );
+    assert_eq!(anew.plan.hash(), first.plan.hash());
 }

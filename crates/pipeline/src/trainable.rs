@@ -1,0 +1,89 @@
+//! What of a model trains in a stage, and the trainer over it.
+
+use pt_models::{LoraConfig, LoraInit, Model, Quantise, Targets};
+use pt_optim::{Groups, Schedule, ScheduleConfig};
+use pt_recipe::{Method, PlannedSchedule, QuantType, Recipe, Recompute, StageSection};
+use pt_train::{Trainer, TrainerOptions};
+
+use crate::error::Result;
+use crate::model::engine_dtype;
+
+/// Decides what of the model trains: everything, or adapters beside frozen (and quantised) weights.
+///
+/// # Errors
+/// If a target names no layer, or the weights cannot be quantised.
+pub fn prepare_model(model: &mut Model, recipe: &Recipe, stage: &StageSection) -> Result<()> {
+    if stage.train.method == Method::Full {
+        return Ok(model.train_all()?);
+    }
+    quantise_model(model, stage)?;
+    let lora = &stage.lora;
+    let targets = match lora.targets.as_slice() {
+        [word] if word == "all-linear" => Targets::default(),
+        names => Targets::Names(names.to_vec()),
+    };
+    let config = LoraConfig {
+        rank: lora.rank as usize,
+        alpha: lora.alpha,
+        dropout: lora.dropout,
+        targets,
+        rslora: lora.rslora,
+        dora: lora.dora,
+        init: match lora.init {
+            pt_recipe::LoraInit::Default => LoraInit::Default,
+            pt_recipe::LoraInit::Pissa => LoraInit::Pissa,
+        },
+    };
+    Ok(model.attach_lora(&config, recipe.seed)?)
+}
+
+/// Quantises the frozen weights if the stage says so.
+///
+/// # Errors
+/// If a weight is not finite.
+pub fn quantise_model(model: &mut Model, stage: &StageSection) -> Result<()> {
+    if stage.train.method != Method::Qlora {
+        return Ok(());
+    }
+    Ok(model.quantise(match stage.quantization.r#type {
+        QuantType::Nf4 => Quantise::Nf4 { double: stage.quantization.double },
+        QuantType::Int8 => Quantise::Int8,
+    })?)
+}
+
+/// The trainer of a stage, at step 0, over a model that [`prepare_model`] prepared.
+///
+/// # Errors
+/// If the objective's or optimiser's options are not understood.
+pub fn stage_trainer(
+    model: Model,
+    recipe: &Recipe,
+    stage: &StageSection,
+    schedule: Schedule,
+) -> Result<Trainer> {
+    let objective = pt_objectives::build(stage.objective_type(), &stage.objective.params.to_toml())?;
+    let optimiser = pt_optim::build(&stage.optimizer.r#type, &stage.optimizer.params.to_toml(), recipe.seed)?;
+    let options = TrainerOptions {
+        dtype: engine_dtype(recipe.model.dtype),
+        learning_rate: stage.learning_rate(),
+        recompute: stage.train.recompute == Recompute::Block,
+        max_grad_norm: Some(stage.train.max_grad_norm).filter(|norm| *norm > 0.0),
+        seed: recipe.seed,
+        groups: Groups { lora_plus_ratio: stage.lora.lora_plus_ratio, ..Groups::default() },
+    };
+    Ok(Trainer::new(model, objective, optimiser.as_ref(), schedule, options)?)
+}
+
+/// The schedule a plan decided on.
+///
+/// # Errors
+/// If it does not fit its steps.
+pub fn planned_schedule(planned: &PlannedSchedule, steps: u64) -> Result<Schedule> {
+    let mut table = toml::Table::new();
+    table.insert("name".to_owned(), planned.r#type.as_str().into());
+    table.insert("warmup_steps".to_owned(), toml::Value::Integer(planned.warmup_steps as i64));
+    table.insert("min_ratio".to_owned(), planned.min_ratio.into());
+    table.insert("decay_ratio".to_owned(), planned.decay_ratio.into());
+    table.insert("decay_shape".to_owned(), planned.decay_shape.as_str().into());
+    Ok(ScheduleConfig::from_table(&table)?.resolve(steps)?)
+}
