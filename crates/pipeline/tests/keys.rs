@@ -215,7 +215,6 @@ const NOT_IN_THE_HASH: &[&str] = &[
     "name",                   // a name in reports
     "stage.train.save_every", // tested below
     "stage.train.keep_last",  // tested below
-    "stage.train.keep_best",  // tested in end_to_end.rs: it decides what is written
 ];
 
 #[test]

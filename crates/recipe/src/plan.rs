@@ -314,14 +314,14 @@ const WITHOUT_EFFECT_ON_RESULTS: &[(&str, &[&str])] = &[
     ("", &["name"]),
     ("model", &["base", "revision", "tokenizer"]), // `files` says what they contain
     ("stages", &["memory", "expected_seconds"]),
-    ("train", &["save_every", "keep_last", "keep_best"]),
+    ("train", &["save_every", "keep_last"]),
     ("files", &["path"]),
     ("chat_template", &["origin"]),
 ];
 
 impl Plan {
     /// Identifies everything that affects the results: BLAKE3 of the plan without names, paths
-    /// (the content's hash is in), memory and time estimates, and how checkpoints are kept.
+    /// (the content's hash is in), memory and time estimates, and which checkpoints stay.
     ///
     /// # Panics
     /// If a number of the plan is not finite.
