@@ -16,6 +16,29 @@ pub(crate) type NodeId = usize;
 pub struct Var {
     pub(crate) value: Rc<Tensor>,
     pub(crate) node: Option<NodeId>,
+    /// How to make the value again, where that is cheap.
+    pub(crate) recipe: Option<Recipe>,
+}
+
+/// Makes a value again, bit for bit, from what is kept anyway: an operation that would keep the value for its backward
+/// pass keeps this instead.
+#[derive(Clone)]
+pub(crate) struct Recipe(Rc<dyn Fn(&Params) -> Tensor>);
+
+impl Recipe {
+    pub(crate) fn new(make: impl Fn(&Params) -> Tensor + 'static) -> Recipe {
+        Recipe(Rc::new(make))
+    }
+
+    pub(crate) fn make(&self, params: &Params) -> Tensor {
+        (self.0)(params)
+    }
+}
+
+impl std::fmt::Debug for Recipe {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Recipe")
+    }
 }
 
 impl Var {
@@ -127,20 +150,20 @@ impl<'m> Tape<'m> {
 
     /// A value no gradient flows through.
     pub(crate) fn constant(&self, value: Tensor) -> Var {
-        Var { value: Rc::new(value), node: None }
+        Var { value: Rc::new(value), node: None, recipe: None }
     }
 
     /// A value whose gradient is wanted, made by no operation.
     pub(crate) fn leaf(&mut self, value: Rc<Tensor>) -> Var {
         self.nodes.push(Node { op: None, inputs: Vec::new() });
-        Var { value, node: Some(self.nodes.len() - 1) }
+        Var { value, node: Some(self.nodes.len() - 1), recipe: None }
     }
 
     /// Records `op`, which made `value` from `inputs`.
     pub(crate) fn push(&mut self, op: impl Op<'m> + 'm, inputs: &[&Var], value: Rc<Tensor>) -> Var {
         let inputs = inputs.iter().map(|var| var.node).collect();
         self.nodes.push(Node { op: Some(Box::new(op)), inputs });
-        Var { value, node: Some(self.nodes.len() - 1) }
+        Var { value, node: Some(self.nodes.len() - 1), recipe: None }
     }
 
     /// Runs `block`, keeping only its input; backward runs it again.

@@ -10,7 +10,7 @@ use pt_kernels::isa::fma;
 use pt_kernels::math::{sigmoid, tanh};
 
 use super::for_rows;
-use crate::tape::{Backward, Op, Tape, Var};
+use crate::tape::{Backward, Op, Recipe, Tape, Var};
 use crate::tensor::{Data, Tensor};
 
 /// The nonlinearity of the gate.
@@ -121,21 +121,27 @@ impl Tape<'_> {
     /// `activation(gate) * up` for `gate_up` `[T, 2 F]`; returns `[T, F]`.
     pub fn gated(&mut self, gate_up: &Var, activation: Activation) -> Var {
         let start = Instant::now();
-        let value = gate_up.value();
-        let width = value.cols() / 2;
-        let mut out = Tensor::dirty(value.dtype(), value.rows(), width);
-        match (&value.data, &mut out.data) {
-            (Data::F32(x), Data::F32(out)) => forward_rows(x, out, width, activation),
-            (Data::Bf16(x), Data::Bf16(out)) => forward_rows(x, out, width, activation),
-            _ => unreachable!("activations of one tape have one type"),
-        }
+        let out = gate(gate_up.value(), activation);
         self.profile.add("gated", "forward", start);
-        if self.records(&[gate_up], false) {
-            self.push(Gated { gate_up: gate_up.value.clone(), activation }, &[gate_up], Rc::new(out))
-        } else {
-            self.constant(out)
+        if !self.records(&[gate_up], false) {
+            return self.constant(out);
         }
+        let input = gate_up.value.clone();
+        let op = Gated { gate_up: input.clone(), activation };
+        let var = self.push(op, &[gate_up], Rc::new(out));
+        Var { recipe: Some(Recipe::new(move |_| gate(&input, activation))), ..var }
     }
+}
+
+fn gate(gate_up: &Tensor, activation: Activation) -> Tensor {
+    let width = gate_up.cols() / 2;
+    let mut out = Tensor::dirty(gate_up.dtype(), gate_up.rows(), width);
+    match (&gate_up.data, &mut out.data) {
+        (Data::F32(x), Data::F32(out)) => forward_rows(x, out, width, activation),
+        (Data::Bf16(x), Data::Bf16(out)) => forward_rows(x, out, width, activation),
+        _ => unreachable!("activations of one tape have one type"),
+    }
+    out
 }
 
 #[cfg(test)]

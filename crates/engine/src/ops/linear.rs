@@ -18,11 +18,15 @@ use pt_kernels::gemm::{Epilogue, Operand, Output, Packed, Part, Right, gemm, pac
 use super::{for_columns, for_rows};
 use crate::linear::{Linear, Lora};
 use crate::params::{ParamId, Params};
-use crate::tape::{Backward, Op, Tape, Var};
+use crate::tape::{Backward, Op, Recipe, Tape, Var};
 use crate::tensor::{Tensor, with_elems};
 
 struct LinearOp {
+    /// The input; empty until backward makes it by the recipe, or where nothing needs it.
     x: Rc<Tensor>,
+    recipe: Option<Recipe>,
+    n_tokens: usize,
+    n_in: usize,
     layers: Vec<Saved>,
     has_residual: bool,
     x_needs_grad: bool,
@@ -85,7 +89,10 @@ impl<'m> Op<'m> for LinearOp {
         "linear"
     }
 
-    fn backward(self: Box<Self>, d_out: Tensor, ctx: &mut Backward<'_, 'm>) -> Vec<Option<Tensor>> {
+    fn backward(mut self: Box<Self>, d_out: Tensor, ctx: &mut Backward<'_, 'm>) -> Vec<Option<Tensor>> {
+        if let Some(recipe) = self.recipe.take() {
+            self.x = Rc::new(recipe.make(ctx.params));
+        }
         let mut d_x_parts = Vec::new();
         let mut d_x_dropped = Vec::new();
         for layer in &self.layers {
@@ -192,8 +199,8 @@ impl LinearOp {
 
     /// `sum of left_i W_i`, `[T, n_in]`.
     fn product(&self, parts: &[DxPart], ctx: &Backward<'_, '_>) -> Tensor {
-        let n_in = self.x.cols();
-        let mut out = Tensor::dirty(ctx.mode.dtype, self.x.rows(), n_in);
+        let (n_tokens, n_in) = (self.n_tokens, self.n_in);
+        let mut out = Tensor::dirty(ctx.mode.dtype, n_tokens, n_in);
         let parts: Vec<Part<'_>> = parts
             .iter()
             .map(|part| {
@@ -202,7 +209,7 @@ impl LinearOp {
             })
             .collect();
         let precision = ctx.mode.dtype.precision();
-        gemm(self.x.rows(), n_in, &parts, out.output_from(0), Epilogue::default(), precision);
+        gemm(n_tokens, n_in, &parts, out.output_from(0), Epilogue::default(), precision);
         out
     }
 }
@@ -321,18 +328,35 @@ impl<'m> Tape<'m> {
         inputs.extend(residual);
         let trains = layers.iter().any(|layer| self.layer_trains(layer));
         if !self.records(&inputs, trains) {
-            return Var { value: out, node: None };
+            return Var { value: out, node: None, recipe: None };
         }
         for dora in saved.iter_mut().filter_map(|layer| layer.lora.as_mut()?.dora.as_mut()) {
             dora.y = y.clone();
         }
+        let (kept, recipe) = self.keep_input(x, layers);
         let op = LinearOp {
-            x: x.value.clone(),
+            x: kept,
+            recipe,
+            n_tokens,
+            n_in,
             layers: saved,
             has_residual: residual.is_some(),
             x_needs_grad: x.node.is_some(),
         };
         self.push(op, &inputs, out)
+    }
+
+    /// What backward needs of the input. Where whole weights train, their gradients and moments fill the memory and an
+    /// input that is cheaply made again is not kept; adapters leave room for it.
+    fn keep_input(&self, x: &Var, layers: &[&Linear]) -> (Rc<Tensor>, Option<Recipe>) {
+        let trains = |id: ParamId| self.params.trains(id);
+        let none = || Rc::new(Tensor::zeros(self.mode.dtype, 0, 0));
+        if layers.iter().any(|layer| trains(layer.weight)) && x.recipe.is_some() {
+            return (none(), x.recipe.clone());
+        }
+        let needed =
+            |layer: &&Linear| trains(layer.weight) || layer.lora.as_ref().is_some_and(|l| trains(l.a));
+        (if layers.iter().any(needed) { x.value.clone() } else { none() }, None)
     }
 
     fn layer_trains(&self, layer: &Linear) -> bool {
@@ -456,6 +480,28 @@ mod tests {
             &[x, r],
             &[w, a, b, m, bias],
         );
+    }
+
+    /// The input is made again in backward where that is cheap; it must be the input, bit for bit.
+    #[test]
+    fn inputs_made_again_give_the_same_gradients() {
+        let mut setup = Setup::new(&[7]);
+        let (x, gain, w) = (setup.input(12), setup.param("gain", &[12]), setup.param("w", &[5, 6]));
+        let linear = layer(w, None, 6, 5, None);
+        let run = |kept: bool, dtype| {
+            let op = |tape: &mut Tape<'_>, v: &[Var]| {
+                let strip = |var: Var| if kept { Var { recipe: None, ..var } } else { var };
+                let normed = strip(tape.rms_norm(&v[0], gain, 1e-5, 0.0, None));
+                let gated = strip(tape.gated(&normed, crate::Activation::Silu));
+                assert_eq!(gated.recipe.is_some(), !kept);
+                tape.linear(&gated, &[&linear], None)
+            };
+            let upstream: Vec<f32> = (0..35).map(|i| (i as f32).sin()).collect();
+            setup.run(&op, &[x], &[gain, w], dtype, Some(&upstream)).1
+        };
+        for dtype in [crate::Dtype::F32, crate::Dtype::Bf16] {
+            assert_eq!(run(true, dtype), run(false, dtype));
+        }
     }
 
     #[test]

@@ -14,8 +14,8 @@ use pt_kernels::math::{LANES, fold_lanes};
 use rayon::prelude::*;
 
 use super::{for_columns, for_rows};
-use crate::params::ParamId;
-use crate::tape::{Backward, Op, Tape, Var};
+use crate::params::{ParamId, Params};
+use crate::tape::{Backward, Op, Recipe, Tape, Var};
 use crate::tensor::{Data, Tensor};
 
 struct RmsNorm {
@@ -155,35 +155,47 @@ impl Tape<'_> {
         residual: Option<&Var>,
     ) -> Var {
         let start = Instant::now();
-        let gain = shifted(self.params.vector(weight), offset);
-        let value = x.value();
-        assert_eq!(value.cols(), gain.len(), "one gain per column");
-        let mut out = Tensor::dirty(value.dtype(), value.rows(), value.cols());
-        let mut inverse_rms = vec![0.0; value.rows()];
-        match (&value.data, &mut out.data, residual.map(|r| &r.value().data)) {
-            (Data::F32(x), Data::F32(out), None) => forward_rows(x, &gain, eps, None, out, &mut inverse_rms),
-            (Data::Bf16(x), Data::Bf16(out), None) => {
-                forward_rows(x, &gain, eps, None, out, &mut inverse_rms)
-            }
-            (Data::F32(x), Data::F32(out), Some(Data::F32(r))) => {
-                forward_rows(x, &gain, eps, Some(r), out, &mut inverse_rms);
-            }
-            (Data::Bf16(x), Data::Bf16(out), Some(Data::Bf16(r))) => {
-                forward_rows(x, &gain, eps, Some(r), out, &mut inverse_rms);
-            }
-            _ => unreachable!("activations of one tape have one type"),
-        }
+        let (out, inverse_rms) =
+            normalise(x.value(), self.params, weight, eps, offset, residual.map(|r| r.value()));
         self.profile.add("rms_norm", "forward", start);
         let mut inputs = vec![x];
         inputs.extend(residual);
-        if self.records(&inputs, self.params.trains(weight)) {
-            let op =
-                RmsNorm { x: x.value.clone(), inverse_rms, weight, offset, has_residual: residual.is_some() };
-            self.push(op, &inputs, Rc::new(out))
-        } else {
-            self.constant(out)
+        if !self.records(&inputs, self.params.trains(weight)) {
+            return self.constant(out);
         }
+        let input = x.value.clone();
+        let op = RmsNorm { x: input.clone(), inverse_rms, weight, offset, has_residual: residual.is_some() };
+        let var = self.push(op, &inputs, Rc::new(out));
+        let again = move |params: &Params| normalise(&input, params, weight, eps, offset, None).0;
+        Var { recipe: residual.is_none().then(|| Recipe::new(again)), ..var }
     }
+}
+
+/// The result and `1 / rms` of each row.
+fn normalise(
+    x: &Tensor,
+    params: &Params,
+    weight: ParamId,
+    eps: f32,
+    offset: f32,
+    residual: Option<&Tensor>,
+) -> (Tensor, Vec<f32>) {
+    let gain = shifted(params.vector(weight), offset);
+    assert_eq!(x.cols(), gain.len(), "one gain per column");
+    let mut out = Tensor::dirty(x.dtype(), x.rows(), x.cols());
+    let mut inverse_rms = vec![0.0; x.rows()];
+    match (&x.data, &mut out.data, residual.map(|r| &r.data)) {
+        (Data::F32(x), Data::F32(out), None) => forward_rows(x, &gain, eps, None, out, &mut inverse_rms),
+        (Data::Bf16(x), Data::Bf16(out), None) => forward_rows(x, &gain, eps, None, out, &mut inverse_rms),
+        (Data::F32(x), Data::F32(out), Some(Data::F32(r))) => {
+            forward_rows(x, &gain, eps, Some(r), out, &mut inverse_rms);
+        }
+        (Data::Bf16(x), Data::Bf16(out), Some(Data::Bf16(r))) => {
+            forward_rows(x, &gain, eps, Some(r), out, &mut inverse_rms);
+        }
+        _ => unreachable!("activations of one tape have one type"),
+    }
+    (out, inverse_rms)
 }
 
 #[cfg(test)]

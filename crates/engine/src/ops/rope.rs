@@ -93,7 +93,7 @@ impl Tape<'_> {
         rotate(&mut value, shape, angles, 1.0);
         self.profile.add("rope", "forward", start);
         if records {
-            let input = Var { value: Rc::new(Tensor::zeros(value.dtype(), 0, 0)), node };
+            let input = Var { value: Rc::new(Tensor::zeros(value.dtype(), 0, 0)), node, recipe: None };
             self.push(Rope { angles: angles.clone(), shape: *shape }, &[&input], Rc::new(value))
         } else {
             self.constant(value)
