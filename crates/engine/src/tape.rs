@@ -231,9 +231,12 @@ fn add_to(slot: &mut Option<Tensor>, grad: Tensor) {
     }
 }
 
+/// A part of a forward pass that can be run again.
+type Block<'m> = dyn Fn(&mut Tape<'m>, &Var) -> Var + 'm;
+
 struct Recompute<'m> {
     input: Rc<Tensor>,
-    block: Box<dyn Fn(&mut Tape<'m>, &Var) -> Var + 'm>,
+    block: Box<Block<'m>>,
 }
 
 impl<'m> Op<'m> for Recompute<'m> {

@@ -7,6 +7,7 @@ use crate::isa::fma;
 /// Range reduction by `ln 2` in two parts (Cody and Waite) and a degree-6 polynomial on
 /// `[-ln 2 / 2, ln 2 / 2]`.
 #[inline(always)]
+#[allow(clippy::excessive_precision, reason = "constants as they are published")]
 pub fn exp<const FMA: bool>(x: f32) -> f32 {
     const LN2_HIGH: f32 = 0.693_359_375;
     const LN2_LOW: f32 = -2.121_944_4e-4;
