@@ -130,7 +130,9 @@ pub enum TextError {
         line: usize,
     },
     /// A chat template is needed and the model directory has none (by that name).
-    #[error("no chat template named `{name}`: {hint}; put one beside the tokenizer as chat_template.jinja, or name a file with `data.chat_template` in the recipe or `--template` on the command line")]
+    #[error(
+        "no chat template named `{name}`: {hint}; put one beside the tokenizer as chat_template.jinja, or name a file with `data.chat_template` in the recipe or `--template` on the command line"
+    )]
     NoChatTemplate {
         /// The name that was asked for.
         name: String,
