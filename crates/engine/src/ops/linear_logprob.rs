@@ -70,7 +70,7 @@ impl LogprobOptions {
     }
 
     /// Turns products with the head into logits.
-    fn to_logits(&self, products: &mut [f32]) {
+    fn make_logits(&self, products: &mut [f32]) {
         if (self.temperature, self.softcap, self.scale) != (1.0, None, 1.0) {
             to_logits(products, self);
         }

@@ -221,7 +221,7 @@ impl<'a> Head<'a> {
         target: u32,
         target_logit: &mut f32,
     ) -> f32 {
-        self.options.to_logits(row);
+        self.options.make_logits(row);
         if cols.contains(&(target as usize)) {
             *target_logit = row[target as usize - cols.start];
         }
@@ -317,7 +317,7 @@ impl<'a> Head<'a> {
             logsumexp: upstream.logsumexp[i],
             uniform: 1.0 / self.vocabulary() as f32,
         };
-        self.options.to_logits(row);
+        self.options.make_logits(row);
         logit_gradients(row, &grad, self.options);
         if cols.contains(&target) {
             // The indicator's term, with the slope at the target's logit.
