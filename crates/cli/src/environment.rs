@@ -37,6 +37,7 @@ impl Environment {
         Surroundings {
             hf_home: self.hf_home.clone(),
             cache_dir: self.cache_home.as_ref().map(|cache| cache.join("posttrain")),
+            memory_bytes: available_memory_bytes(),
         }
     }
 }

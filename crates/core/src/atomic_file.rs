@@ -12,7 +12,8 @@ use std::path::{Path, PathBuf};
 /// # Errors
 /// Those of `fill` and of the file system; nothing is left under `path` or beside it then.
 pub fn write_with(path: &Path, fill: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>) -> io::Result<()> {
-    let temporary = temporary_beside(path);
+    // Two processes may write the same file, as a cache: each its own temporary one, and the last to finish wins.
+    let temporary = path.with_file_name(format!(".{}.{}.partial", file_name(path), std::process::id()));
     let result = (|| {
         let mut writer = BufWriter::new(File::create(&temporary)?);
         fill(&mut writer)?;
@@ -54,7 +55,8 @@ pub fn publish_dir<E: From<io::Error>>(
     result
 }
 
-/// Whether `name` is a temporary left by an interrupted writer, safe to delete.
+/// Whether `name` is what an interrupted writer left. All are safe to delete but `.NAME.old.partial`, which is the
+/// older folder `NAME` where `NAME` itself is missing.
 pub fn is_temporary(name: &str) -> bool {
     name.starts_with('.') && name.ends_with(".partial")
 }

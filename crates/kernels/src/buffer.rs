@@ -217,7 +217,7 @@ mod tests {
     fn classes_waste_little() {
         for bytes in [1usize, 64, 65, 1000, 4097, 1 << 20, (1 << 20) + 1, 123_456_789] {
             let class = class_of(bytes);
-            assert!(class >= bytes && class % ALIGN == 0);
+            assert!(class >= bytes && class.is_multiple_of(ALIGN));
             assert!(class <= bytes + (bytes / 8).max(ALIGN), "{bytes} -> {class}");
         }
     }

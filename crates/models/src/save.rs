@@ -80,6 +80,22 @@ pub fn save_into(model: &Model, folder: &Path, options: &SaveOptions) -> Result<
     Ok(())
 }
 
+/// The library creates its files for the owner alone; a model is for whoever may read its folder's other files.
+#[cfg(unix)]
+fn open_to_readers(path: &Path) -> std::io::Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    // What the umask leaves is seen on a file made the ordinary way.
+    let sample = path.with_extension("mode.partial");
+    let mode = std::fs::File::create(&sample).and_then(|file| Ok(file.metadata()?.permissions().mode()));
+    std::fs::remove_file(&sample)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode?))
+}
+
+#[cfg(not(unix))]
+fn open_to_readers(_: &Path) -> std::io::Result<()> {
+    Ok(())
+}
+
 /// Writes tensors as one safetensors file, atomically.
 pub(crate) fn write_tensors(path: &Path, tensors: Vec<(String, Stored<'_>)>) -> Result<()> {
     let format = HashMap::from([("format".to_owned(), "pt".to_owned())]);
@@ -96,6 +112,7 @@ pub(crate) fn write_tensors(path: &Path, tensors: Vec<(String, Stored<'_>)>) -> 
         })
         .and_then(|()| {
             let publish = || {
+                open_to_readers(&temporary)?;
                 std::fs::File::open(&temporary)?.sync_all().and_then(|()| std::fs::rename(&temporary, path))
             };
             publish().map_err(ModelError::io(path, "writing"))

@@ -335,3 +335,20 @@ fn damaged_bytes_never_panic() {
     }
     assert!(refused > 150, "{refused} of 360 damaged folders were refused");
 }
+
+/// The library that writes safetensors makes them readable for their owner alone.
+#[cfg(unix)]
+#[test]
+fn weights_may_be_read_by_whoever_may_read_the_configuration() {
+    use std::os::unix::fs::PermissionsExt;
+    let model = load_golden("models/llama", pt_engine::Dtype::F32);
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("model");
+    pt_models::save(&model, &out, &pt_models::SaveOptions::default(), |_| Ok(())).unwrap();
+    let mode = |name: &str| std::fs::metadata(out.join(name)).unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode("model.safetensors"), mode("config.json"));
+    assert_eq!(
+        std::fs::read_dir(&out).unwrap().filter(|e| e.as_ref().unwrap().path().ends_with("partial")).count(),
+        0
+    );
+}

@@ -4,13 +4,15 @@ use std::path::Path;
 use std::sync::Arc;
 
 use pt_data::layout::LAYOUTS;
+use pt_engine::Dtype;
+use pt_models::ModelConfig;
 use pt_objectives::OBJECTIVES;
-use pt_optim::OPTIMISERS;
-use pt_recipe::{Catalogue, Component, Facts, MemoryPart, Plan, Recipe, StageFacts, StageSection};
+use pt_optim::{Groups, OPTIMISERS};
+use pt_recipe::{Catalogue, Component, Facts, MemoryPart, Method, Plan, Recipe, StageFacts, StageSection};
 use pt_text::Tokenizer;
 
 use crate::error::{PipelineError, Result};
-use crate::model::{load_base, load_tokenizer, model_config, model_files};
+use crate::model::{engine_dtype, load_base, load_tokenizer, model_config, model_files};
 use crate::probe::{Estimate, probe};
 use crate::source::{Surroundings, read_source};
 use crate::stage::{
@@ -70,6 +72,7 @@ pub fn prepare(recipe: Recipe, surroundings: &Surroundings) -> Result<Prepared> 
     }
     let config = model_config(&recipe, &tokenizer, surroundings)?;
     stages.iter().try_for_each(|data| data.check_vocabulary(&tokenizer, config.vocab_size))?;
+    check_least(&recipe, &config, surroundings)?;
     let mut facts = Facts {
         parameters: config.n_params() as u64,
         vocab_size: tokenizer.vocab_size() as u64,
@@ -116,23 +119,55 @@ fn with_tasks(recipe: &Recipe, mut plan: Plan) -> Result<Plan> {
     Ok(plan)
 }
 
-/// Refuses a plan that does not fit into `available_bytes`.
+/// Refuses a model that cannot fit whatever its batches, by arithmetic, before a byte of it is allocated: weights, and
+/// where they all train, gradients and the optimiser's state.
+fn check_least(recipe: &Recipe, config: &ModelConfig, surroundings: &Surroundings) -> Result<()> {
+    let Some(available) = surroundings.memory_bytes else { return Ok(()) };
+    let dtype = engine_dtype(recipe.model.dtype);
+    for stage in &recipe.stage {
+        let is_full = stage.train.method == Method::Full;
+        let optimiser =
+            pt_optim::build(&stage.optimizer.r#type, &stage.optimizer.params.to_toml(), recipe.seed)?;
+        let mut needed = 0u64;
+        for spec in config.param_specs() {
+            let n = spec.n_elements() as u64;
+            let quantised = stage.train.method == Method::Qlora && spec.role == pt_models::Role::Linear;
+            // Half a byte and its scale, at the least.
+            needed =
+                needed.saturating_add(if quantised { n / 2 } else { n.saturating_mul(dtype.bytes() as u64) });
+            if is_full {
+                let role = if spec.shape.len() < 2 { pt_optim::Role::Vector } else { pt_optim::Role::Hidden };
+                let spec = Groups::default().spec(spec.name.as_str(), &spec.shape, role);
+                let state = optimiser.state_bytes(&spec, dtype == Dtype::Bf16) as u64;
+                needed = needed.saturating_add(n.saturating_mul(4)).saturating_add(state);
+            }
+        }
+        let name = stage.name.as_deref().unwrap_or(&stage.r#type);
+        refuse_beyond(name, needed, available)?;
+    }
+    Ok(())
+}
+
+/// Refuses a plan that does not fit into `available_bytes`, by its measured estimate.
 ///
 /// # Errors
 /// [`PipelineError::DoesNotFit`] names the first stage that does not.
 pub fn check_fits(plan: &Plan, available_bytes: u64) -> Result<()> {
+    plan.stages.iter().try_for_each(|stage| {
+        refuse_beyond(&stage.name, stage.memory.iter().map(|part| part.bytes).sum(), available_bytes)
+    })
+}
+
+fn refuse_beyond(stage: &str, needed: u64, available: u64) -> Result<()> {
     const GIB: f64 = (1u64 << 30) as f64;
-    for stage in &plan.stages {
-        let needed: u64 = stage.memory.iter().map(|part| part.bytes).sum();
-        if needed > available_bytes {
-            return Err(PipelineError::DoesNotFit {
-                stage: stage.name.clone(),
-                needed_gib: needed as f64 / GIB,
-                available_gib: available_bytes as f64 / GIB,
-            });
-        }
+    if needed <= available {
+        return Ok(());
     }
-    Ok(())
+    Err(PipelineError::DoesNotFit {
+        stage: stage.to_owned(),
+        needed_gib: needed as f64 / GIB,
+        available_gib: available as f64 / GIB,
+    })
 }
 
 /// The texts of all stages, for training a tokenizer.

@@ -17,6 +17,8 @@ pub struct Surroundings {
     pub hf_home: Option<PathBuf>,
     /// Where tokenised data is kept between runs; `None` keeps none.
     pub cache_dir: Option<PathBuf>,
+    /// Memory that a run may take, in bytes; `None` where it is not known.
+    pub memory_bytes: Option<u64>,
 }
 
 /// A source's rows in normal form.

@@ -14,7 +14,7 @@ pub use crate::example::{example, masker, template_messages};
 use crate::source::{SourceRows, Surroundings};
 
 /// Bumped when the same rows would be tokenised or masked differently.
-const TOKENISE_VERSION: &str = "2";
+const TOKENISE_VERSION: &str = "3";
 
 /// What decides how records become tokens.
 pub struct TokeniseOptions<'a> {
@@ -156,7 +156,8 @@ fn counts_path(dir: &Path, key: &CacheKey) -> PathBuf {
 
 fn cache_key(source: &SourceRows, options: &TokeniseOptions<'_>) -> CacheKey {
     let policy = serde_json::to_string(&policy(options)).expect("a policy is JSON");
-    let truncation = format!("{:?}", options.truncation);
+    // The policy has a length only where rows are cut; where longer rows are dropped or refused it counts as well.
+    let truncation = format!("{:?} at {:?}", options.truncation, options.max_length);
     let template = options.template.map_or("", ChatTemplate::source);
     let tokenizer = options.tokenizer.content_hash();
     CacheKey::new([TOKENISE_VERSION, &source.identity, tokenizer, template, &policy, &truncation])

@@ -8,7 +8,7 @@ use pt_recipe::{PlannedStage, Recipe};
 use pt_run::{Difference, compare_runs};
 use pt_train::{EvalStats, StepStats, Watcher};
 
-use crate::error::Result;
+use crate::error::{PipelineError, Result};
 use crate::prepare::prepare;
 use crate::report::StageReport;
 use crate::run::{RunOptions, RunOutcome, Watch, run};
@@ -42,8 +42,13 @@ pub fn verify_resume(
     progress("running without a stop");
     let prepared = prepare(recipe.clone(), surroundings)?;
     let steps = prepared.plan.stages[0].steps;
-    let stopped_at =
-        if stop_after == 0 { (steps / 2).max(1) } else { stop_after.min(steps.saturating_sub(1).max(1)) };
+    if steps < 2 {
+        return Err(PipelineError::Unsupported {
+            what: format!("the first stage has {steps} step, so it cannot be stopped in the middle"),
+            advice: "give it at least 2".to_owned(),
+        });
+    }
+    let stopped_at = if stop_after == 0 { steps / 2 } else { stop_after.min(steps - 1) };
     run(prepared, &whole, surroundings, &mut Quiet, &never)?;
 
     let mut resumed = RunOptions { out: dir.join("resumed"), resume: false };
@@ -51,11 +56,13 @@ pub fn verify_resume(
     let stop = AtomicBool::new(false);
     let mut stopper = StopAfter { step: stopped_at, stop: &stop };
     let outcome = run(prepare(recipe.clone(), surroundings)?, &resumed, surroundings, &mut stopper, &stop)?;
-    if matches!(outcome, RunOutcome::Interrupted { .. }) {
-        progress("resuming");
-        resumed.resume = true;
-        run(prepare(recipe.clone(), surroundings)?, &resumed, surroundings, &mut Quiet, &never)?;
-    }
+    assert!(
+        matches!(outcome, RunOutcome::Interrupted { .. }),
+        "the run was asked to stop before its last step"
+    );
+    progress("resuming");
+    resumed.resume = true;
+    run(prepare(recipe.clone(), surroundings)?, &resumed, surroundings, &mut Quiet, &never)?;
     progress("comparing every byte");
     // The stopped run saved a checkpoint where the other one had no reason to.
     let only_there = |difference: &Difference| !matches!(difference, Difference::CheckpointOnlyIn { .. });

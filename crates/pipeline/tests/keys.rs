@@ -184,7 +184,8 @@ fn parse(text: &str, sets: &[String]) -> Result<Recipe, String> {
 
 /// The plan of a recipe without its estimates, which no two measurements share; and its hash.
 fn plan(recipe: Recipe, dir: &Path) -> Result<(Value, String), String> {
-    let around = pt_pipeline::Surroundings { hf_home: Some(dir.join("hf")), cache_dir: None };
+    let around =
+        pt_pipeline::Surroundings { hf_home: Some(dir.join("hf")), cache_dir: None, memory_bytes: None };
     let mut plan = pt_pipeline::prepare(recipe, &around).map_err(|error| error.to_string())?.plan;
     let hash = plan.hash();
     for stage in &mut plan.stages {

@@ -176,7 +176,7 @@ fn a_cache_that_vanishes_is_an_error_and_not_a_crash() {
     use pt_pipeline::{RunOptions, Surroundings, prepare, run};
     let dir = tempdir();
     let cache = dir.path().join("cache");
-    let around = Surroundings { hf_home: None, cache_dir: Some(cache.clone()) };
+    let around = Surroundings { hf_home: None, cache_dir: Some(cache.clone()), memory_bytes: None };
     let text = format!("{}{}", on_base(), without_tasks(SFT));
     let many = "stage.sft.data.train=[\"generated:sum?level=3&n=2000\"]";
     let prepare = || prepare(recipe(&text, &[many]), &around).unwrap();
@@ -210,7 +210,7 @@ fn a_cache_that_vanishes_is_an_error_and_not_a_crash() {
     // One that cannot be written is no reason not to run.
     let file = dir.path().join("file");
     std::fs::write(&file, "").unwrap();
-    let unwritable = Surroundings { hf_home: None, cache_dir: Some(file.join("cache")) };
+    let unwritable = Surroundings { hf_home: None, cache_dir: Some(file.join("cache")), memory_bytes: None };
     let anew = pt_pipeline::prepare(recipe(&text, &[many]), &unwritable).unwrap();
     assert!(
         anew.stages[0].notes.iter().any(|note| note.contains("could not be kept")),

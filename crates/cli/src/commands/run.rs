@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use pt_pipeline::{RunOptions, RunOutcome, StageReport, matrix_peak, model};
 use pt_recipe::Plan;
 
@@ -46,11 +46,12 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<()> {
+    if let Some(out) = &args.out {
+        check_folder(out, args.resume)?;
+    }
     let prepared = prepared(&args.recipe, &args.sets, context)?;
     note(&prepared.plan.to_table());
-    if !args.resume {
-        check_memory(&prepared)?;
-    }
+    check_memory(&prepared)?;
     let out = match &args.out {
         Some(out) => out.clone(),
         None => default_run_folder(&prepared.plan.name),
@@ -62,10 +63,10 @@ pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<()> {
     let mut view = TrainingView::new(context.errors, peak, args.profile);
     let surroundings = context.environment.surroundings();
     let outcome = pt_pipeline::run(prepared, &options, &surroundings, &mut view, &stop)
-        .with_context(|| format!("the run in {} stopped; what it saved is kept", out.display()))?;
+        .with_context(|| format!("in the run {}", out.display()))?;
     match outcome {
         RunOutcome::Finished(reports) => {
-            note(&planned_against_actual(&plan, &view, context.errors));
+            planned_against_actual(&plan, &view, context.errors).iter().for_each(|line| note(line));
             finish(&out, &reports, plan.model.base.as_deref())
         }
         RunOutcome::Interrupted { stage, step } => {
@@ -74,6 +75,19 @@ pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<()> {
             Ok(())
         }
     }
+}
+
+/// Before anything is read: a folder that is taken, or nothing to go on with.
+fn check_folder(out: &Path, resume: bool) -> anyhow::Result<()> {
+    match (out.join("plan.json").exists(), resume) {
+        (true, false) => bail!(
+            "{} holds a run already; continue it with --resume, or choose another folder with --out",
+            out.display()
+        ),
+        (false, true) => note(&format!("nothing to go on with in {}: starting the run there", out.display())),
+        _ => {}
+    }
+    Ok(())
 }
 
 /// Asks the run to stop between steps; a second signal ends the program.
@@ -92,11 +106,10 @@ fn stop_on_interrupt() -> anyhow::Result<Arc<AtomicBool>> {
     Ok(stop)
 }
 
-/// Memory and time as planned and as they were.
-fn planned_against_actual(plan: &Plan, view: &TrainingView, style: Style) -> String {
+/// Memory and time as planned and as they were, for the stages that were trained now.
+fn planned_against_actual(plan: &Plan, view: &TrainingView, style: Style) -> Vec<String> {
     const MIB: f64 = (1u64 << 20) as f64;
-    let mut lines =
-        vec![style.dim("planned against actual: training time, memory in buffers and optimizer state")];
+    let mut lines = Vec::new();
     for stage in &plan.stages {
         let Some(actual) = view.measured().iter().find(|time| time.name == stage.name && time.steps > 0)
         else {
@@ -114,7 +127,13 @@ fn planned_against_actual(plan: &Plan, view: &TrainingView, style: Style) -> Str
             (actual.peak_bytes as f64 + state as f64) / MIB,
         )));
     }
-    lines.join("\n")
+    if !lines.is_empty() {
+        lines.insert(
+            0,
+            style.dim("planned against actual: training time, memory in buffers and optimizer state"),
+        );
+    }
+    lines
 }
 
 /// Says where the result is and what can be done with it.

@@ -58,7 +58,7 @@ pub fn tempdir() -> TempDir {
 
 /// No hub cache and no data cache.
 pub fn nothing_around() -> Surroundings {
-    Surroundings { hf_home: None, cache_dir: None }
+    Surroundings { hf_home: None, cache_dir: None, memory_bytes: None }
 }
 
 /// A recipe from text, changed by `--set` arguments.
