@@ -107,23 +107,41 @@ pub fn for_each_tile(m: usize, n: usize, parts: &[Part<'_>], precision: Precisio
     let row_panels = m.div_ceil(micro.mr);
     let k_total: usize = parts.iter().map(|part| part.a.k()).sum();
     let threads = rayon::current_num_threads();
+    let group = group_of(panels, threads, operand::panel_words(micro.nr, k_total, precision));
+    let groups = panels.div_ceil(group);
+    let group_panels = |g: usize| g * group..((g + 1) * group).min(panels);
     if threads == 1 || m * n * k_total <= SERIAL_WORK {
-        (0..panels).for_each(|panel| run_panel(panel, 0..row_panels, m, n, parts, micro, sink));
+        (0..groups).for_each(|g| run_panels(group_panels(g), 0..row_panels, m, n, parts, micro, sink));
         return;
     }
     let row_chunks = (threads * TASKS_PER_THREAD).div_ceil(panels).clamp(1, row_panels);
     let chunk = row_panels.div_ceil(row_chunks);
-    (0..panels * row_chunks).into_par_iter().with_max_len(1).for_each(|task| {
-        let (panel, first) = (task / row_chunks, (task % row_chunks) * chunk);
+    (0..groups * row_chunks).into_par_iter().with_max_len(1).for_each(|task| {
+        let (g, first) = (task / row_chunks, (task % row_chunks) * chunk);
         if first < row_panels {
-            run_panel(panel, first..(first + chunk).min(row_panels), m, n, parts, micro, sink);
+            run_panels(group_panels(g), first..(first + chunk).min(row_panels), m, n, parts, micro, sink);
         }
     });
 }
 
-/// All tiles of one panel of `nr` columns, for a range of row panels.
-fn run_panel(
-    panel: usize,
+/// Bytes of `B` that stay in a core's second-level cache while panels of `A` come by.
+const GROUP_BYTES: usize = 384 << 10;
+/// The most panels of `B` that share a visit of a panel of `A`.
+const GROUP_MAX: usize = 4;
+
+/// Panels of `B` a task holds at once: as many as fit the cache and still leave the threads equal shares.
+fn group_of(panels: usize, threads: usize, panel_words: usize) -> usize {
+    let fits = (GROUP_BYTES / (4 * panel_words).max(1)).clamp(1, GROUP_MAX);
+    let even = |group: &usize| {
+        let groups = panels.div_ceil(*group);
+        groups >= 8 * threads || (groups >= 2 * threads && groups.is_multiple_of(threads))
+    };
+    (1..=fits).rev().find(even).unwrap_or(1)
+}
+
+/// All tiles of some panels of `nr` columns, for a range of row panels.
+fn run_panels(
+    panels: std::ops::Range<usize>,
     rows: std::ops::Range<usize>,
     m: usize,
     n: usize,
@@ -131,38 +149,43 @@ fn run_panel(
     micro: Micro,
     sink: &impl TileSink,
 ) {
-    let col0 = panel * micro.nr;
-    let cols = micro.nr.min(n - col0);
-    let scratch: Vec<Option<Buffer<u32>>> = parts
-        .iter()
-        .map(|part| match part.b {
+    let cols = |panel: usize| micro.nr.min(n - panel * micro.nr);
+    let scratch: Vec<Option<Buffer<u32>>> = panels
+        .clone()
+        .flat_map(|panel| parts.iter().map(move |part| (panel, part)))
+        .map(|(panel, part)| match part.b {
             Right::Operand(operand) => {
-                let mut words = Buffer::dirty(operand::panel_words(micro.nr, part.a.k(), micro.precision));
-                operand::pack_panel(&operand, col0, cols, part.a.k(), micro.nr, micro.precision, &mut words);
+                let (k, precision) = (part.a.k(), micro.precision);
+                let mut words = Buffer::dirty(operand::panel_words(micro.nr, k, precision));
+                let (first, n) = (panel * micro.nr, cols(panel));
+                operand::pack_panel(&operand, first, n, k, micro.nr, precision, &mut words);
                 Some(words)
             }
             Right::Packed(_) => None,
         })
         .collect();
-    let b_panels: Vec<&[u32]> = parts
-        .iter()
-        .zip(&scratch)
-        .map(|(part, words)| match (part.b, words) {
-            (Right::Packed(packed), _) => packed.panel(panel),
-            (_, Some(words)) => words,
-            (Right::Operand(_), None) => unreachable!("operands were packed above"),
-        })
-        .collect();
+    let words = |panel: usize, index: usize| match (
+        parts[index].b,
+        &scratch[(panel - panels.start) * parts.len() + index],
+    ) {
+        (Right::Packed(packed), _) => packed.panel(panel),
+        (_, Some(words)) => words,
+        (Right::Operand(_), None) => unreachable!("operands were packed above"),
+    };
     let mut tile = [0.0f32; TILE_MAX];
     for row_panel in rows {
         let row0 = row_panel * micro.mr;
         let n_rows = micro.mr.min(m - row0);
         let tile = &mut tile[..n_rows * micro.nr];
-        let mut fresh = !sink.start(row0, n_rows, col0, cols, micro.nr, tile);
-        for (part, b) in parts.iter().zip(&b_panels) {
-            micro.run_part(n_rows, cols, part.a.k(), part.a.panel(row_panel), b, tile, fresh);
-            fresh = false;
+        for panel in panels.clone() {
+            let (col0, cols) = (panel * micro.nr, cols(panel));
+            let mut fresh = !sink.start(row0, n_rows, col0, cols, micro.nr, tile);
+            for (index, part) in parts.iter().enumerate() {
+                let b = words(panel, index);
+                micro.run_part(n_rows, cols, part.a.k(), part.a.panel(row_panel), b, tile, fresh);
+                fresh = false;
+            }
+            sink.finish(row0, n_rows, col0, cols, micro.nr, tile);
         }
-        sink.finish(row0, n_rows, col0, cols, micro.nr, tile);
     }
 }
