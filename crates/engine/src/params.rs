@@ -224,10 +224,18 @@ impl Params {
 /// Gradients of trainable parameters, `f32`, accumulated over micro-batches.
 #[derive(Debug, Default)]
 pub struct Grads {
-    slots: Vec<Option<Buffer<f32>>>,
+    slots: Vec<Option<Slot>>,
     /// Gradients of looked-up rows, kept apart from the slot until [`Grads::settle`]: a tied embedding's slot gathers the
     /// output layer's gradient, and each of the two must be one chain over the whole step.
     looked_up: BTreeMap<ParamId, LookedUp>,
+}
+
+/// One parameter's gradient.
+#[derive(Debug)]
+struct Slot {
+    values: Buffer<f32>,
+    /// The values are of an earlier step and count as zeros.
+    is_stale: bool,
 }
 
 /// Summed gradients of the rows of a matrix that were looked up.
@@ -247,16 +255,30 @@ impl Grads {
 
     /// The accumulated gradient, if any backward pass reached the parameter.
     pub fn get(&self, id: ParamId) -> Option<&[f32]> {
-        self.slots.get(id.index()).and_then(|slot| slot.as_deref())
+        let slot = self.slots.get(id.index())?.as_ref()?;
+        (!slot.is_stale).then_some(&*slot.values)
     }
 
     /// The gradient to add to; zeros at first.
     pub(crate) fn slot(&mut self, params: &Params, id: ParamId) -> &mut [f32] {
+        let (values, holds) = self.product_slot(params, id);
+        if !holds {
+            values.fill(0.0);
+        }
+        values
+    }
+
+    /// The gradient, and whether it holds anything to add to. If not, the caller writes **all** of it: a product that
+    /// starts at zero need not read zeros.
+    pub(crate) fn product_slot(&mut self, params: &Params, id: ParamId) -> (&mut [f32], bool) {
         debug_assert!(params.trains(id), "{} does not train", params.get(id).name);
         if self.slots.len() < params.len() {
             self.slots.resize_with(params.len(), || None);
         }
-        self.slots[id.index()].get_or_insert_with(|| Buffer::zeroed(params.get(id).len()))
+        let new = || Slot { values: Buffer::dirty(params.get(id).len()), is_stale: true };
+        let slot = self.slots[id.index()].get_or_insert_with(new);
+        let holds = !std::mem::replace(&mut slot.is_stale, false);
+        (&mut slot.values, holds)
     }
 
     /// The sums of looked-up rows to add to.
@@ -281,7 +303,7 @@ impl Grads {
     pub fn clear(&mut self) {
         self.looked_up.clear();
         for slot in self.slots.iter_mut().flatten() {
-            slot.fill(0.0);
+            slot.is_stale = true;
         }
     }
 }

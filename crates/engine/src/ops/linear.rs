@@ -141,8 +141,9 @@ impl LinearOp {
         let by_column = (train_weight || train_b).then(|| pack_left(&d_columns, n, n_tokens, precision));
         let mut accumulate = |left: &Packed, id: ParamId, right: &Tensor, rows: usize| {
             let part = Part { a: left, b: Right::Operand(Operand::k_outer(right.values(), right.cols())) };
-            let out = Output::F32(ctx.grads.slot(params, id), right.cols());
-            let epilogue = Epilogue { accumulate: true, ..Default::default() };
+            let (sums, accumulate) = ctx.grads.product_slot(params, id);
+            let out = Output::F32(sums, right.cols());
+            let epilogue = Epilogue { accumulate, ..Default::default() };
             gemm(rows, right.cols(), &[part], out, epilogue, precision);
         };
         if let (true, Some(left)) = (train_weight, &by_column) {

@@ -235,10 +235,9 @@ impl LinearLogprob {
         let len = self.selected.rows() * self.selected.cols();
         let mut hidden = Buffer::<f32>::zeroed(if self.hidden_needs_grad { len } else { 0 });
         let trains = ctx.params.trains(self.head);
-        let into = Gradients {
-            hidden: &mut hidden,
-            head: if trains { ctx.grads.slot(ctx.params, self.head) } else { &mut [] },
-        };
+        let (head, accumulate) =
+            if trains { ctx.grads.product_slot(ctx.params, self.head) } else { (&mut [][..], false) };
+        let into = Gradients { hidden: &mut hidden, head, accumulate };
         let upstream = Upstream {
             d_out,
             entropy: &self.entropy,
@@ -375,10 +374,9 @@ impl Tape<'_> {
         let selected = select_rows(hidden.value(), rows);
         let needs_grad = hidden.needs_grad();
         let mut d_selected = Buffer::<f32>::zeroed(if needs_grad { rows.len() * selected.cols() } else { 0 });
-        let into = Gradients {
-            hidden: &mut d_selected,
-            head: if param.trainable { grads.slot(self.params, head) } else { &mut [] },
-        };
+        let (sums, accumulate) =
+            if param.trainable { grads.product_slot(self.params, head) } else { (&mut [][..], false) };
+        let into = Gradients { hidden: &mut d_selected, head: sums, accumulate };
         let scoring = Head { param, options, dtype: self.mode.dtype };
         let scored = scoring.step(&selected, targets, d_logp, into);
         let seed = needs_grad.then(|| {

@@ -74,6 +74,26 @@ pub(super) struct Gradients<'a> {
     pub(super) hidden: &'a mut [f32],
     /// `[vocabulary, width]`.
     pub(super) head: &'a mut [f32],
+    /// Whether the head's gradient holds anything to add to; if not, all of it is written.
+    pub(super) accumulate: bool,
+}
+
+impl Gradients<'_> {
+    /// Without rows nothing is written: the head's gradient is zeros then.
+    fn start(&mut self, n_rows: usize) {
+        if n_rows == 0 && !self.accumulate {
+            self.head.fill(0.0);
+        }
+    }
+
+    /// The part that a block of rows adds to.
+    fn block(&mut self, rows: &Range<usize>, width: usize) -> Gradients<'_> {
+        let hidden = match self.hidden.is_empty() {
+            true => &mut [],
+            false => &mut self.hidden[rows.start * width..rows.end * width],
+        };
+        Gradients { hidden, head: self.head, accumulate: self.accumulate || rows.start > 0 }
+    }
 }
 
 impl<'a> Head<'a> {
@@ -126,7 +146,7 @@ impl<'a> Head<'a> {
         gemm(n_rows, self.width(), &[part], Output::F32(sums, self.width()), epilogue, self.precision());
     }
 
-    /// `sums[cols] += d^T hidden`.
+    /// `d^T hidden`, added to some rows of the head's gradient.
     fn add_to_head<E: Storage>(
         &self,
         d: &[E],
@@ -134,14 +154,14 @@ impl<'a> Head<'a> {
         hidden: &Tensor,
         rows: &Range<usize>,
         cols: &Range<usize>,
-        sums: &mut [f32],
+        into: &mut Gradients<'_>,
     ) {
         let width = self.width();
         let left = pack_left(&Operand::k_outer(E::values(d), ld), cols.len(), rows.len(), self.precision());
         let hidden = skip(hidden.values(), rows.start * width);
         let part = Part { a: &left, b: Right::Operand(Operand::k_outer(hidden, width)) };
-        let out = Output::F32(&mut sums[cols.start * width..cols.end * width], width);
-        let epilogue = Epilogue { accumulate: true, ..Default::default() };
+        let out = Output::F32(&mut into.head[cols.start * width..cols.end * width], width);
+        let epilogue = Epilogue { accumulate: into.accumulate, ..Default::default() };
         gemm(cols.len(), width, &[part], out, epilogue, self.precision());
     }
 
@@ -248,19 +268,13 @@ impl<'a> Head<'a> {
         hidden: &Tensor,
         targets: &[u32],
         upstream: &Upstream<'_>,
-        into: Gradients<'_>,
+        mut into: Gradients<'_>,
     ) {
         let (n, width) = (targets.len(), self.width());
+        into.start(n);
         for first in (0..n).step_by(BLOCK_ROWS) {
             let rows = first..(first + BLOCK_ROWS).min(n);
-            let into = Gradients {
-                hidden: if into.hidden.is_empty() {
-                    &mut []
-                } else {
-                    &mut into.hidden[rows.start * width..rows.end * width]
-                },
-                head: &mut *into.head,
-            };
+            let into = into.block(&rows, width);
             match self.dtype {
                 Dtype::F32 => self.block_gradients::<f32>(hidden, rows, targets, upstream, into),
                 Dtype::Bf16 => self.block_gradients::<half::bf16>(hidden, rows, targets, upstream, into),
@@ -274,7 +288,7 @@ impl<'a> Head<'a> {
         rows: Range<usize>,
         targets: &[u32],
         upstream: &Upstream<'_>,
-        into: Gradients<'_>,
+        mut into: Gradients<'_>,
     ) {
         let n_rows = rows.len();
         let left = self.pack(hidden, &rows);
@@ -294,7 +308,7 @@ impl<'a> Head<'a> {
                 self.add_to_hidden(d_logits, n_cols, n_rows, &cols, into.hidden);
             }
             if !into.head.is_empty() {
-                self.add_to_head(d_logits, n_cols, hidden, &rows, &cols, into.head);
+                self.add_to_head(d_logits, n_cols, hidden, &rows, &cols, &mut into);
             }
         }
     }
@@ -332,9 +346,10 @@ impl<'a> Head<'a> {
         hidden: &Tensor,
         targets: &[u32],
         d_logp: &[f32],
-        into: Gradients<'_>,
+        mut into: Gradients<'_>,
     ) -> Scored {
         let (n, width) = (targets.len(), self.width());
+        into.start(n);
         let most = STEP_BYTES / (self.vocabulary() * self.dtype.bytes());
         let blocks = n.div_ceil(most.max(1)).max(1);
         // Blocks of even size pair the same rows in bf16 products, however many blocks there are.
@@ -344,14 +359,7 @@ impl<'a> Head<'a> {
         for first in (0..n).step_by(block) {
             let rows = first..(first + block).min(n);
             let (stats, logits) = (&mut stats[rows.clone()], &mut target_logits[rows.clone()]);
-            let into = Gradients {
-                hidden: if into.hidden.is_empty() {
-                    &mut []
-                } else {
-                    &mut into.hidden[rows.start * width..rows.end * width]
-                },
-                head: &mut *into.head,
-            };
+            let into = into.block(&rows, width);
             match self.dtype {
                 Dtype::F32 => self.step_block::<f32>(hidden, rows, targets, d_logp, stats, logits, into),
                 Dtype::Bf16 => {
@@ -371,7 +379,7 @@ impl<'a> Head<'a> {
         d_logp: &[f32],
         stats: &mut [RowStats],
         target_logits: &mut [f32],
-        into: Gradients<'_>,
+        mut into: Gradients<'_>,
     ) {
         let (n_rows, vocabulary) = (rows.len(), self.vocabulary());
         let left = self.pack(hidden, &rows);
@@ -414,7 +422,7 @@ impl<'a> Head<'a> {
                 self.add_to_hidden(d, vocabulary, n_rows, &cols, into.hidden);
             }
             if !into.head.is_empty() {
-                self.add_to_head(d, vocabulary, hidden, &rows, &cols, into.head);
+                self.add_to_head(d, vocabulary, hidden, &rows, &cols, &mut into);
             }
         }
     }
