@@ -76,7 +76,10 @@ fn layout_of(class_bytes: usize) -> Layout {
 impl<T: Plain> Buffer<T> {
     /// `len` elements of unspecified (but initialised) content, for outputs that are written whole.
     pub fn dirty(len: usize) -> Self {
-        let class_bytes = class_of(len * size_of::<T>());
+        // Checked by hand: this crate is compiled without overflow checks, and a wrapped size would be a short buffer.
+        let bytes = len.checked_mul(size_of::<T>()).filter(|&bytes| bytes <= isize::MAX as usize / 2);
+        let class_bytes =
+            class_of(bytes.unwrap_or_else(|| panic!("a buffer of {len} elements has no address space")));
         let recycled = {
             let mut pool = pool().lock().expect("the pool's lock is never poisoned: no code in it panics");
             let found = pool.idle.get_mut(&class_bytes).and_then(Vec::pop);
@@ -97,10 +100,9 @@ impl<T: Plain> Buffer<T> {
 
     /// `len` elements, all zero bits.
     pub fn zeroed(len: usize) -> Self {
-        let mut buffer = Self::dirty(len);
+        let buffer = Self::dirty(len);
         // SAFETY: the buffer holds `len` elements and zero bits are a value of a Plain type.
         unsafe { std::ptr::write_bytes(buffer.memory.as_ptr(), 0, len) };
-        let _ = &mut buffer;
         buffer
     }
 
@@ -211,6 +213,12 @@ mod tests {
             assert_eq!(buffer.as_ptr() as usize % ALIGN, 0);
             assert!(buffer.iter().all(|v| *v == 0.0) && buffer.len() == len);
         }
+    }
+
+    #[test]
+    #[should_panic(expected = "no address space")]
+    fn a_length_that_would_wrap_is_refused() {
+        let _ = Buffer::<f32>::dirty(1 << 62);
     }
 
     #[test]

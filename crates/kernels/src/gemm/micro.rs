@@ -26,17 +26,18 @@ pub enum Format {
     Pair,
 }
 
-/// A micro-kernel: its tile, its packed format, and the code.
+/// A micro-kernel: its tile, its packed format, and the code. Only [`Micro::of`] makes one, so that the sizes its code
+/// relies on are those it is called with.
 #[derive(Clone, Copy, Debug)]
 pub struct Micro {
     /// Rows of a tile.
-    pub mr: usize,
+    pub(crate) mr: usize,
     /// Columns of a tile.
-    pub nr: usize,
+    pub(crate) nr: usize,
     /// Packed layout of both operands.
-    pub format: Format,
+    pub(crate) format: Format,
     /// The precision this was chosen for.
-    pub precision: Precision,
+    pub(crate) precision: Precision,
     isa: Isa,
 }
 

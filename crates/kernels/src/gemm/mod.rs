@@ -32,14 +32,14 @@ pub const TILE_MAX: usize = 14 * 32;
 pub enum Right<'a> {
     /// Packed while multiplying.
     Operand(Operand<'a>),
-    /// Packed before, with width [`Micro::nr`].
+    /// Packed before, a micro-kernel's columns wide.
     Packed(&'a Packed),
 }
 
 /// One product `A B` of a sum.
 #[derive(Clone, Copy)]
 pub struct Part<'a> {
-    /// `[m, k]`, packed with width [`Micro::mr`].
+    /// `[m, k]`, packed a micro-kernel's rows wide.
     pub a: &'a Packed,
     /// `[k, n]`.
     pub b: Right<'a>,
