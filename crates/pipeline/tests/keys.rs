@@ -1,5 +1,6 @@
 //! Every documented key changes the plan, and with it what `Plan::hash` identifies, or has the effect it promises on the
-//! run folder. A key that is read and then forgotten fails here.
+//! run folder. A key that is read and never reaches the plan fails here; what the run makes of the plan is tested in
+//! end_to_end.rs and, for the keys of recording, below.
 
 mod common;
 
