@@ -1,0 +1,16 @@
+//! Verifiers: what a model's reply is worth, and why.
+//!
+//! A verifier sees one [`Question`] (the prompt, the reply, the row it came from) and gives a [`Verdict`]: a score, a
+//! reason, parts. It sees no model, no recipe and no training loop. A gold answer that cannot be understood is a
+//! *skip*: it is counted and shown, and never a zero, because a zero would teach the model that a right reply is wrong.
+//!
+//! **Adding a verifier**: one file `name.rs` with its documentation, options and code, one file `name.md` beside it with
+//! replies it must accept and reject, and one line in [`VERIFIERS`]. The tests run over the catalogue and its Markdown.
+
+mod catalogue;
+mod exact;
+mod examples;
+mod verdict;
+
+pub use catalogue::{VERIFIERS, VerifierInfo, build};
+pub use verdict::{Part, Question, Verdict, Verifier};
