@@ -1,6 +1,69 @@
 //! The arrays objectives read, and what they give back.
 
+use std::ops::Range;
+
 use crate::ObjectiveError;
+
+/// What a completion is to its objective.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum CompletionKind {
+    /// One of a group of samples, or a sequence of its own.
+    #[default]
+    Sample,
+    /// The preferred reply of a pair.
+    Chosen,
+    /// The other reply of a pair.
+    Rejected,
+    /// The gold reply of a triple (TPO).
+    Gold,
+    /// A reply labelled good (KTO, BCO).
+    Desirable,
+    /// A reply labelled bad (KTO, BCO).
+    Undesirable,
+    /// A reply to another prompt: it estimates a KL divergence and never trains (KTO).
+    Mismatched,
+}
+
+/// A reply: a range of the predicted tokens, and what is known of it as a whole.
+///
+/// Completions of a group (a pair, or the samples of a prompt) are always in one micro-batch, one after the other; a pair is
+/// chosen, then rejected (after the gold reply, if there is one).
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Completion {
+    /// Its trained tokens, as a range of the batch's arrays; empty if none trains.
+    pub tokens: Range<usize>,
+    /// Its scored rows, as a range of [`Scores`]; empty without a score head.
+    pub scores: Range<usize>,
+    /// Which group it belongs to; unique within the step.
+    pub group: usize,
+    /// Its index among the completions of the step.
+    pub index: usize,
+    /// What it is.
+    pub kind: CompletionKind,
+    /// By how much the chosen reply should win (reward models); the same on both sides of a pair.
+    pub margin: f32,
+    /// Soft label: how likely the chosen reply is the better one; 1 for a plain pair.
+    pub label: f32,
+    /// How much the group, pair or reply counts; 1 by default.
+    pub weight: f32,
+    /// Whether it was cut at the token limit.
+    pub is_truncated: bool,
+}
+
+/// Outputs of a score head (reward, value, step labels) over S scored rows.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Scores<'a> {
+    /// Outputs per row: 1 for rewards and values, the number of classes or objectives otherwise.
+    pub n_outputs: usize,
+    /// `[S, n_outputs]`: what the head says.
+    pub values: &'a [f32],
+    /// `[S]`: what it should say: a step's label, a return; not read by pairwise losses.
+    pub targets: &'a [f32],
+    /// `[S]`: loss weights; at least 0.
+    pub weights: &'a [f32],
+    /// `[S]`: what the head said when the step's samples were drawn (value clipping).
+    pub old_values: Option<&'a [f32]>,
+}
 
 /// One micro-batch: arrays over its T predicted tokens, in one order.
 #[derive(Clone, Copy, Debug, Default)]
@@ -15,6 +78,20 @@ pub struct TokenBatch<'a> {
     pub mean_logp: Option<&'a [f32]>,
     /// `[T]`: whether the most likely token was the right one.
     pub correct: Option<&'a [bool]>,
+    /// `[T]`: log Σ_v p_v², the log-probability that two draws agree (WPO).
+    pub log_collision: Option<&'a [f32]>,
+    /// `[T]`: log-probability under the reference policy.
+    pub reference_logp: Option<&'a [f32]>,
+    /// `[T]`: log-probability under the policy that began the passes over these samples.
+    pub old_logp: Option<&'a [f32]>,
+    /// `[T]`: log-probability under whatever sampled the token.
+    pub sampler_logp: Option<&'a [f32]>,
+    /// `[T]`: advantage of the token.
+    pub advantages: Option<&'a [f32]>,
+    /// The replies, in order; none where rows are plain sequences.
+    pub completions: &'a [Completion],
+    /// Outputs of the score head.
+    pub scores: Option<Scores<'a>>,
 }
 
 /// Which optional arrays of a [`TokenBatch`] an objective reads. What is not needed may still be given.
@@ -24,12 +101,40 @@ pub struct Needs {
     pub entropy: bool,
     /// [`TokenBatch::mean_logp`].
     pub mean_logp: bool,
+    /// [`TokenBatch::log_collision`].
+    pub log_collision: bool,
+    /// [`TokenBatch::reference_logp`].
+    pub reference_logp: bool,
+    /// [`TokenBatch::old_logp`].
+    pub old_logp: bool,
+    /// [`TokenBatch::sampler_logp`].
+    pub sampler_logp: bool,
+    /// [`TokenBatch::advantages`].
+    pub advantages: bool,
+    /// [`TokenBatch::scores`]: the number of the score head's outputs; 0 for no head.
+    pub score_outputs: usize,
+    /// Log-probabilities: `false` where only scores are read, so that no head over the vocabulary is computed.
+    pub no_logp: bool,
 }
 
-/// The total weight of a whole optimiser step: what every micro-batch's sum is divided by.
-#[derive(Clone, Copy, Debug, PartialEq)]
+/// Which micro-batches are computed, without gradients, before a step begins, for what depends on the whole step.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum PrePass {
+    /// None.
+    #[default]
+    None,
+    /// The completions of kind [`CompletionKind::Mismatched`], which the step itself then leaves out.
+    Mismatched,
+    /// All.
+    All,
+}
+
+/// What a micro-batch must know of its whole optimiser step: the total weight, which every micro-batch's sum is divided by,
+/// and what the objective found in its pre-pass.
+#[derive(Clone, Debug, PartialEq)]
 pub struct Normaliser {
     total_weight: f64,
+    shared: Vec<f64>,
 }
 
 impl Normaliser {
@@ -39,18 +144,42 @@ impl Normaliser {
     /// [`ObjectiveError::NothingTrained`] unless it is above zero and finite.
     pub fn new(total_weight: f64) -> Result<Normaliser, ObjectiveError> {
         if total_weight > 0.0 && total_weight.is_finite() {
-            return Ok(Normaliser { total_weight });
+            return Ok(Normaliser { total_weight, shared: Vec::new() });
         }
         Err(ObjectiveError::NothingTrained { total: total_weight })
     }
 
     /// The total weight.
-    pub fn total_weight(self) -> f64 {
+    pub fn total_weight(&self) -> f64 {
         self.total_weight
+    }
+
+    /// The same with what [`crate::Objective::prepare`] found.
+    #[must_use]
+    pub fn with_shared(mut self, shared: Vec<f64>) -> Normaliser {
+        self.shared = shared;
+        self
+    }
+
+    /// What [`crate::Objective::prepare`] found; empty without a pre-pass.
+    pub fn shared(&self) -> &[f64] {
+        &self.shared
     }
 }
 
-/// A mean that can be added up over micro-batches: `sum / weight`.
+/// How a metric of several micro-batches comes from those of each.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Reduce {
+    /// The weighted mean.
+    #[default]
+    Mean,
+    /// The least; `sum` holds it and `weight` is above 0 if there is one.
+    Min,
+    /// The greatest; as `Min`.
+    Max,
+}
+
+/// A figure that can be put together over micro-batches; usually the mean `sum / weight`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Metric {
     /// Its key in `metrics.jsonl`, as TRL names it.
@@ -59,22 +188,59 @@ pub struct Metric {
     pub sum: f64,
     /// Weight of the sum; 0 if this micro-batch says nothing about it.
     pub weight: f64,
+    /// How it is put together.
+    pub reduce: Reduce,
 }
 
 impl Metric {
-    /// The mean, if there is any weight.
+    /// A mean.
+    pub fn mean(name: &'static str, sum: f64, weight: f64) -> Metric {
+        Metric { name, sum, weight, reduce: Reduce::Mean }
+    }
+
+    /// The least of `values`; says nothing if there are none.
+    pub fn min(name: &'static str, values: impl Iterator<Item = f64>) -> Metric {
+        let least = values.reduce(f64::min);
+        Metric { name, sum: least.unwrap_or(0.0), weight: least.map_or(0.0, |_| 1.0), reduce: Reduce::Min }
+    }
+
+    /// The greatest of `values`; says nothing if there are none.
+    pub fn max(name: &'static str, values: impl Iterator<Item = f64>) -> Metric {
+        let greatest = values.reduce(f64::max);
+        Metric {
+            name,
+            sum: greatest.unwrap_or(0.0),
+            weight: greatest.map_or(0.0, |_| 1.0),
+            reduce: Reduce::Max,
+        }
+    }
+
+    /// The mean, least or greatest, if there is any weight.
     pub fn value(&self) -> Option<f64> {
-        (self.weight > 0.0).then(|| self.sum / self.weight)
+        (self.weight > 0.0).then(|| match self.reduce {
+            Reduce::Mean => self.sum / self.weight,
+            Reduce::Min | Reduce::Max => self.sum,
+        })
+    }
+
+    fn merge(&mut self, more: &Metric) {
+        match (self.reduce, self.weight > 0.0, more.weight > 0.0) {
+            (Reduce::Mean, ..) => {
+                self.sum += more.sum;
+                self.weight += more.weight;
+            }
+            (_, _, false) => {}
+            (_, false, true) => *self = *more,
+            (Reduce::Min, true, true) => self.sum = self.sum.min(more.sum),
+            (Reduce::Max, true, true) => self.sum = self.sum.max(more.sum),
+        }
     }
 
     /// Adds the metrics of another micro-batch to `totals`, by name.
     pub fn accumulate(totals: &mut Vec<Metric>, more: &[Metric]) {
         for metric in more {
             match totals.iter_mut().find(|total| total.name == metric.name) {
-                Some(total) => {
-                    total.sum += metric.sum;
-                    total.weight += metric.weight;
-                }
+                Some(total) => total.merge(metric),
                 None => totals.push(*metric),
             }
         }
@@ -82,7 +248,7 @@ impl Metric {
 }
 
 /// A micro-batch's share of the step.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct ObjectiveOutput {
     /// Its share of the loss; the shares of a step add up to the step's loss.
     pub loss: f64,
@@ -92,6 +258,8 @@ pub struct ObjectiveOutput {
     pub d_entropy: Option<Vec<f32>>,
     /// `[T]`: with respect to `mean_logp`, if the objective depends on it.
     pub d_mean_logp: Option<Vec<f32>>,
+    /// `[S, n_outputs]`: with respect to the score head's outputs, if the objective depends on them.
+    pub d_scores: Option<Vec<f32>>,
     /// What to report, weighted by the loss weights.
     pub metrics: Vec<Metric>,
 }
@@ -113,6 +281,11 @@ impl<'a> TokenBatch<'a> {
         for (what, array, needed) in [
             ("the entropy", self.entropy, needs.entropy),
             ("the mean log-probability", self.mean_logp, needs.mean_logp),
+            ("the log collision probability", self.log_collision, needs.log_collision),
+            ("the reference log-probability", self.reference_logp, needs.reference_logp),
+            ("the old log-probability", self.old_logp, needs.old_logp),
+            ("the sampler's log-probability", self.sampler_logp, needs.sampler_logp),
+            ("the advantage", self.advantages, needs.advantages),
         ] {
             match array {
                 Some(values) => {
@@ -123,7 +296,43 @@ impl<'a> TokenBatch<'a> {
                 None => {}
             }
         }
-        self.correct.map_or(Ok(()), |correct| fits("correctness", correct.len()))
+        self.correct.map_or(Ok(()), |correct| fits("correctness", correct.len()))?;
+        self.check_completions()?;
+        self.check_scores(name, needs.score_outputs)
+    }
+
+    fn check_completions(&self) -> Result<(), ObjectiveError> {
+        let mut end = 0;
+        for (index, completion) in self.completions.iter().enumerate() {
+            let Range { start, end: own_end } = completion.tokens;
+            if start < end || own_end < start || own_end > self.logp.len() {
+                let (found, expected) = (completion.tokens.clone(), end..self.logp.len());
+                return Err(ObjectiveError::Completion { index, found, expected });
+            }
+            end = own_end;
+        }
+        Ok(())
+    }
+
+    fn check_scores(&self, name: &'static str, needed: usize) -> Result<(), ObjectiveError> {
+        let Some(scores) = self.scores else {
+            let missing = Err(ObjectiveError::Missing { name, what: "the score head's outputs" });
+            return if needed > 0 { missing } else { Ok(()) };
+        };
+        let rows = scores.targets.len();
+        for (what, found, expected) in [
+            ("the score head's outputs", scores.values.len(), rows * scores.n_outputs.max(1)),
+            ("the scores' weights", scores.weights.len(), rows),
+            ("the old values", scores.old_values.map_or(rows, <[f32]>::len), rows),
+        ] {
+            if found != expected {
+                return Err(ObjectiveError::Length { what, found, expected });
+            }
+        }
+        let bad = scores.values.iter().position(|value| !value.is_finite());
+        bad.map_or(Ok(()), |index| {
+            Err(ObjectiveError::NonFinite { what: "the score", index, value: scores.values[index] })
+        })
     }
 
     fn check_values(&self, what: &'static str, values: &[f32]) -> Result<(), ObjectiveError> {
@@ -138,7 +347,7 @@ impl<'a> TokenBatch<'a> {
 
     /// The weighted mean of `value` over trained tokens, as a metric.
     pub(crate) fn metric(&self, name: &'static str, value: impl Fn(usize) -> f64) -> Metric {
-        let mut metric = Metric { name, sum: 0.0, weight: 0.0 };
+        let mut metric = Metric::mean(name, 0.0, 0.0);
         for (i, w) in self.trained() {
             metric.sum += w * value(i);
             metric.weight += w;

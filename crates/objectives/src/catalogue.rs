@@ -1,19 +1,11 @@
 //! The list of objectives, from which names, options and manual pages come.
 
+use pt_core::catalogue::{self, CatalogueError, OptionInfo};
+
 use crate::{Objective, ObjectiveError, cross_entropy, dft};
 
-/// One option, for the manual and for errors about unknown keys.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct OptionInfo {
-    /// Its key.
-    pub name: &'static str,
-    /// Its type and accepted values.
-    pub kind: &'static str,
-    /// Its default, as TOML.
-    pub default: &'static str,
-    /// What it does.
-    pub doc: &'static str,
-}
+/// What the catalogue lists, for messages.
+pub(crate) const KIND: &str = "objective";
 
 /// Builds an objective from options whose keys are known to be right.
 pub type Build = fn(&toml::Table) -> Result<Box<dyn Objective>, ObjectiveError>;
@@ -40,21 +32,10 @@ pub const OBJECTIVES: &[ObjectiveInfo] = &[cross_entropy::INFO, dft::INFO];
 /// The objective called `name` with the given options; missing ones take their defaults.
 ///
 /// # Errors
-/// [`ObjectiveError::UnknownName`] or [`ObjectiveError::UnknownOption`] with the nearest name,
-/// [`ObjectiveError::Option`] for a value of the wrong type or out of range.
+/// [`ObjectiveError::Catalogue`] with the nearest name, or what a value should have been.
 pub fn build(name: &str, options: &toml::Table) -> Result<Box<dyn Objective>, ObjectiveError> {
-    let names: Vec<&str> = OBJECTIVES.iter().map(|info| info.name).collect();
-    let info = OBJECTIVES.iter().find(|info| info.name == name).ok_or_else(|| {
-        ObjectiveError::UnknownName { name: name.to_owned(), hint: pt_core::suggest::hint(name, &names) }
-    })?;
-    let known: Vec<&str> = info.options.iter().map(|option| option.name).collect();
-    if let Some(key) = options.keys().find(|key| !known.contains(&key.as_str())) {
-        let hint = match known.as_slice() {
-            [] => "it has no options".to_owned(),
-            known => pt_core::suggest::hint(key, known),
-        };
-        return Err(ObjectiveError::UnknownOption { name: info.name, option: key.clone(), hint });
-    }
+    let info = catalogue::find(KIND, OBJECTIVES, |info| info.name, name)?;
+    catalogue::check_options(KIND, name, info.options, options)?;
     (info.build)(options)
 }
 
@@ -63,9 +44,12 @@ pub(crate) fn parse<C: serde::de::DeserializeOwned>(
     name: &'static str,
     options: &toml::Table,
 ) -> Result<C, ObjectiveError> {
-    toml::Value::Table(options.clone())
-        .try_into()
-        .map_err(|e: toml::de::Error| ObjectiveError::Option { name, problem: e.message().to_owned() })
+    Ok(catalogue::parse(KIND, name, options)?)
+}
+
+/// An option whose value is out of range.
+pub(crate) fn bad_option(name: &'static str, problem: String) -> ObjectiveError {
+    CatalogueError::Option { kind: KIND, name: name.to_owned(), problem }.into()
 }
 
 #[cfg(test)]

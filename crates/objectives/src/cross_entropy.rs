@@ -8,7 +8,9 @@
 //! as `torch.nn.functional.cross_entropy(label_smoothing=ε)` and transformers' `LabelSmoother` compute it.
 //! Gradients: `∂ℓ/∂logp = −(1 − ε)`, `∂ℓ/∂mean_logp = −ε`.
 
-use crate::catalogue::{ObjectiveInfo, OptionInfo, parse};
+use pt_core::catalogue::OptionInfo;
+
+use crate::catalogue::{ObjectiveInfo, bad_option, parse};
 use crate::{Needs, Normaliser, Objective, ObjectiveError, ObjectiveOutput, TokenBatch};
 use serde::{Deserialize, Serialize};
 
@@ -47,18 +49,18 @@ impl CrossEntropy {
     /// Cross-entropy with these options.
     ///
     /// # Errors
-    /// [`ObjectiveError::Option`] for a value out of range.
+    /// [`ObjectiveError::Catalogue`] for a value out of range.
     pub fn new(config: CrossEntropyConfig) -> Result<CrossEntropy, ObjectiveError> {
         let smoothing = config.label_smoothing;
         if (0.0..1.0).contains(&smoothing) {
             return Ok(CrossEntropy { smoothing });
         }
         let problem = format!("label_smoothing is {smoothing}, expected at least 0 and below 1");
-        Err(ObjectiveError::Option { name: NAME, problem })
+        Err(bad_option(NAME, problem))
     }
 
     /// `∂ℓ/∂logp` of a token of weight `w`.
-    fn d_logp(&self, w: f64, step: Normaliser) -> f32 {
+    fn d_logp(&self, w: f64, step: &Normaliser) -> f32 {
         (-(1.0 - self.smoothing) * (w / step.total_weight())) as f32
     }
 }
@@ -72,12 +74,12 @@ impl Objective for CrossEntropy {
         Needs { mean_logp: self.smoothing > 0.0, ..Needs::default() }
     }
 
-    fn expected_d_logp(&self, weights: &[f32], step: Normaliser) -> Option<Vec<f32>> {
+    fn expected_d_logp(&self, weights: &[f32], step: &Normaliser) -> Option<Vec<f32>> {
         let d_logp = |&w: &f32| if w > 0.0 { self.d_logp(f64::from(w), step) } else { 0.0 };
         (self.smoothing == 0.0).then(|| weights.iter().map(d_logp).collect())
     }
 
-    fn evaluate(&self, batch: &TokenBatch<'_>, step: Normaliser) -> Result<ObjectiveOutput, ObjectiveError> {
+    fn evaluate(&self, batch: &TokenBatch<'_>, step: &Normaliser) -> Result<ObjectiveOutput, ObjectiveError> {
         batch.check(NAME, self.needs())?;
         let smoothed = batch.mean_logp.filter(|_| self.smoothing > 0.0);
         let mut d_logp = vec![0.0; batch.logp.len()];
@@ -92,6 +94,7 @@ impl Objective for CrossEntropy {
             }
         }
         let metrics = batch.language_metrics();
-        Ok(ObjectiveOutput { loss: sum / step.total_weight(), d_logp, d_entropy: None, d_mean_logp, metrics })
+        let loss = sum / step.total_weight();
+        Ok(ObjectiveOutput { loss, d_logp, d_mean_logp, metrics, ..ObjectiveOutput::default() })
     }
 }

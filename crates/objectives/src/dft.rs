@@ -37,7 +37,7 @@ impl Objective for Dft {
         Needs::default()
     }
 
-    fn evaluate(&self, batch: &TokenBatch<'_>, step: Normaliser) -> Result<ObjectiveOutput, ObjectiveError> {
+    fn evaluate(&self, batch: &TokenBatch<'_>, step: &Normaliser) -> Result<ObjectiveOutput, ObjectiveError> {
         batch.check(NAME, self.needs())?;
         let mut d_logp = vec![0.0; batch.logp.len()];
         let mut sum = 0.0;
@@ -49,12 +49,6 @@ impl Objective for Dft {
             d_logp[i] = (-p * w / step.total_weight()) as f32;
         }
         let metrics = batch.language_metrics();
-        Ok(ObjectiveOutput {
-            loss: sum / step.total_weight(),
-            d_logp,
-            d_entropy: None,
-            d_mean_logp: None,
-            metrics,
-        })
+        Ok(ObjectiveOutput { loss: sum / step.total_weight(), d_logp, metrics, ..ObjectiveOutput::default() })
     }
 }

@@ -3,32 +3,9 @@
 /// Errors of objectives.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum ObjectiveError {
-    /// No objective of that name.
-    #[error("unknown objective `{name}`; {hint}")]
-    UnknownName {
-        /// What was asked for.
-        name: String,
-        /// The nearest name and all names.
-        hint: String,
-    },
-    /// An option the objective does not have.
-    #[error("objective `{name}` has no option `{option}`; {hint}")]
-    UnknownOption {
-        /// The objective.
-        name: &'static str,
-        /// The option.
-        option: String,
-        /// The nearest option and all options.
-        hint: String,
-    },
-    /// An option with a value of the wrong type or out of range.
-    #[error("objective `{name}`: {problem}")]
-    Option {
-        /// The objective.
-        name: &'static str,
-        /// What was found and what was expected.
-        problem: String,
-    },
+    /// A name or an option that is not right.
+    #[error(transparent)]
+    Catalogue(#[from] pt_core::catalogue::CatalogueError),
     /// Arrays of different lengths.
     #[error("{what} has {found} tokens, expected {expected} as in the log-probabilities")]
     Length {
@@ -38,6 +15,30 @@ pub enum ObjectiveError {
         found: usize,
         /// The number of predicted tokens.
         expected: usize,
+    },
+    /// A completion whose tokens do not follow those of the one before.
+    #[error(
+        "completion {index} has tokens {found:?}, expected a range within {expected:?}: completions lie in order"
+    )]
+    Completion {
+        /// Which.
+        index: usize,
+        /// Its tokens.
+        found: std::ops::Range<usize>,
+        /// What is left for it.
+        expected: std::ops::Range<usize>,
+    },
+    /// A group that is not what the objective compares.
+    #[error("objective `{name}`: group {group} is {found}, expected {expected}")]
+    Group {
+        /// The objective.
+        name: &'static str,
+        /// Which group.
+        group: usize,
+        /// What it consists of.
+        found: String,
+        /// What it should consist of.
+        expected: &'static str,
     },
     /// An array that the objective needs and was not given.
     #[error("objective `{name}` needs {what} for every token, but it was not computed")]

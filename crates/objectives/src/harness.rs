@@ -67,6 +67,7 @@ impl Owned {
             entropy: Some(&self.entropy[from..to]),
             mean_logp: Some(&self.mean_logp[from..to]),
             correct: Some(&self.correct[from..to]),
+            ..TokenBatch::default()
         }
     }
 
@@ -97,8 +98,8 @@ fn cases() -> impl Iterator<Item = (String, Box<dyn Objective>, Reference)> {
 }
 
 fn evaluate(objective: &dyn Objective, batch: &Owned) -> ObjectiveOutput {
-    let step = Normaliser::new(objective.weight(&batch.weights)).unwrap();
-    objective.evaluate(&batch.view(), step).unwrap()
+    let step = Normaliser::new(objective.weight(&batch.view())).unwrap();
+    objective.evaluate(&batch.view(), &step).unwrap()
 }
 
 fn reference_loss(reference: Reference, live: &Arrays, stopped: &Arrays, weights: &[f32]) -> f64 {
@@ -117,9 +118,9 @@ fn a_gradient_known_beforehand_is_the_gradient() {
     for (what, objective, _) in cases() {
         let mut batch = Owned::random(23, 4);
         batch.weights[5] = 0.0;
-        let step = Normaliser::new(objective.weight(&batch.weights) + 3.0).unwrap();
-        let Some(expected) = objective.expected_d_logp(&batch.weights, step) else { continue };
-        let output = objective.evaluate(&batch.view(), step).unwrap();
+        let step = Normaliser::new(objective.weight(&batch.view()) + 3.0).unwrap();
+        let Some(expected) = objective.expected_d_logp(&batch.weights, &step) else { continue };
+        let output = objective.evaluate(&batch.view(), &step).unwrap();
         let bits = |v: &[f32]| v.iter().map(|v| v.to_bits()).collect::<Vec<u32>>();
         assert_eq!(bits(&expected), bits(&output.d_logp), "{what}");
         assert!(output.d_entropy.is_none() && output.d_mean_logp.is_none(), "{what}: other gradients");
@@ -182,8 +183,8 @@ fn micro_batches_add_up_to_the_step() {
         let whole = evaluate(&*objective, &batch);
         for cuts in [vec![0, 31], vec![0, 1, 31], vec![0, 7, 7, 20, 31]] {
             let pieces = || cuts.windows(2).map(|w| batch.slice(w[0], w[1]));
-            let step = Normaliser::new(objective.weight(&batch.weights)).unwrap();
-            let outputs: Vec<_> = pieces().map(|piece| objective.evaluate(&piece, step).unwrap()).collect();
+            let step = Normaliser::new(objective.weight(&batch.view())).unwrap();
+            let outputs: Vec<_> = pieces().map(|piece| objective.evaluate(&piece, &step).unwrap()).collect();
             let loss: f64 = outputs.iter().map(|o| o.loss).sum();
             assert!((loss - whole.loss).abs() <= 1e-12 * whole.loss.abs(), "{what} {cuts:?}");
             let gradients: Vec<f32> = outputs.iter().flat_map(|o| o.d_logp.clone()).collect();
@@ -194,7 +195,7 @@ fn micro_batches_add_up_to_the_step() {
                 let (a, b) = (ours.value().unwrap(), theirs.value().unwrap());
                 assert!(ours.name == theirs.name && (a - b).abs() <= 1e-12 * b.abs(), "{what} {}", ours.name);
             }
-            let weight: f64 = pieces().map(|piece| objective.weight(piece.weights)).sum();
+            let weight: f64 = pieces().map(|piece| objective.weight(&piece)).sum();
             assert!((weight - step.total_weight()).abs() < 1e-9, "{what}: weights add up");
         }
     }
@@ -226,7 +227,7 @@ fn tokens_without_weight_are_not_read() {
         assert_eq!(evaluate(&*objective, &batch), before, "{what}");
         assert_eq!(before.d_logp[4], 0.0);
         let step = Normaliser::new(1.0).unwrap();
-        let nothing = objective.evaluate(&batch.slice(4, 5), step).unwrap();
+        let nothing = objective.evaluate(&batch.slice(4, 5), &step).unwrap();
         assert_eq!((nothing.loss, nothing.d_logp), (0.0, vec![0.0]), "{what}: a micro-batch of padding");
         assert!(nothing.metrics.iter().all(|m| m.value().is_none()));
     }
@@ -248,8 +249,9 @@ fn bad_batches_are_errors() {
                 entropy: Some(&batch.entropy),
                 mean_logp: Some(&batch.mean_logp),
                 correct: Some(&batch.correct),
+                ..TokenBatch::default()
             };
-            let message = objective.evaluate(&view, step).unwrap_err().to_string();
+            let message = objective.evaluate(&view, &step).unwrap_err().to_string();
             assert!(message.contains(expected), "{what}: {message} should mention {expected}");
         };
         check(&|b| b.weights.truncate(4), "weights has 4 tokens, expected 5");
@@ -261,10 +263,10 @@ fn bad_batches_are_errors() {
         let bare = TokenBatch { logp: &batch.logp, weights: &batch.weights, ..TokenBatch::default() };
         match objective.needs().mean_logp {
             true => assert!(
-                matches!(objective.evaluate(&bare, step), Err(ObjectiveError::Missing { .. })),
+                matches!(objective.evaluate(&bare, &step), Err(ObjectiveError::Missing { .. })),
                 "{what}"
             ),
-            false => assert!(objective.evaluate(&bare, step).is_ok(), "{what} needs no optional array"),
+            false => assert!(objective.evaluate(&bare, &step).is_ok(), "{what} needs no optional array"),
         }
     }
 }

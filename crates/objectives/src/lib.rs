@@ -21,8 +21,11 @@ mod error;
 #[cfg(test)]
 mod harness;
 
-pub use batch::{Metric, Needs, Normaliser, ObjectiveOutput, TokenBatch};
-pub use catalogue::{OBJECTIVES, ObjectiveInfo, OptionInfo, build};
+pub use batch::{
+    Completion, CompletionKind, Metric, Needs, Normaliser, ObjectiveOutput, PrePass, Reduce, Scores,
+    TokenBatch,
+};
+pub use catalogue::{OBJECTIVES, ObjectiveInfo, build};
 pub use error::ObjectiveError;
 
 /// A loss on per-token arrays.
@@ -33,15 +36,46 @@ pub trait Objective: Send + Sync + std::fmt::Debug {
     /// The arrays it reads beyond log-probabilities and weights.
     fn needs(&self) -> Needs;
 
-    /// What a micro-batch with these loss weights adds to the step's total weight.
-    fn weight(&self, weights: &[f32]) -> f64 {
-        weights.iter().map(|&w| f64::from(w)).sum()
+    /// What a micro-batch adds to the step's total weight: its loss weights, or the number of its pairs or sequences. Only
+    /// `weights`, `completions` and the weights of `scores` are there to read: it is known before any forward pass.
+    fn weight(&self, batch: &TokenBatch<'_>) -> f64 {
+        batch.weights.iter().map(|&w| f64::from(w)).sum()
+    }
+
+    /// What is computed before the step begins, for an objective that depends on the whole step at once.
+    fn pre_pass(&self) -> PrePass {
+        PrePass::None
+    }
+
+    /// What a step's micro-batches must know of each other: `whole` are the arrays of the pre-pass, one micro-batch after the
+    /// other. The result is [`Normaliser::shared`] in every [`Objective::evaluate`] of the step.
+    ///
+    /// # Errors
+    /// As [`Objective::evaluate`].
+    fn prepare(&self, whole: &TokenBatch<'_>) -> Result<Vec<f64>, ObjectiveError> {
+        let _ = whole;
+        Ok(Vec::new())
+    }
+
+    /// Numbers carried from step to step (a moving average, an adaptive coefficient); a checkpoint keeps them.
+    fn state(&self) -> Vec<f64> {
+        Vec::new()
+    }
+
+    /// Puts back what [`Objective::state`] gave.
+    fn set_state(&mut self, state: &[f64]) {
+        let _ = state;
+    }
+
+    /// Called after every step with its metrics, for what is carried on.
+    fn end_step(&mut self, metrics: &[Metric]) {
+        let _ = metrics;
     }
 
     /// The gradient with respect to `logp` that [`Objective::evaluate`] will give for these loss weights, bit for bit,
     /// where it depends on nothing else and is the only gradient; `None` otherwise. Knowing it before the forward pass
     /// saves computing the logits twice.
-    fn expected_d_logp(&self, weights: &[f32], step: Normaliser) -> Option<Vec<f32>> {
+    fn expected_d_logp(&self, weights: &[f32], step: &Normaliser) -> Option<Vec<f32>> {
         let _ = (weights, step);
         None
     }
@@ -51,5 +85,5 @@ pub trait Objective: Send + Sync + std::fmt::Debug {
     /// # Errors
     /// [`ObjectiveError::Length`] or [`ObjectiveError::Missing`] if arrays do not fit,
     /// [`ObjectiveError::NonFinite`] or [`ObjectiveError::Weight`] for a value that cannot be trained on.
-    fn evaluate(&self, batch: &TokenBatch<'_>, step: Normaliser) -> Result<ObjectiveOutput, ObjectiveError>;
+    fn evaluate(&self, batch: &TokenBatch<'_>, step: &Normaliser) -> Result<ObjectiveOutput, ObjectiveError>;
 }

@@ -1,19 +1,8 @@
 //! The list of optimisers, from which names, options and manual pages come.
 
-use crate::{OptimError, Optimiser, adamw, adamw8bit, muon};
+pub use pt_core::catalogue::OptionInfo;
 
-/// One option, for the manual and for errors about unknown keys.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct OptionInfo {
-    /// Its key.
-    pub name: &'static str,
-    /// Its type and accepted values.
-    pub kind: &'static str,
-    /// Its default, as TOML; empty if there is none.
-    pub default: &'static str,
-    /// What it does.
-    pub doc: &'static str,
-}
+use crate::{OptimError, Optimiser, adamw, adamw8bit, muon};
 
 /// Builds an optimiser from options whose keys are known to be right, and the run's seed.
 pub type Build = fn(&toml::Table, u64) -> Result<Box<dyn Optimiser>, OptimError>;

@@ -31,7 +31,7 @@ mod storage;
 #[cfg(test)]
 mod testing;
 
-pub use catalogue::{OPTIMISERS, OptimiserInfo, OptionInfo};
+pub use catalogue::{OPTIMISERS, OptimiserInfo};
 pub use error::OptimError;
 pub use global_norm::{GlobalNorm, clip_factor};
 pub use groups::{Groups, ParamSpec, Role};

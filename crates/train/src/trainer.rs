@@ -188,7 +188,7 @@ impl Trainer {
         };
         let mut profile = Profile::default();
         for micro_batch in micro_batches {
-            self.micro_step(step, micro_batch, normaliser, &mut stats, &mut totals, &mut profile)?;
+            self.micro_step(step, micro_batch, &normaliser, &mut stats, &mut totals, &mut profile)?;
         }
         self.grads.settle(&self.model.params);
         stats.metrics = means(&totals);
@@ -199,7 +199,7 @@ impl Trainer {
         &mut self,
         step: u64,
         micro_batch: &MicroBatch,
-        normaliser: Normaliser,
+        normaliser: &Normaliser,
         stats: &mut StepStats,
         totals: &mut Vec<Metric>,
         profile: &mut Profile,
@@ -290,7 +290,7 @@ impl Trainer {
         let mut totals = Vec::new();
         let mut stats = EvalStats::default();
         for micro_batch in micro_batches {
-            match self.eval_micro_batch(micro_batch, normaliser, &mut stats, &mut totals) {
+            match self.eval_micro_batch(micro_batch, &normaliser, &mut stats, &mut totals) {
                 Err(problem @ TrainError::NotFinite { .. }) => {
                     let not_finite = Some(problem.to_string());
                     return Ok(EvalStats { loss: f64::NAN, not_finite, ..EvalStats::default() });
@@ -305,7 +305,7 @@ impl Trainer {
     fn eval_micro_batch(
         &self,
         micro_batch: &MicroBatch,
-        normaliser: Normaliser,
+        normaliser: &Normaliser,
         stats: &mut EvalStats,
         totals: &mut Vec<Metric>,
     ) -> Result<()> {
@@ -325,7 +325,10 @@ impl Trainer {
     }
 
     fn normaliser(&self, micro_batches: &[MicroBatch]) -> Result<Normaliser> {
-        let weights = |batch: &MicroBatch| self.objective.weight(&batch.predictions().weights);
+        let weights = |batch: &MicroBatch| {
+            let weights = batch.predictions().weights;
+            self.objective.weight(&TokenBatch { weights: &weights, ..TokenBatch::default() })
+        };
         Ok(Normaliser::new(micro_batches.iter().map(weights).sum())?)
     }
 
@@ -407,6 +410,7 @@ fn token_batch<'a>(logprobs: &'a Logprobs, predictions: &'a Predictions) -> Toke
         mean_logp: Some(&logprobs.mean_logp),
         correct: Some(&logprobs.correct),
         weights: &predictions.weights,
+        ..TokenBatch::default()
     }
 }
 

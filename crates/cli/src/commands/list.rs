@@ -3,6 +3,7 @@
 use std::io::{self, Write};
 
 use clap::ValueEnum;
+use pt_core::catalogue::OptionInfo;
 use pt_data::layout::LAYOUTS;
 use pt_kernels::isa::{self, Isa};
 use pt_models::ARCHITECTURES;
@@ -100,7 +101,7 @@ fn entries(kind: Listed) -> Vec<Entry> {
 }
 
 fn objectives() -> Vec<Entry> {
-    let choice = |o: &pt_objectives::OptionInfo| Choice::new(o.name, o.kind, o.default, o.doc);
+    let choice = |o: &OptionInfo| Choice::new(o.name, o.kind, o.default, o.doc);
     let entry = |info: &pt_objectives::ObjectiveInfo| {
         Entry::new(info.name, info.summary)
             .with("loss", info.equation)
@@ -111,7 +112,7 @@ fn objectives() -> Vec<Entry> {
 }
 
 fn optimizers() -> Vec<Entry> {
-    let choice = |o: &pt_optim::OptionInfo| Choice::new(o.name, o.kind, o.default, o.doc);
+    let choice = |o: &OptionInfo| Choice::new(o.name, o.kind, o.default, o.doc);
     let entry = |info: &pt_optim::OptimiserInfo| {
         Entry::new(info.name, info.summary)
             .with("source", info.source)
