@@ -8,8 +8,11 @@
 //! replies it must accept and reject, and one line in [`VERIFIERS`]. The tests run over the catalogue and its Markdown.
 
 mod catalogue;
+mod child;
+mod command;
 mod exact;
 mod examples;
+mod text;
 mod verdict;
 
 pub use catalogue::{VERIFIERS, VerifierInfo, build};

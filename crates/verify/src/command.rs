@@ -1,0 +1,459 @@
+//! The user's own reward function, in any language: a long-lived process that speaks JSON lines.
+//!
+//! For every reply one line goes to the process: `{"id": 7, "prompt": ..., "completion": ..., "gold": ..., "row": {...},
+//! "truncated": false}`. It answers with one line: `{"id": 7, "score": 0.5, "reason": "...", "parts": {"name": 0.5}}`, or
+//! a plain number or `true`/`false`, which answers the oldest open question. `"score": null` or an `"error"` is a skip.
+//! Several lines may be on their way; answers with ids may come in any order.
+//!
+//! A process that crashes, hangs, or answers what was not asked costs the question it was on (a skip with the reason and
+//! the end of its standard error); it is started anew for the rest, and given up after some failures in a row. It runs
+//! with the rights of whoever started the training: it is the user's program, not the model's.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard, TryLockError};
+use std::time::{Duration, Instant};
+
+use pt_core::catalogue::{CatalogueError, OptionInfo, parse};
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::catalogue::{KIND, VerifierInfo};
+use crate::child::{Heard, LineChild};
+use crate::text::shortened;
+use crate::{Part, Question, Verdict, Verifier};
+
+const NAME: &str = "command";
+
+/// The catalogue's entry.
+pub(crate) const INFO: VerifierInfo = VerifierInfo {
+    name: NAME,
+    summary: "your own program, in any language, over JSON lines",
+    reads: "whatever it wants of the prompt, the reply and the row",
+    options: &[
+        OptionInfo {
+            name: "command",
+            kind: "array of texts",
+            default: "",
+            doc: "the program and its arguments, such as [\"python3\", \"reward.py\"]",
+        },
+        OptionInfo {
+            name: "timeout_s",
+            kind: "number",
+            default: "10.0",
+            doc: "the longest wait for an answer",
+        },
+        OptionInfo {
+            name: "startup_s",
+            kind: "number",
+            default: "60.0",
+            doc: "what is added to that for the first answer of a new process",
+        },
+        OptionInfo {
+            name: "max_restarts",
+            kind: "integer",
+            default: "3",
+            doc: "how often in a row it may fail and be started again",
+        },
+        OptionInfo { name: "n_processes", kind: "integer", default: "1", doc: "how many run side by side" },
+    ],
+    examples: include_str!("command.md"),
+    build: |options| Ok(Box::new(External::new(parse::<Command>(KIND, NAME, options)?)?)),
+};
+
+/// How the program is run.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Command {
+    /// The program and its arguments.
+    pub command: Vec<String>,
+    /// The longest wait for an answer, in seconds.
+    #[serde(default = "ten")]
+    pub timeout_s: f64,
+    /// What is added to that for the first answer of a new process.
+    #[serde(default = "sixty")]
+    pub startup_s: f64,
+    /// How often in a row it may fail and be started again.
+    #[serde(default = "three")]
+    pub max_restarts: u32,
+    /// How many run side by side.
+    #[serde(default = "one")]
+    pub n_processes: usize,
+}
+
+fn ten() -> f64 {
+    10.0
+}
+fn sixty() -> f64 {
+    60.0
+}
+fn three() -> u32 {
+    3
+}
+fn one() -> usize {
+    1
+}
+
+/// One process, or the memory of why there is none.
+#[derive(Debug, Default)]
+struct Slot {
+    child: Option<LineChild>,
+    has_answered: bool,
+    /// Failures since the last good answer.
+    n_failures: u32,
+    last_failure: String,
+    next_id: u64,
+}
+
+/// The verifier: a few processes, started when they are first needed.
+#[derive(Debug)]
+pub struct External {
+    config: Command,
+    slots: Vec<Mutex<Slot>>,
+}
+
+/// What a line from the process says.
+struct Answer {
+    id: Option<u64>,
+    verdict: Verdict,
+}
+
+impl External {
+    /// A verifier that runs `config`; nothing is started yet.
+    ///
+    /// # Errors
+    /// If a value is out of range.
+    pub fn new(config: Command) -> Result<External, CatalogueError> {
+        let refuse = |problem: String| CatalogueError::Option { kind: KIND, name: NAME.to_owned(), problem };
+        if config.command.first().is_none_or(|program| program.is_empty()) {
+            return Err(refuse("`command` is empty; expected a program and its arguments".to_owned()));
+        }
+        for (name, value) in [("timeout_s", config.timeout_s), ("startup_s", config.startup_s)] {
+            if !(0.0..=86_400.0).contains(&value) {
+                return Err(refuse(format!("`{name}` is {value}; expected 0 to 86400 seconds")));
+            }
+        }
+        if !(1..=1024).contains(&config.n_processes) {
+            return Err(refuse(format!("`n_processes` is {}; expected 1 to 1024", config.n_processes)));
+        }
+        let slots = (0..config.n_processes).map(|_| Mutex::new(Slot::default())).collect();
+        Ok(External { config, slots })
+    }
+
+    /// A slot nobody uses, or the first one when it is free.
+    fn slot(&self) -> MutexGuard<'_, Slot> {
+        for slot in &self.slots {
+            match slot.try_lock() {
+                Ok(guard) => return guard,
+                Err(TryLockError::Poisoned(poisoned)) => return poisoned.into_inner(),
+                Err(TryLockError::WouldBlock) => {}
+            }
+        }
+        self.slots[0].lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+impl Verifier for External {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn verify(&self, question: &Question<'_>) -> Verdict {
+        self.slot().ask(&self.config, std::slice::from_ref(question)).remove(0)
+    }
+
+    fn verify_all(&self, questions: &[Question<'_>]) -> Vec<Verdict> {
+        if questions.is_empty() {
+            return Vec::new();
+        }
+        let share = questions.len().div_ceil(self.slots.len());
+        std::thread::scope(|scope| {
+            let ask = |(slot, share): (&'_ Mutex<Slot>, &'_ [Question<'_>])| {
+                let mut slot = slot.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+                slot.ask(&self.config, share)
+            };
+            let workers: Vec<_> = self
+                .slots
+                .iter()
+                .zip(questions.chunks(share))
+                .map(|pair| scope.spawn(move || ask(pair)))
+                .collect();
+            workers
+                .into_iter()
+                .flat_map(|worker| worker.join().expect("asking a process does not panic"))
+                .collect()
+        })
+    }
+}
+
+impl Slot {
+    /// Asks all questions, in order, and waits for their answers.
+    fn ask(&mut self, config: &Command, questions: &[Question<'_>]) -> Vec<Verdict> {
+        let mut verdicts: Vec<Option<Verdict>> = vec![None; questions.len()];
+        // Each turn of the loop answers at least one question, so it ends.
+        while let Some(first) = verdicts.iter().position(Option::is_none) {
+            if self.n_failures > config.max_restarts {
+                let reason = format!(
+                    "gave up after {} failures in a row; the last: {}",
+                    self.n_failures, self.last_failure
+                );
+                verdicts
+                    .iter_mut()
+                    .filter(|v| v.is_none())
+                    .for_each(|v| *v = Some(Verdict::skip(reason.clone())));
+                break;
+            }
+            if let Err(reason) = self.converse(config, questions, &mut verdicts) {
+                // The oldest open question is the one the process was on.
+                let at = verdicts.iter().position(Option::is_none).unwrap_or(first);
+                let reason = self.fail(reason);
+                verdicts[at] = Some(Verdict::skip(reason));
+            }
+        }
+        verdicts.into_iter().map(|verdict| verdict.expect("every question has been answered")).collect()
+    }
+
+    /// Sends what is open and reads until all is answered, or something goes wrong.
+    fn converse(
+        &mut self,
+        config: &Command,
+        questions: &[Question<'_>],
+        verdicts: &mut [Option<Verdict>],
+    ) -> Result<(), String> {
+        if self.child.is_none() {
+            let started = LineChild::start(&config.command[0], &config.command[1..]);
+            self.child = Some(started.map_err(|e| format!("cannot start `{}`: {e}", config.command[0]))?);
+            self.has_answered = false;
+        }
+        let child = self.child.as_ref().expect("just started");
+        // Which question each open id stands for, oldest first.
+        let mut open = BTreeMap::new();
+        for (index, question) in questions.iter().enumerate().filter(|(i, _)| verdicts[*i].is_none()) {
+            child.say(request(self.next_id, question));
+            open.insert(self.next_id, index);
+            self.next_id += 1;
+        }
+        while !open.is_empty() {
+            let wait_s = config.timeout_s + if self.has_answered { 0.0 } else { config.startup_s };
+            let answer = match child.hear(Instant::now() + Duration::from_secs_f64(wait_s)) {
+                Heard::Line(line) => read_answer(&line)?,
+                Heard::TooLong => return Err("it wrote a line of more than 1 MiB".to_owned()),
+                Heard::Nothing => return Err(format!("no answer within {wait_s} s")),
+                Heard::End => return Err("it ended without an answer".to_owned()),
+            };
+            let id = answer.id.unwrap_or_else(|| *open.keys().next().expect("not empty"));
+            let index = open
+                .remove(&id)
+                .ok_or_else(|| format!("it answered id {id}, which was not asked or was answered before"))?;
+            verdicts[index] = Some(answer.verdict);
+            self.has_answered = true;
+            self.n_failures = 0;
+        }
+        Ok(())
+    }
+
+    /// Ends the process and says what happened.
+    fn fail(&mut self, reason: String) -> String {
+        self.n_failures += 1;
+        let mut reason = format!("the command failed: {reason}");
+        if let Some(child) = self.child.take() {
+            let (status, stderr) = child.end();
+            if let Some(status) = status {
+                reason += &format!(" ({status})");
+            }
+            if !stderr.is_empty() {
+                reason += &format!("; its standard error ends: {stderr}");
+            }
+        }
+        self.last_failure = reason.clone();
+        reason
+    }
+}
+
+fn request(id: u64, question: &Question<'_>) -> String {
+    serde_json::json!({
+        "id": id,
+        "prompt": question.prompt,
+        "completion": question.reply,
+        "gold": question.gold,
+        "row": question.row,
+        "truncated": question.is_truncated,
+    })
+    .to_string()
+}
+
+fn read_answer(line: &str) -> Result<Answer, String> {
+    let garbage = || {
+        format!(
+            "it wrote `{}`, expected a number or {{\"id\": ..., \"score\": ...}} (diagnostics belong on standard error)",
+            shortened(line, 120)
+        )
+    };
+    let value: Value = serde_json::from_str(line).map_err(|_| garbage())?;
+    let plain = |value: &Value| match value {
+        Value::Bool(truth) => Some(f64::from(u8::from(*truth))),
+        other => other.as_f64().filter(|score| score.is_finite()),
+    };
+    let Value::Object(fields) = &value else {
+        let score = plain(&value).ok_or_else(garbage)?;
+        return Ok(Answer { id: None, verdict: Verdict::scored(score, format!("the command gave {score}")) });
+    };
+    let id = match fields.get("id") {
+        None | Some(Value::Null) => None,
+        Some(id) => Some(id.as_u64().ok_or_else(garbage)?),
+    };
+    let reason = fields.get("reason").and_then(Value::as_str);
+    let verdict = match (fields.get("error"), fields.get("score")) {
+        (Some(error), _) if !error.is_null() => {
+            let error = error.as_str().map_or_else(|| error.to_string(), str::to_owned);
+            Verdict::skip(format!("the command says: {error}"))
+        }
+        (_, Some(Value::Null)) => Verdict::skip(reason.unwrap_or("the command gave no score")),
+        (_, Some(score)) => {
+            let score = plain(score).ok_or_else(garbage)?;
+            Verdict::scored(score, reason.map_or_else(|| format!("the command gave {score}"), str::to_owned))
+        }
+        (_, None) => return Err(garbage()),
+    };
+    let parts = fields.get("parts").and_then(Value::as_object).into_iter().flatten();
+    let parts = parts.filter_map(|(name, score)| Some(Part { name: name.clone(), score: plain(score)? }));
+    Ok(Answer { id, verdict: verdict.with_parts(parts.collect()) })
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use serde_json::Map;
+
+    use super::*;
+
+    /// Asks a shell script about each reply.
+    fn ask(script: &str, extra: &str, replies: &[&str]) -> Vec<Verdict> {
+        let options: toml::Table = extra.parse().unwrap();
+        let mut options = options;
+        options.insert("command".to_owned(), vec!["/bin/sh", "-c", script].into());
+        let verifier = crate::build(NAME, &options).unwrap();
+        let row = Map::new();
+        let questions: Vec<Question<'_>> = replies
+            .iter()
+            .map(|reply| Question { prompt: "p", reply, gold: None, row: &row, is_truncated: false })
+            .collect();
+        verifier.verify_all(&questions)
+    }
+
+    /// Answers 1 to what holds `yes`, crashes on `crash`, hangs on `hang`, babbles on `babble`.
+    const MOODY: &str = r#"while read -r line; do case "$line" in
+        *crash*) echo 'Traceback: boom' >&2; exit 3;;
+        *hang*) sleep 60;;
+        *babble*) echo 'loading model...';;
+        *wrongid*) echo '{"id": 999999, "score": 1}';;
+        *blank*) echo '{"score": null, "reason": "no idea"}';;
+        *error*) echo '{"error": "bad row"}';;
+        *flood*) head -c 3000000 /dev/zero | tr '\0' x; echo;;
+        *nan*) echo NaN;;
+        *yes*) echo 1;;
+        *) echo false;;
+    esac; done"#;
+
+    #[test]
+    fn whatever_the_process_does_the_other_answers_stand() {
+        for (reply, reason) in [
+            ("crash", "ended without an answer (exit status: 3); its standard error ends: Traceback: boom"),
+            ("hang", "no answer within 0.3 s"),
+            ("babble", "wrote `loading model...`, expected a number"),
+            ("wrongid", "answered id 999999, which was not asked"),
+            ("flood", "more than 1 MiB"),
+            ("nan", "wrote `NaN`"),
+            ("blank", "no idea"),
+            ("error", "the command says: bad row"),
+        ] {
+            let verdicts =
+                ask(MOODY, "timeout_s = 0.3\nstartup_s = 0.0", &["yes", "no", reply, "yes", reply, "no"]);
+            let scores: Vec<Option<f64>> = verdicts.iter().map(|v| v.score).collect();
+            assert_eq!(
+                scores,
+                [Some(1.0), Some(0.0), None, Some(1.0), None, Some(0.0)],
+                "{reply}: {verdicts:?}"
+            );
+            assert!(verdicts[2].reason.contains(reason), "{reply}: {}", verdicts[2].reason);
+        }
+    }
+
+    #[test]
+    fn a_process_that_only_fails_is_given_up() {
+        for (script, reason) in [("exit 1", "ended"), ("echo hello; cat > /dev/null", "hello")] {
+            let verdicts = ask(script, "max_restarts = 1", &["a", "b", "c", "d"]);
+            assert!(verdicts.iter().all(|v| v.score.is_none()), "{verdicts:?}");
+            assert!(verdicts[3].reason.contains("gave up after 2 failures in a row"), "{:?}", verdicts[3]);
+            assert!(verdicts[3].reason.contains(reason), "{:?}", verdicts[3]);
+        }
+        let options = "command = ['/nonexistent/reward']".parse().unwrap();
+        let row = Map::new();
+        let question = Question { prompt: "", reply: "", gold: None, row: &row, is_truncated: false };
+        let verdict = crate::build(NAME, &options).unwrap().verify(&question);
+        assert!(verdict.score.is_none() && verdict.reason.contains("cannot start"), "{verdict:?}");
+    }
+
+    #[test]
+    fn answers_with_ids_come_in_any_order_and_many_processes_share_the_work() {
+        // Reads two lines before it answers the second, then the first.
+        let swapped = r#"while read -r a && read -r b; do
+            for line in "$b" "$a"; do
+                id=${line#*\"id\":}; id=${id%%,*}
+                case "$line" in *yes*) s=1;; *) s=0;; esac
+                echo "{\"id\": $id, \"score\": $s, \"parts\": {\"half\": 0.5}}"
+            done
+        done"#;
+        let verdicts = ask(swapped, "", &["yes", "no", "no", "yes"]);
+        let scores: Vec<Option<f64>> = verdicts.iter().map(|v| v.score).collect();
+        assert_eq!(scores, [Some(1.0), Some(0.0), Some(0.0), Some(1.0)], "{verdicts:?}");
+        assert_eq!(verdicts[0].parts, [Part { name: "half".to_owned(), score: 0.5 }]);
+        let replies: Vec<&str> = (0..500).map(|i| if i % 3 == 0 { "yes" } else { "no" }).collect();
+        let verdicts = ask(MOODY, "n_processes = 3", &replies);
+        for (i, verdict) in verdicts.iter().enumerate() {
+            assert_eq!(verdict.score, Some(f64::from(u8::from(i % 3 == 0))), "{i}");
+        }
+    }
+
+    #[test]
+    fn a_process_that_never_reads_does_not_block() {
+        let long = "x".repeat(1 << 20);
+        let verdicts = ask("sleep 60", "timeout_s = 0.2\nstartup_s = 0.0\nmax_restarts = 0", &[&long, &long]);
+        assert!(verdicts.iter().all(|v| v.score.is_none()), "{verdicts:?}");
+    }
+
+    /// The reward of `command.md`, as it stands there.
+    #[test]
+    #[allow(clippy::print_stderr, reason = "a skipped test must be visible in the test output")]
+    fn the_python_reward_of_the_page_works() {
+        let page = INFO.examples;
+        let code = page.split("```python\n").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
+        assert_eq!(code.lines().count(), 5, "a Python reward is five lines");
+        let has_python = std::process::Command::new("python3").arg("--version").output();
+        if has_python.is_err() {
+            eprintln!(
+                "\n*** SKIPPED: there is no python3 here, so the Python reward of command.md did not run ***\n"
+            );
+            return;
+        }
+        let mut options = toml::Table::new();
+        options.insert("command".to_owned(), vec!["python3", "-c", code].into());
+        let verifier = crate::build(NAME, &options).unwrap();
+        let (row, gold) = (Map::new(), Value::from(12));
+        let ask = |reply| Question { prompt: "", reply, gold: Some(&gold), row: &row, is_truncated: false };
+        let verdicts = verifier.verify_all(&[ask("12 "), ask("13"), ask("é\n\"12\"")]);
+        let scores: Vec<Option<f64>> = verdicts.iter().map(|v| v.score).collect();
+        assert_eq!(scores, [Some(1.0), Some(0.0), Some(0.0)], "{verdicts:?}");
+    }
+
+    #[test]
+    fn options_out_of_range_are_refused() {
+        for (options, message) in [
+            ("command = []", "`command` is empty"),
+            ("command = ['x']\ntimeout_s = -1.0", "`timeout_s` is -1"),
+            ("command = ['x']\nn_processes = 0", "`n_processes` is 0"),
+            ("", "command"),
+        ] {
+            let error = crate::build(NAME, &options.parse().unwrap()).unwrap_err().to_string();
+            assert!(error.contains(message), "{error}");
+        }
+    }
+}
