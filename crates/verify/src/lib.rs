@@ -12,8 +12,10 @@ mod child;
 mod command;
 mod exact;
 mod examples;
+mod rewards;
 mod text;
 mod verdict;
 
 pub use catalogue::{VERIFIERS, VerifierInfo, build};
+pub use rewards::{RewardError, RewardSpec, Rewards, Scored};
 pub use verdict::{Part, Question, Verdict, Verifier};
