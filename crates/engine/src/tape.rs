@@ -89,6 +89,8 @@ pub(crate) struct Mode {
     pub(crate) recording: bool,
     /// Seed of this step's dropout; `None` switches dropout off.
     pub(crate) dropout_seed: Option<u64>,
+    /// Whether adapters take part.
+    pub(crate) adapters: bool,
 }
 
 /// The gradient a backward pass starts from.
@@ -116,12 +118,19 @@ impl<'m> Tape<'m> {
         dtype: Dtype,
         dropout_seed: Option<u64>,
     ) -> Tape<'m> {
-        Tape::with_mode(params, batch, Mode { dtype, recording: true, dropout_seed })
+        Tape::with_mode(params, batch, Mode { dtype, recording: true, dropout_seed, adapters: true })
     }
 
     /// A tape that only computes.
     pub fn inference(params: &'m Params, batch: &'m Batch, dtype: Dtype) -> Tape<'m> {
-        Tape::with_mode(params, batch, Mode { dtype, recording: false, dropout_seed: None })
+        Tape::with_mode(params, batch, Mode { dtype, recording: false, dropout_seed: None, adapters: true })
+    }
+
+    /// The same with adapters left out: the base model, as a reference policy.
+    #[must_use]
+    pub fn without_adapters(mut self) -> Tape<'m> {
+        self.mode.adapters = false;
+        self
     }
 
     fn with_mode(params: &'m Params, batch: &'m Batch, mode: Mode) -> Tape<'m> {

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use crate::ObjectiveError;
+use crate::{Objective, ObjectiveError};
 
 /// What a completion is to its objective.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -42,12 +42,15 @@ pub struct Completion {
     pub kind: CompletionKind,
     /// By how much the chosen reply should win (reward models); the same on both sides of a pair.
     pub margin: f32,
-    /// Soft label: how likely the chosen reply is the better one; 1 for a plain pair.
+    /// Soft label: how likely the chosen reply is the better one, 1 for a plain pair; of a lone sample, how likely it beats
+    /// its opponent (Nash-MD).
     pub label: f32,
     /// How much the group, pair or reply counts; 1 by default.
     pub weight: f32,
     /// Whether it was cut at the token limit.
     pub is_truncated: bool,
+    /// Whether the reference policy wrote it (XPO).
+    pub is_reference_sample: bool,
 }
 
 /// Outputs of a score head (reward, value, step labels) over S scored rows.
@@ -113,7 +116,7 @@ pub struct Needs {
     pub advantages: bool,
     /// [`TokenBatch::scores`]: the number of the score head's outputs; 0 for no head.
     pub score_outputs: usize,
-    /// Log-probabilities: `false` where only scores are read, so that no head over the vocabulary is computed.
+    /// `true` where only scores are read, so that no head over the vocabulary is computed; `logp` may then be empty.
     pub no_logp: bool,
 }
 
@@ -134,19 +137,38 @@ pub enum PrePass {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Normaliser {
     total_weight: f64,
+    totals: Vec<f64>,
     shared: Vec<f64>,
 }
 
 impl Normaliser {
-    /// From the sum of [`crate::Objective::weight`] over the step's micro-batches (of all workers).
+    /// From the sum of [`Objective::weight`] over the step's micro-batches (of all workers).
     ///
     /// # Errors
     /// [`ObjectiveError::NothingTrained`] unless it is above zero and finite.
     pub fn new(total_weight: f64) -> Result<Normaliser, ObjectiveError> {
         if total_weight > 0.0 && total_weight.is_finite() {
-            return Ok(Normaliser { total_weight, shared: Vec::new() });
+            return Ok(Normaliser { total_weight, totals: Vec::new(), shared: Vec::new() });
         }
         Err(ObjectiveError::NothingTrained { total: total_weight })
+    }
+
+    /// For a step of these micro-batches, of which only weights and completions are read.
+    ///
+    /// # Errors
+    /// As [`Normaliser::new`].
+    pub fn of_step<'a>(
+        objective: &dyn Objective,
+        step: impl Iterator<Item = TokenBatch<'a>>,
+    ) -> Result<Normaliser, ObjectiveError> {
+        let (mut weight, mut totals) = (0.0, Vec::new());
+        for batch in step {
+            weight += objective.weight(&batch);
+            let more = objective.totals(&batch);
+            totals.resize(totals.len().max(more.len()), 0.0);
+            totals.iter_mut().zip(more).for_each(|(total, more)| *total += more);
+        }
+        Ok(Normaliser::new(weight)?.with_totals(totals))
     }
 
     /// The total weight.
@@ -154,14 +176,26 @@ impl Normaliser {
         self.total_weight
     }
 
-    /// The same with what [`crate::Objective::prepare`] found.
+    /// The same with the sums of [`Objective::totals`].
+    #[must_use]
+    pub fn with_totals(mut self, totals: Vec<f64>) -> Normaliser {
+        self.totals = totals;
+        self
+    }
+
+    /// The sums of [`Objective::totals`] over the step; empty if the objective has none.
+    pub fn totals(&self) -> &[f64] {
+        &self.totals
+    }
+
+    /// The same with what [`Objective::prepare`] found.
     #[must_use]
     pub fn with_shared(mut self, shared: Vec<f64>) -> Normaliser {
         self.shared = shared;
         self
     }
 
-    /// What [`crate::Objective::prepare`] found; empty without a pre-pass.
+    /// What [`Objective::prepare`] found; empty without a pre-pass.
     pub fn shared(&self) -> &[f64] {
         &self.shared
     }
@@ -265,9 +299,15 @@ pub struct ObjectiveOutput {
 }
 
 impl<'a> TokenBatch<'a> {
+    /// The same for an objective that reads scores only: no tokens, and completions without any.
+    #[must_use]
+    pub fn without_tokens(self) -> TokenBatch<'a> {
+        TokenBatch { completions: self.completions, scores: self.scores, ..TokenBatch::default() }
+    }
+
     /// Checks lengths, weights and the values of trained tokens.
     pub(crate) fn check(&self, name: &'static str, needs: Needs) -> Result<(), ObjectiveError> {
-        let expected = self.logp.len();
+        let expected = if needs.no_logp { self.weights.len() } else { self.logp.len() };
         let fits = |what, found| {
             if found == expected { Ok(()) } else { Err(ObjectiveError::Length { what, found, expected }) }
         };
@@ -305,8 +345,8 @@ impl<'a> TokenBatch<'a> {
         let mut end = 0;
         for (index, completion) in self.completions.iter().enumerate() {
             let Range { start, end: own_end } = completion.tokens;
-            if start < end || own_end < start || own_end > self.logp.len() {
-                let (found, expected) = (completion.tokens.clone(), end..self.logp.len());
+            if start < end || own_end < start || own_end > self.weights.len() {
+                let (found, expected) = (completion.tokens.clone(), end..self.weights.len());
                 return Err(ObjectiveError::Completion { index, found, expected });
             }
             end = own_end;

@@ -170,16 +170,12 @@ impl Runner<'_> {
         let schedule = planned_schedule(&planned.schedule, planned.steps)?;
         let mut trainer = stage_trainer(model, &self.recipe, section, schedule)?;
         let mut recorder = Recorder { run: &mut self.folder, stage: folder, store };
-        let n_tokens = resume(&mut trainer, &mut recorder, &self.plan_hash)?;
+        let n_tokens = resume(&mut trainer, &mut data.steps, &mut recorder, &self.plan_hash)?;
         watch.stage_begun(planned, trainer.steps_done(), flops_per_token(&trainer.model));
         let options = loop_options(planned, self.plan.seed, &self.plan_hash);
         let mut last_eval = LastEval { inner: watch, loss: None };
         let (steps, eval) = (&mut data.steps, &data.eval);
         let outcome = fit(&mut trainer, steps, eval, &options, &mut recorder, n_tokens, &mut last_eval, stop);
-        // A step whose rows could not be read is empty, which ends the loop; this is why it was.
-        if let Some(problem) = steps.take_problem() {
-            return Err(problem);
-        }
         if let Outcome::Interrupted { .. } = outcome? {
             return Ok(None);
         }

@@ -7,8 +7,9 @@ use std::sync::Arc;
 
 use pt_data::batches::{BatchOptions, Batches, StepSize};
 use pt_data::mix::{Blend, Mixture, RowAt};
+use pt_models::Model;
 use pt_recipe::Packing;
-use pt_train::{Example, MicroBatch, StepSource};
+use pt_train::{Example, MicroBatch, SourceResult, StepData, StepSource};
 
 use crate::error::{PipelineError, Result};
 use crate::tokenise::TokenisedSource;
@@ -40,8 +41,6 @@ pub struct Steps {
     /// First step of each epoch seen so far, and of the one after.
     starts: Vec<u64>,
     epoch: Epoch,
-    /// Why the last step asked for came back empty.
-    problem: Option<PipelineError>,
 }
 
 /// One epoch, laid out.
@@ -64,7 +63,7 @@ impl Steps {
         let mixture = Mixture::new(&n_rows, &options.blend, options.seed)?;
         let epoch = Epoch::lay_out(0, &sources, &mixture, &options)?;
         let starts = vec![0, epoch.batches.n_steps() as u64];
-        Ok(Steps { sources, mixture, options, starts, epoch, problem: None })
+        Ok(Steps { sources, mixture, options, starts, epoch })
     }
 
     /// Steps of the first epoch.
@@ -99,11 +98,6 @@ impl Steps {
             }
         }
         Ok(())
-    }
-
-    /// Why a step came back empty, if one did: the trainer takes no step over nothing, and stops.
-    pub fn take_problem(&mut self) -> Option<PipelineError> {
-        self.problem.take()
     }
 
     /// The sources, in the recipe's order.
@@ -148,12 +142,8 @@ impl Steps {
         if self.options.packing != Packing::Wrapped {
             let at = self.epoch.order[item];
             let row = self.sources[at.source_idx].row(at.row_idx)?;
-            return Ok(Example {
-                token_ids: row.token_ids,
-                weights: row.train_weights,
-                key,
-                origin: Arc::from(row.origin.to_string()),
-            });
+            let origin = Arc::from(row.origin.to_string());
+            return Ok(Example::sequence(row.token_ids, row.train_weights, key, origin));
         }
         let first = item * self.options.max_length;
         let end = (first + self.options.max_length).min(self.epoch.n_tokens as usize);
@@ -169,7 +159,7 @@ impl Steps {
             origin.get_or_insert_with(|| Arc::from(row.origin.to_string()));
             position += 1;
         }
-        Ok(Example { token_ids, weights, key, origin: origin.unwrap_or_else(|| Arc::from("")) })
+        Ok(Example::sequence(token_ids, weights, key, origin.unwrap_or_else(|| Arc::from(""))))
     }
 }
 
@@ -237,12 +227,8 @@ fn in_file_order(
 }
 
 impl StepSource for Steps {
-    /// Empty if the rows can no longer be read, as when a cache file was removed; [`Steps::take_problem`] says why.
-    fn step(&mut self, step_idx: u64) -> Vec<MicroBatch> {
-        self.micro_batches(step_idx).unwrap_or_else(|problem| {
-            self.problem = Some(problem);
-            Vec::new()
-        })
+    fn step(&mut self, step_idx: u64, _: &Model) -> SourceResult<StepData> {
+        Ok(self.micro_batches(step_idx)?.into())
     }
 
     fn epoch(&mut self, steps_done: u64) -> f64 {
@@ -265,12 +251,8 @@ pub fn eval_micro_batches(
     for source in sources {
         for row in 0..source.n_rows() {
             let row = source.row(row)?;
-            examples.push(Example {
-                token_ids: row.token_ids,
-                weights: row.train_weights,
-                key: examples.len() as u64,
-                origin: Arc::from(row.origin.to_string()),
-            });
+            let (key, origin) = (examples.len() as u64, Arc::from(row.origin.to_string()));
+            examples.push(Example::sequence(row.token_ids, row.train_weights, key, origin));
         }
     }
     let lengths: Vec<usize> = examples.iter().map(|example| example.token_ids.len()).collect();

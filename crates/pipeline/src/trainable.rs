@@ -69,8 +69,7 @@ pub fn stage_trainer(
         recompute: stage.train.recompute == Recompute::Block,
         max_grad_norm: Some(stage.train.max_grad_norm).filter(|norm| *norm > 0.0),
         seed: recipe.seed,
-        groups: Groups { lora_plus_ratio: stage.lora.lora_plus_ratio, ..Groups::default() },
-    };
+        groups: Groups { lora_plus_ratio: stage.lora.lora_plus_ratio, ..Groups::default() }, temperature: 1.0 };
     Ok(Trainer::new(model, objective, optimiser.as_ref(), schedule, options)?)
 }
 

@@ -120,6 +120,7 @@ fn trainer(mode: &str, dtype: Dtype, steps: u64) -> Trainer {
         max_grad_norm: Some(1.0),
         seed: 1,
         groups: Groups::default(),
+        temperature: 1.0,
     };
     Trainer::new(model, objective, optimiser.as_ref(), schedule, options).expect("something trains")
 }
@@ -127,7 +128,7 @@ fn trainer(mode: &str, dtype: Dtype, steps: u64) -> Trainer {
 fn example(key: u64, length: usize) -> Example {
     let mut draws = Stream::new(9, "bench").at(key);
     let token_ids = (0..length).map(|_| draws.below(VOCABULARY) as u32).collect();
-    Example { token_ids, weights: vec![1.0; length], key, origin: Arc::from("bench") }
+    Example::sequence(token_ids, vec![1.0; length], key, Arc::from("bench"))
 }
 
 /// Processor time of this process so far, where Linux tells: user and system ticks of a hundredth of a second.

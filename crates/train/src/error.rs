@@ -39,6 +39,18 @@ pub enum TrainError {
     /// Nothing in the model is trainable.
     #[error("no parameter of the model is trainable: attach an adapter or train in full")]
     NoParameters,
+    /// An alarm asked for the weights of a checkpoint, and none was saved.
+    #[error(
+        "an alarm after step {step} asked to go back to the last checkpoint, but none was saved; set `save_every`, or let the \
+         alarm stop instead of rolling back"
+    )]
+    NothingToRollBackTo {
+        /// Steps done.
+        step: u64,
+    },
+    /// From where steps come from.
+    #[error(transparent)]
+    Source(#[from] SourceError),
     /// From the objective.
     #[error(transparent)]
     Objective(#[from] ObjectiveError),
@@ -64,3 +76,9 @@ pub enum TrainError {
 
 /// Results of training.
 pub type Result<T> = std::result::Result<T, TrainError>;
+
+/// What goes wrong where steps come from: the training loop does not know what it is.
+pub type SourceError = Box<dyn std::error::Error + Send + Sync>;
+
+/// Results of a [`crate::StepSource`].
+pub type SourceResult<T> = std::result::Result<T, SourceError>;

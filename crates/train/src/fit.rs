@@ -7,16 +7,81 @@ use std::time::Instant;
 use pt_engine::Profile;
 use pt_run::{CheckpointState, CheckpointStore, Event, RunFolder, StageFolder};
 
-use crate::error::Result;
+use pt_models::Model;
+
+use crate::error::{Result, SourceResult, TrainError};
 use crate::example::MicroBatch;
 use crate::trainer::{EvalStats, StepStats, Trainer};
 
-/// Where steps come from: a pure function of the step's number, so that a resumed run sees what it would have seen.
+/// Where steps come from: a pure function of the step's number, the model's weights and what [`StepSource::state`] says, so
+/// that a resumed run sees what it would have seen.
 pub trait StepSource {
-    /// The micro-batches of step `step_idx`, from 0.
-    fn step(&mut self, step_idx: u64) -> Vec<MicroBatch>;
+    /// What step `step_idx`, from 0, trains on. A source that samples does so from `model`, with its weights as they are.
+    ///
+    /// # Errors
+    /// Rows that cannot be read, samples that cannot be drawn.
+    fn step(&mut self, step_idx: u64, model: &Model) -> SourceResult<StepData>;
+
     /// Epochs completed after `steps_done` steps.
     fn epoch(&mut self, steps_done: u64) -> f64;
+
+    /// What a checkpoint keeps of the source, such as a curriculum; nothing for one that goes by the step's number alone.
+    fn state(&self) -> serde_json::Value {
+        serde_json::Value::Null
+    }
+
+    /// Puts back what [`StepSource::state`] gave.
+    ///
+    /// # Errors
+    /// If it is not a state of this source.
+    fn restore(&mut self, state: &serde_json::Value) -> SourceResult<()> {
+        let _ = state;
+        Ok(())
+    }
+
+    /// Sees what step `step_idx` did, and decides whether training goes on.
+    ///
+    /// # Errors
+    /// What was seen cannot be recorded.
+    fn after_step(&mut self, step_idx: u64, stats: &StepStats) -> SourceResult<Vec<Alarm>> {
+        let _ = (step_idx, stats);
+        Ok(Vec::new())
+    }
+}
+
+/// What one step trains on.
+#[derive(Clone, Debug, Default)]
+pub struct StepData {
+    /// The step, cut to fit memory.
+    pub micro_batches: Vec<MicroBatch>,
+    /// What the source has to say of it, by name.
+    pub metrics: Vec<(String, f64)>,
+}
+
+impl From<Vec<MicroBatch>> for StepData {
+    fn from(micro_batches: Vec<MicroBatch>) -> StepData {
+        StepData { micro_batches, metrics: Vec::new() }
+    }
+}
+
+/// Something that went wrong in a way a person should know of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Alarm {
+    /// What happens now.
+    pub action: AlarmAction,
+    /// What was seen, and what to do.
+    pub reason: String,
+}
+
+/// What an alarm leads to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AlarmAction {
+    /// It is recorded, and training goes on.
+    Warn,
+    /// Training ends here; the weights are kept as they are.
+    Stop,
+    /// Training ends here, and the weights are those of the newest checkpoint before.
+    RollBack,
 }
 
 /// What happens when.
@@ -56,6 +121,11 @@ pub enum Outcome {
         /// Steps done and saved.
         step: u64,
     },
+    /// An alarm ended it; the weights that count are in place and saved.
+    Alarmed {
+        /// Steps that count.
+        step: u64,
+    },
 }
 
 /// Where the loop writes.
@@ -73,11 +143,21 @@ const NUM_TOKENS: &str = "num_tokens";
 /// The held-out loss, in metrics and in checkpoints; what a best checkpoint is usually chosen by.
 const EVAL_LOSS: &str = "eval_loss";
 
+/// What the source keeps in a checkpoint's data.
+const SOURCE: &str = "source";
+/// What the objective keeps there.
+const OBJECTIVE: &str = "objective";
+
 /// Continues from the newest whole checkpoint, if there is one. Returns the tokens seen so far.
 ///
 /// # Errors
 /// Those of the run folder, and a checkpoint of another plan.
-pub fn resume(trainer: &mut Trainer, recorder: &mut Recorder<'_>, plan_hash: &str) -> Result<u64> {
+pub fn resume(
+    trainer: &mut Trainer,
+    source: &mut dyn StepSource,
+    recorder: &mut Recorder<'_>,
+    plan_hash: &str,
+) -> Result<u64> {
     let found = recorder.store.latest_valid()?;
     for problem in &found.skipped {
         let stage = recorder.stage.label().to_owned();
@@ -89,6 +169,11 @@ pub fn resume(trainer: &mut Trainer, recorder: &mut Recorder<'_>, plan_hash: &st
     };
     checkpoint.expect_plan(plan_hash)?;
     trainer.import(&mut checkpoint)?;
+    let data = &checkpoint.state.data;
+    source.restore(data.get(SOURCE).unwrap_or(&serde_json::Value::Null))?;
+    let numbers = data.get(OBJECTIVE).and_then(serde_json::Value::as_array);
+    let numbers: Vec<f64> = numbers.into_iter().flatten().filter_map(serde_json::Value::as_f64).collect();
+    trainer.set_objective_state(&numbers);
     recorder.store.discard_after(trainer.steps_done())?;
     recorder.run.resume_at(recorder.stage, trainer.steps_done())?;
     Ok(checkpoint.state.counters.get(NUM_TOKENS).copied().unwrap_or(0))
@@ -112,14 +197,20 @@ pub fn fit(
 ) -> Result<Outcome> {
     let mut run = Loop { trainer, options, recorder, watcher, n_tokens };
     while run.trainer.steps_done() < options.steps {
-        run.step(source)?;
+        let action = run.step(source)?;
+        if action == Some(AlarmAction::RollBack) {
+            return run.roll_back();
+        }
         let metrics = run.evaluate(eval)?;
-        let stopping = stop.load(Ordering::Relaxed);
+        let stopping = stop.load(Ordering::Relaxed) || action == Some(AlarmAction::Stop);
         if stopping || run.is_due(options.save_every) || run.recorder.store.would_be_best(&metrics)? {
-            run.save(metrics)?;
+            run.save(metrics, source)?;
+        }
+        if action == Some(AlarmAction::Stop) {
+            return Ok(Outcome::Alarmed { step: run.trainer.steps_done() });
         }
         if stopping && !run.is_last() {
-            return run.interrupted();
+            return Ok(Outcome::Interrupted { step: run.trainer.steps_done() });
         }
     }
     Ok(Outcome::Finished)
@@ -144,17 +235,34 @@ impl Loop<'_, '_> {
         self.is_last() || (every > 0 && self.trainer.steps_done().is_multiple_of(every))
     }
 
-    fn step(&mut self, source: &mut dyn StepSource) -> Result<()> {
+    /// Takes and logs a step; returns the gravest thing an alarm asks for.
+    fn step(&mut self, source: &mut dyn StepSource) -> Result<Option<AlarmAction>> {
         let start = Instant::now();
-        let micro_batches = source.step(self.trainer.steps_done());
-        let (stats, profile) = self.trainer.step(&micro_batches)?;
+        let step_idx = self.trainer.steps_done();
+        let data = source.step(step_idx, &self.trainer.model)?;
+        let (mut stats, profile) = self.trainer.step(&data.micro_batches)?;
+        stats.metrics.extend(data.metrics);
         let (done, elapsed_s) = (self.trainer.steps_done(), start.elapsed().as_secs_f64());
         self.n_tokens += stats.n_tokens;
         self.watcher.step(done, &stats, &profile, elapsed_s);
         if self.is_due(self.options.log_every) {
             log_step(self.recorder, done, &stats, self.n_tokens, source.epoch(done), elapsed_s)?;
         }
-        Ok(())
+        let alarms = source.after_step(step_idx, &stats)?;
+        for alarm in &alarms {
+            self.recorder.run.event(&Event::Warning { message: format!("step {done}: {}", alarm.reason) })?;
+        }
+        let gravity = |action: &AlarmAction| *action as u8;
+        Ok(alarms.into_iter().map(|alarm| alarm.action).max_by_key(gravity))
+    }
+
+    /// Puts the newest checkpoint's weights in place of those that an alarm was raised about.
+    fn roll_back(self) -> Result<Outcome> {
+        let Some(mut checkpoint) = self.recorder.store.latest_valid()?.checkpoint else {
+            return Err(TrainError::NothingToRollBackTo { step: self.trainer.steps_done() });
+        };
+        self.trainer.import_params(&mut checkpoint)?;
+        Ok(Outcome::Alarmed { step: checkpoint.state.step })
     }
 
     /// Measures and logs the held-out loss if it is due. Returns what decides which checkpoint is best: nothing if it
@@ -175,15 +283,19 @@ impl Loop<'_, '_> {
         Ok(loss.map(|loss| (EVAL_LOSS.to_owned(), loss)).into_iter().collect())
     }
 
-    fn save(&mut self, metrics: BTreeMap<String, f64>) -> Result<()> {
+    fn save(&mut self, metrics: BTreeMap<String, f64>, source: &dyn StepSource) -> Result<()> {
         self.recorder.run.sync()?;
         let step = self.trainer.steps_done();
         let state = CheckpointState {
             step,
             plan_hash: self.options.plan_hash.clone(),
             seed: self.options.seed,
-            // Steps are a pure function of their number: the step is the data position.
-            data: serde_json::json!({ "step": step }),
+            // Steps are a pure function of their number, the weights and this state: the step is the data position.
+            data: serde_json::json!({
+                "step": step,
+                SOURCE: source.state(),
+                OBJECTIVE: self.trainer.objective().state(),
+            }),
             counters: BTreeMap::from([(NUM_TOKENS.to_owned(), self.n_tokens)]),
             metrics,
             extra: serde_json::Value::Null,
@@ -193,13 +305,6 @@ impl Loop<'_, '_> {
         self.recorder.run.event(&Event::CheckpointSaved { stage, step })?;
         self.watcher.saved(step);
         Ok(())
-    }
-
-    fn interrupted(&mut self) -> Result<Outcome> {
-        let (stage, step) = (self.recorder.stage.label().to_owned(), self.trainer.steps_done());
-        let reason = "asked to stop".to_owned();
-        self.recorder.run.event(&Event::Interrupted { stage, step, reason })?;
-        Ok(Outcome::Interrupted { step })
     }
 }
 

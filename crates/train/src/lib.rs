@@ -10,7 +10,9 @@ mod fit;
 mod state;
 mod trainer;
 
-pub use error::{Result, TrainError};
-pub use example::{Example, MicroBatch, Predictions};
-pub use fit::{LoopOptions, Outcome, Recorder, StepSource, Watcher, fit, resume};
-pub use trainer::{EvalStats, StepStats, Trainer, TrainerOptions, role_of, score};
+pub use error::{Result, SourceError, SourceResult, TrainError};
+pub use example::{Example, Known, MicroBatch, Predictions, Reply, ScoredToken};
+pub use fit::{
+    Alarm, AlarmAction, LoopOptions, Outcome, Recorder, StepData, StepSource, Watcher, fit, resume,
+};
+pub use trainer::{EvalStats, StepStats, Trainer, TrainerOptions, role_of, score, score_with};

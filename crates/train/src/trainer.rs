@@ -7,10 +7,13 @@
 use std::borrow::Cow;
 
 use pt_engine::{
-    Dtype, Elements, ElementsMut, Grads, LogprobGrad, Logprobs, Param, ParamId, Profile, Seed, Tape, Var,
+    Dtype, Elements, ElementsMut, Grads, LogprobGrad, LogprobOptions, Logprobs, Param, ParamId, Profile,
+    Seed, Tape, Tensor, Var,
 };
 use pt_models::Model;
-use pt_objectives::{Metric, Normaliser, Objective, ObjectiveOutput, TokenBatch};
+use pt_objectives::{
+    CompletionKind, Metric, Needs, Normaliser, Objective, ObjectiveOutput, PrePass, TokenBatch,
+};
 use pt_optim::{
     GlobalNorm, Groups, Optimiser, ParamRef, ParamSlice, ParamSpec, ParamState, Role, Schedule, Step,
     clip_factor,
@@ -35,6 +38,8 @@ pub struct TrainerOptions {
     pub seed: u64,
     /// Weight decay and learning-rate groups.
     pub groups: Groups,
+    /// Divides the logits, as it did when the tokens were sampled; 1 for data that was not.
+    pub temperature: f32,
 }
 
 /// A model being trained.
@@ -47,6 +52,46 @@ pub struct Trainer {
     states: Vec<Trained>,
     grads: Grads,
     steps_done: u64,
+    /// Metrics of the step that was accumulated last.
+    totals: Vec<Metric>,
+}
+
+/// Arrays of several micro-batches, one after the other.
+#[derive(Default)]
+struct Arrays {
+    logprobs: Logprobs,
+    predictions: Predictions,
+    scores: Vec<f32>,
+}
+
+impl Arrays {
+    fn append(&mut self, logprobs: Logprobs, mut predictions: Predictions, scores: Vec<f32>) {
+        let (tokens, rows) = (self.predictions.rows.len(), self.predictions.score_rows.len());
+        for completion in &mut predictions.completions {
+            completion.tokens = completion.tokens.start + tokens..completion.tokens.end + tokens;
+            completion.scores = completion.scores.start + rows..completion.scores.end + rows;
+        }
+        self.logprobs.append(logprobs);
+        self.predictions.append(predictions);
+        self.scores.extend(scores);
+    }
+}
+
+/// Numbers groups and completions through a step.
+#[derive(Default)]
+struct Numbering {
+    n_groups: usize,
+    n_completions: usize,
+}
+
+impl Numbering {
+    fn number(&mut self, mut predictions: Predictions) -> Predictions {
+        predictions.continue_numbering(self.n_groups, self.n_completions);
+        if let Some(last) = predictions.completions.last() {
+            (self.n_groups, self.n_completions) = (last.group + 1, last.index + 1);
+        }
+        predictions
+    }
 }
 
 struct Trained {
@@ -133,7 +178,16 @@ impl Trainer {
         if states.is_empty() {
             return Err(TrainError::NoParameters);
         }
-        Ok(Trainer { model, objective, schedule, options, states, grads: Grads::new(), steps_done: 0 })
+        Ok(Trainer {
+            model,
+            objective,
+            schedule,
+            options,
+            states,
+            grads: Grads::new(),
+            steps_done: 0,
+            totals: Vec::new(),
+        })
     }
 
     /// Steps taken so far.
@@ -180,6 +234,7 @@ impl Trainer {
     pub fn accumulate(&mut self, micro_batches: &[MicroBatch]) -> Result<(StepStats, Profile)> {
         let step = self.steps_done + 1;
         let normaliser = self.normaliser(micro_batches)?;
+        let mut numbering = Numbering::default();
         self.grads.clear();
         let mut totals = Vec::new();
         let mut stats = StepStats {
@@ -188,10 +243,21 @@ impl Trainer {
         };
         let mut profile = Profile::default();
         for micro_batch in micro_batches {
-            self.micro_step(step, micro_batch, &normaliser, &mut stats, &mut totals, &mut profile)?;
+            let micro_batch = self.training_part(micro_batch);
+            let predictions = numbering.number(micro_batch.predictions());
+            self.micro_step(
+                step,
+                &micro_batch,
+                predictions,
+                &normaliser,
+                &mut stats,
+                &mut totals,
+                &mut profile,
+            )?;
         }
         self.grads.settle(&self.model.params);
-        stats.metrics = means(&totals);
+        self.totals = totals;
+        stats.metrics = means(&self.totals);
         Ok((stats, profile))
     }
 
@@ -199,15 +265,16 @@ impl Trainer {
         &mut self,
         step: u64,
         micro_batch: &MicroBatch,
+        predictions: Predictions,
         normaliser: &Normaliser,
         stats: &mut StepStats,
         totals: &mut Vec<Metric>,
         profile: &mut Profile,
     ) -> Result<()> {
-        let predictions = micro_batch.predictions();
         stats.n_tokens += micro_batch.n_tokens() as u64;
         stats.n_targets += predictions.rows.len() as u64;
-        if predictions.rows.is_empty() {
+        let needs = self.objective.needs();
+        if predictions.rows.is_empty() && predictions.score_rows.is_empty() {
             return Ok(());
         }
         check_vocabulary(micro_batch, &self.model)?;
@@ -215,14 +282,22 @@ impl Trainer {
         let dropout_seed = Some(self.options.seed.wrapping_add(step.wrapping_mul(0x9e37_79b9_7f4a_7c15)));
         let mut tape = Tape::training(&self.model.params, &batch, self.options.dtype, dropout_seed);
         let hidden = self.model.arch.hidden(&mut tape, self.options.recompute);
-        let (head, options) = (self.model.arch.head(), self.model.arch.logprob_options());
-        let Predictions { rows, targets, weights } = &predictions;
+        let (head, options) =
+            (self.model.arch.head(), logprob_options(&self.model, self.options.temperature));
+        let score = (needs.score_outputs > 0).then(|| {
+            let head =
+                self.model.score_head().expect("an objective on scores is given a model with a score head");
+            tape.score_head(&hidden, head, &predictions.score_rows)
+        });
+        let Predictions { rows, targets, .. } = &predictions;
+        let weights = &predictions.weights;
         // Where the head trains, a gradient that is known beforehand saves a third of the head's work.
         let expected = match self.model.params.get(head).trainable {
-            true => self.objective.expected_d_logp(weights, normaliser),
-            false => None,
+            true if !needs.no_logp => self.objective.expected_d_logp(weights, normaliser),
+            _ => None,
         };
         let (logprobs, scored) = match &expected {
+            _ if needs.no_logp => (Logprobs::default(), Scored::Differentiated(None)),
             Some(d_logp) => {
                 let grads = &mut self.grads;
                 let (logprobs, seed) =
@@ -236,11 +311,20 @@ impl Trainer {
         };
         drop(hidden);
         check_finite(step, micro_batch, &predictions, &logprobs)?;
-        let output = self.objective.evaluate(&token_batch(&logprobs, &predictions), normaliser)?;
+        let scores = score.as_ref().map_or_else(Vec::new, |score| score.value().to_f32());
+        let batch = token_batch(&logprobs, &predictions, &scores, needs);
+        let output = self.objective.evaluate(&batch, normaliser)?;
         stats.loss += output.loss;
         Metric::accumulate(totals, &output.metrics);
-        let seed = scored.seed(&output, expected.as_deref());
-        profile.merge(&tape.backward(seed.into_iter().collect(), &mut self.grads));
+        let mut seeds: Vec<Seed> = Vec::new();
+        if !needs.no_logp {
+            seeds.extend(scored.seed(&output, expected.as_deref()));
+        }
+        if let (Some(var), Some(d_scores)) = (score, &output.d_scores) {
+            let grad = Tensor::from_f32(d_scores, var.value().rows(), var.value().cols(), Dtype::F32);
+            seeds.push(Seed { var, grad });
+        }
+        profile.merge(&tape.backward(seeds, &mut self.grads));
         Ok(())
     }
 
@@ -275,6 +359,7 @@ impl Trainer {
             trained.state.step(step, slice, &grad);
         });
         self.steps_done += 1;
+        self.objective.end_step(&self.totals);
         Ok(())
     }
 
@@ -289,8 +374,11 @@ impl Trainer {
         let normaliser = self.normaliser(micro_batches)?;
         let mut totals = Vec::new();
         let mut stats = EvalStats::default();
+        let mut numbering = Numbering::default();
         for micro_batch in micro_batches {
-            match self.eval_micro_batch(micro_batch, &normaliser, &mut stats, &mut totals) {
+            let micro_batch = self.training_part(micro_batch);
+            let predictions = numbering.number(micro_batch.predictions());
+            match self.eval_micro_batch(&micro_batch, &predictions, &normaliser, &mut stats, &mut totals) {
                 Err(problem @ TrainError::NotFinite { .. }) => {
                     let not_finite = Some(problem.to_string());
                     return Ok(EvalStats { loss: f64::NAN, not_finite, ..EvalStats::default() });
@@ -305,31 +393,102 @@ impl Trainer {
     fn eval_micro_batch(
         &self,
         micro_batch: &MicroBatch,
+        predictions: &Predictions,
         normaliser: &Normaliser,
         stats: &mut EvalStats,
         totals: &mut Vec<Metric>,
     ) -> Result<()> {
-        let predictions = micro_batch.predictions();
-        if predictions.rows.is_empty() {
+        if predictions.rows.is_empty() && predictions.score_rows.is_empty() {
             return Ok(());
         }
-        check_vocabulary(micro_batch, &self.model)?;
-        let batch = micro_batch.batch().expect("examples have tokens: the data loader checked");
-        let logprobs = score(&self.model, &batch, self.options.dtype, &predictions);
-        check_finite(self.steps_done, micro_batch, &predictions, &logprobs)?;
-        let output = self.objective.evaluate(&token_batch(&logprobs, &predictions), normaliser)?;
+        let (logprobs, scores) = self.arrays(micro_batch, predictions)?;
+        let needs = self.objective.needs();
+        let output =
+            self.objective.evaluate(&token_batch(&logprobs, predictions, &scores, needs), normaliser)?;
         stats.loss += output.loss;
         stats.n_targets += predictions.rows.len() as u64;
         Metric::accumulate(totals, &output.metrics);
         Ok(())
     }
 
+    /// What the step is divided by, and what its micro-batches must know of each other.
     fn normaliser(&self, micro_batches: &[MicroBatch]) -> Result<Normaliser> {
-        let weights = |batch: &MicroBatch| {
-            let weights = batch.predictions().weights;
-            self.objective.weight(&TokenBatch { weights: &weights, ..TokenBatch::default() })
+        let n_outputs = self.objective.needs().score_outputs;
+        let mut numbering = Numbering::default();
+        let weights = micro_batches.iter().map(|micro_batch| {
+            let predictions = numbering.number(self.training_part(micro_batch).predictions());
+            self.objective.weight(&predictions.known_batch(&[], n_outputs))
+        });
+        let normaliser = Normaliser::new(weights.sum())?;
+        let mut whole = match self.objective.pre_pass() {
+            PrePass::None => return Ok(normaliser),
+            PrePass::Mismatched => self.pre_pass(micro_batches.iter().map(|micro_batch| {
+                Cow::Owned(micro_batch.with_replies(|reply| reply.kind == CompletionKind::Mismatched))
+            }))?,
+            PrePass::All => self.pre_pass(micro_batches.iter().map(Cow::Borrowed))?,
         };
-        Ok(Normaliser::new(micro_batches.iter().map(weights).sum())?)
+        let Arrays { logprobs, predictions, scores } = &mut whole;
+        let shared =
+            self.objective.prepare(&token_batch(logprobs, predictions, scores, self.objective.needs()))?;
+        Ok(normaliser.with_shared(shared))
+    }
+
+    /// The arrays of several micro-batches, computed without gradients, one after the other.
+    fn pre_pass<'b>(&self, micro_batches: impl Iterator<Item = Cow<'b, MicroBatch>>) -> Result<Arrays> {
+        let mut whole = Arrays::default();
+        let mut numbering = Numbering::default();
+        for micro_batch in micro_batches {
+            let predictions = numbering.number(micro_batch.predictions());
+            if predictions.rows.is_empty() && predictions.score_rows.is_empty() {
+                continue;
+            }
+            let (logprobs, scores) = self.arrays(&micro_batch, &predictions)?;
+            whole.append(logprobs, predictions, scores);
+        }
+        whole.predictions.drop_partly_known();
+        Ok(whole)
+    }
+
+    /// Log-probabilities and scores without recording, dropout off.
+    fn arrays(&self, micro_batch: &MicroBatch, predictions: &Predictions) -> Result<(Logprobs, Vec<f32>)> {
+        check_vocabulary(micro_batch, &self.model)?;
+        let batch = micro_batch.batch().expect("examples have tokens: the data loader checked");
+        let mut tape = Tape::inference(&self.model.params, &batch, self.options.dtype);
+        let hidden = self.model.arch.hidden(&mut tape, false);
+        let needs = self.objective.needs();
+        let scores = match self.model.score_head().filter(|_| needs.score_outputs > 0) {
+            Some(head) => tape.score_head(&hidden, head, &predictions.score_rows).value().to_f32(),
+            None => Vec::new(),
+        };
+        if needs.no_logp {
+            return Ok((Logprobs::default(), scores));
+        }
+        let options = logprob_options(&self.model, self.options.temperature);
+        let (rows, targets) = (&predictions.rows, &predictions.targets);
+        let var = tape.linear_logprob(&hidden, self.model.arch.head(), rows, targets, &options);
+        let logprobs = Logprobs::of(&var);
+        check_finite(self.steps_done, micro_batch, predictions, &logprobs)?;
+        Ok((logprobs, scores))
+    }
+
+    /// What of a micro-batch trains: replies that only serve the pre-pass are left out.
+    fn training_part<'b>(&self, micro_batch: &'b MicroBatch) -> Cow<'b, MicroBatch> {
+        match self.objective.pre_pass() {
+            PrePass::Mismatched => {
+                Cow::Owned(micro_batch.with_replies(|reply| reply.kind != CompletionKind::Mismatched))
+            }
+            PrePass::None | PrePass::All => Cow::Borrowed(micro_batch),
+        }
+    }
+
+    /// What is minimised.
+    pub fn objective(&self) -> &dyn Objective {
+        &*self.objective
+    }
+
+    /// Puts back what [`Objective::state`] gave.
+    pub(crate) fn set_objective_state(&mut self, state: &[f64]) {
+        self.objective.set_state(state);
     }
 
     pub(crate) fn trained(&self) -> impl Iterator<Item = (&Param, &dyn ParamState)> {
@@ -382,18 +541,26 @@ impl Scored {
     }
 }
 
-/// Scores predictions without recording.
+/// Scores predictions without recording, at temperature 1.
 pub fn score(model: &Model, batch: &pt_engine::Batch, dtype: Dtype, predictions: &Predictions) -> Logprobs {
-    let mut tape = Tape::inference(&model.params, batch, dtype);
+    score_with(Tape::inference(&model.params, batch, dtype), model, 1.0, predictions)
+}
+
+/// Scores predictions on an inference tape; one without adapters gives the base model's log-probabilities.
+pub fn score_with<'m>(
+    mut tape: Tape<'m>,
+    model: &'m Model,
+    temperature: f32,
+    predictions: &Predictions,
+) -> Logprobs {
     let hidden = model.arch.hidden(&mut tape, false);
+    let (head, options) = (model.arch.head(), logprob_options(model, temperature));
+    Logprobs::of(&tape.linear_logprob(&hidden, head, &predictions.rows, &predictions.targets, &options))
+}
+
+fn logprob_options(model: &Model, temperature: f32) -> LogprobOptions {
     let options = model.arch.logprob_options();
-    Logprobs::of(&tape.linear_logprob(
-        &hidden,
-        model.arch.head(),
-        &predictions.rows,
-        &predictions.targets,
-        &options,
-    ))
+    LogprobOptions { temperature: options.temperature * temperature, ..options }
 }
 
 fn elements(param: &Param) -> ParamRef<'_> {
@@ -403,21 +570,30 @@ fn elements(param: &Param) -> ParamRef<'_> {
     }
 }
 
-fn token_batch<'a>(logprobs: &'a Logprobs, predictions: &'a Predictions) -> TokenBatch<'a> {
+fn token_batch<'a>(
+    logprobs: &'a Logprobs,
+    predictions: &'a Predictions,
+    scores: &'a [f32],
+    needs: Needs,
+) -> TokenBatch<'a> {
+    let known = predictions.known_batch(scores, needs.score_outputs);
+    if needs.no_logp {
+        return known.without_tokens();
+    }
     TokenBatch {
         logp: &logprobs.logp,
         entropy: Some(&logprobs.entropy),
         mean_logp: Some(&logprobs.mean_logp),
         correct: Some(&logprobs.correct),
-        weights: &predictions.weights,
-        ..TokenBatch::default()
+        log_collision: Some(&logprobs.log_collision),
+        ..known
     }
 }
 
 fn check_vocabulary(micro_batch: &MicroBatch, model: &Model) -> Result<()> {
     let vocabulary = model.params.get(model.arch.head()).shape[0];
     for example in micro_batch.examples() {
-        if let Some(&token) = example.token_ids.iter().find(|&&id| id as usize >= vocabulary) {
+        if let Some(token) = example.all_token_ids().find(|&id| id as usize >= vocabulary) {
             return Err(TrainError::Vocabulary { token, origin: example.origin.to_string(), vocabulary });
         }
     }

@@ -50,11 +50,9 @@ fn batches() -> Vec<Vec<MicroBatch>> {
     let batch = |batch: &Value| {
         let rows = lists(&batch["tokens"]).into_iter().zip(lists(&batch["mask"])).enumerate();
         let examples: Vec<Example> = rows
-            .map(|(i, (token_ids, mask))| Example {
-                token_ids,
-                weights: mask.iter().map(|m| *m as f32).collect(),
-                key: i as u64,
-                origin: "golden".into(),
+            .map(|(i, (token_ids, mask))| {
+                let weights = mask.iter().map(|m| *m as f32).collect();
+                Example::sequence(token_ids, weights, i as u64, "golden".into())
             })
             .collect();
         let micro_batches = cut(&examples, &[1, examples.len() - 1]);

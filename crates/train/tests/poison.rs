@@ -55,6 +55,7 @@ fn trainer(dtype: Dtype, mode: &str, optimiser: &str) -> Trainer {
         max_grad_norm: Some(1.0),
         seed: 3,
         groups: Groups::default(),
+        temperature: 1.0,
     };
     Trainer::new(model, objective, optimiser.as_ref(), schedule, options).unwrap()
 }
@@ -66,7 +67,7 @@ fn losses(dtype: Dtype, mode: &str, optimiser: &str) -> Vec<u64> {
             let len = 5 + (step * 7 + i * 13) % 90;
             let token_ids = (0..len).map(|t| ((t * 37 + i * 11 + step) % 2100) as u32).collect();
             let weights = (0..len).map(|t| if t % 5 == 2 { 0.0 } else { 1.0 }).collect();
-            Example { token_ids, weights, key: step * 10 + i, origin: Arc::from("test") }
+            Example::sequence(token_ids, weights, step * 10 + i, Arc::from("test"))
         };
         let batches =
             [MicroBatch::new((0..3).map(example).collect()), MicroBatch::new((3..4).map(example).collect())];

@@ -184,12 +184,8 @@ fn scorable(record: Record, loaded: &Loaded, args: &Args) -> anyhow::Result<Scor
             record.origin
         );
     }
-    let example = pt_train::Example {
-        weights: vec![1.0; token_ids.len()],
-        token_ids,
-        key: 0,
-        origin: Arc::from(record.origin.to_string()),
-    };
+    let (weights, origin) = (vec![1.0; token_ids.len()], Arc::from(record.origin.to_string()));
+    let example = pt_train::Example::sequence(token_ids, weights, 0, origin);
     let mut extra = record.extra;
     extra.retain(|column, _| !COLUMNS.contains(&column.as_str()));
     Ok(Scorable { example, mask, extra })

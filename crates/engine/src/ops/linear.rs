@@ -288,13 +288,15 @@ impl<'m> Tape<'m> {
         let left = pack_left(&Operand::k_inner(x.value().values(), n_in), n_tokens, n_in, precision);
         let mut out = Tensor::dirty(dtype, n_tokens, width);
         // DoRA's magnitude needs the output without the residual, so there the residual is added afterwards.
-        let has_dora = layers.iter().any(|layer| layer.lora.as_ref().is_some_and(|l| l.magnitude.is_some()));
+        let adapters = self.mode.adapters;
+        let lora_of = |layer: &'_ Linear| layer.lora.clone().filter(|_| adapters);
+        let has_dora = layers.iter().any(|layer| lora_of(layer).is_some_and(|l| l.magnitude.is_some()));
         let (fused, added) = if has_dora { (None, residual) } else { (residual, None) };
         let mut saved = Vec::with_capacity(layers.len());
         let mut col = 0;
         for layer in layers {
             assert_eq!(layer.n_in, n_in, "{} takes {} inputs", layer.name, layer.n_in);
-            let lora = layer.lora.as_ref().map(|lora| self.lora_forward(x.value(), &left, layer, lora));
+            let lora = lora_of(layer).map(|lora| self.lora_forward(x.value(), &left, layer, &lora));
             let left_h = lora.as_ref().map(|saved| {
                 pack_left(&Operand::k_inner(saved.h.values(), saved.rank), n_tokens, saved.rank, precision)
             });

@@ -7,6 +7,7 @@
 //! - `entropy_i = logsumexp_i - sum_j p_j x_j`
 //! - `mean_logp_i = mean_j x_j - logsumexp_i` (for label smoothing)
 //! - `correct_i`: no logit exceeds the target's.
+//! - `log_collision_i = ln sum_j p_j^2` (for weighted preference optimisation); no gradient flows through it
 //!
 //! This is the one way from hidden states to language-model losses: objectives are arithmetic on these arrays, and
 //! hand back `dlogp`, `dentropy` and `dmean_logp` per row. Backward recomputes the logits and forms
@@ -38,7 +39,7 @@ use crate::tape::{Backward, Op, Seed, Tape, Var};
 use crate::tensor::{Data, Dtype, Tensor};
 
 /// Columns of the result: see [`Logprobs`].
-const RESULT_COLS: usize = 5;
+pub(super) const RESULT_COLS: usize = 6;
 
 /// How logits are made from products with the head.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -103,6 +104,8 @@ pub struct Logprobs {
     pub mean_logp: Vec<f32>,
     /// Whether no token is more probable than the target.
     pub correct: Vec<bool>,
+    /// Log-probability that two draws agree, nats.
+    pub log_collision: Vec<f32>,
 }
 
 impl Logprobs {
@@ -116,7 +119,18 @@ impl Logprobs {
             logsumexp: column(2),
             mean_logp: column(3),
             correct: column(4).iter().map(|c| *c > 0.0).collect(),
+            log_collision: column(5),
         }
+    }
+
+    /// Those of other rows after these.
+    pub fn append(&mut self, more: Logprobs) {
+        self.logp.extend(more.logp);
+        self.entropy.extend(more.entropy);
+        self.logsumexp.extend(more.logsumexp);
+        self.mean_logp.extend(more.mean_logp);
+        self.correct.extend(more.correct);
+        self.log_collision.extend(more.log_collision);
     }
 
     fn of_rows(rows: &[RowLogprob]) -> Logprobs {
@@ -126,6 +140,7 @@ impl Logprobs {
             logsumexp: rows.iter().map(|row| row.logsumexp).collect(),
             mean_logp: rows.iter().map(|row| row.mean_logp).collect(),
             correct: rows.iter().map(|row| row.correct).collect(),
+            log_collision: rows.iter().map(|row| row.log_collision).collect(),
         }
     }
 
@@ -175,6 +190,8 @@ pub struct RowLogprob {
     pub mean_logp: f32,
     /// Whether no token is more probable than the target.
     pub correct: bool,
+    /// Log-probability that two draws agree.
+    pub log_collision: f32,
 }
 
 /// Upstream gradients, one value per selected row.
@@ -303,7 +320,8 @@ fn table(rows: &[RowLogprob]) -> Tensor {
     let values: Vec<f32> = rows
         .iter()
         .flat_map(|row| {
-            [row.logp, row.entropy, row.logsumexp, row.mean_logp, f32::from(u8::from(row.correct))]
+            let correct = f32::from(u8::from(row.correct));
+            [row.logp, row.entropy, row.logsumexp, row.mean_logp, correct, row.log_collision]
         })
         .collect();
     Tensor::from_f32(&values, rows.len(), RESULT_COLS, Dtype::F32)
@@ -428,8 +446,8 @@ mod tests {
             let lse = max + logits.iter().map(|x| (x - max).exp()).sum::<f64>().ln();
             let entropy = -logits.iter().map(|x| (x - lse).exp() * (x - lse)).sum::<f64>();
             let mean = logits.iter().sum::<f64>() / vocabulary as f64 - lse;
-            // The last two columns carry no gradient in the operation: constants here.
-            out.extend([logits[target as usize] - lse, entropy, 0.0, mean, 0.0]);
+            // The other columns carry no gradient in the operation: constants here.
+            out.extend([logits[target as usize] - lse, entropy, 0.0, mean, 0.0, 0.0]);
         }
         out
     }
@@ -538,6 +556,26 @@ mod tests {
                     let two: Vec<f64> = two.iter().map(|&v| f64::from(v)).collect();
                     assert_close(one, &two, tolerance, &format!("{dtype:?} {:?}", case.options));
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn the_collision_probability_is_the_sum_of_squares() {
+        for Case { setup, x, head, options } in cases(true) {
+            let op =
+                |tape: &mut Tape<'_>, v: &[Var]| tape.linear_logprob(&v[0], head, &ROWS, &TARGETS, &options);
+            let (scored, _) = setup.run(&op, &[x], &[head], Dtype::F32, None);
+            let logits = |tape: &mut Tape<'_>, v: &[Var]| {
+                let logits = tape.logits(&v[0], head, &ROWS, &options);
+                tape.constant(logits)
+            };
+            let (logits, _) = setup.run(&logits, &[x], &[head], Dtype::F32, None);
+            for (i, row) in logits.chunks(2 * CHUNK_COLS + 5).enumerate() {
+                let powers = |k: f64| row.iter().map(|&x| (k * f64::from(x)).exp()).sum::<f64>().ln();
+                let (found, expected) = (scored[i * RESULT_COLS + 5], powers(2.0) - 2.0 * powers(1.0));
+                // Sums of a chunk are f32.
+                assert!((f64::from(found) - expected).abs() < 1e-5, "{found} against {expected}");
             }
         }
     }

@@ -9,6 +9,7 @@ pub mod linear;
 pub mod linear_logprob;
 pub mod rms_norm;
 pub mod rope;
+pub mod score_head;
 
 use pt_kernels::elem::Elem;
 use rayon::prelude::*;

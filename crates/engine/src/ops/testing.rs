@@ -174,7 +174,7 @@ impl Setup {
 }
 
 /// Columns of an output that is compared in part.
-const OUTPUT_COLS: usize = 5;
+const OUTPUT_COLS: usize = super::linear_logprob::RESULT_COLS;
 
 fn keep_columns(values: &mut [f32], columns: &[usize]) {
     if columns != [0] {

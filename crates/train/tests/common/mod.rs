@@ -11,8 +11,8 @@ use pt_models::{LoadOptions, LoraConfig, Model, NewModel, load};
 use pt_optim::{Groups, ScheduleConfig};
 use pt_run::{BestBy, Retention, RunFolder};
 use pt_train::{
-    EvalStats, Example, LoopOptions, MicroBatch, Outcome, Recorder, Result, StepSource, StepStats, Trainer,
-    TrainerOptions, Watcher, fit, resume,
+    EvalStats, Example, LoopOptions, MicroBatch, Outcome, Recorder, Result, SourceResult, StepData,
+    StepSource, StepStats, Trainer, TrainerOptions, Watcher, fit, resume,
 };
 use safetensors::SafeTensors;
 
@@ -111,6 +111,7 @@ impl Setup {
             max_grad_norm: self.max_grad_norm,
             seed: SEED,
             groups: Groups { decay_1d: self.decay_1d, ..Groups::default() },
+            temperature: 1.0,
         };
         Trainer::new(model, objective, optimiser.as_ref(), schedule.resolve(self.steps).unwrap(), options)
     }
@@ -121,7 +122,7 @@ pub const SEED: u64 = 17;
 /// An example all of whose tokens but the first `n_context` are targets.
 pub fn example(token_ids: Vec<u32>, n_context: usize, key: u64) -> Example {
     let weights = (0..token_ids.len()).map(|i| if i < n_context { 0.0 } else { 1.0 }).collect();
-    Example { token_ids, weights, key, origin: format!("data.jsonl:{}", key + 1).into() }
+    Example::sequence(token_ids, weights, key, format!("data.jsonl:{}", key + 1).into())
 }
 
 /// Random tokens below `vocabulary`.
@@ -203,8 +204,8 @@ pub struct Steps<F> {
 }
 
 impl<F: Fn(u64) -> Vec<MicroBatch>> StepSource for Steps<F> {
-    fn step(&mut self, step_idx: u64) -> Vec<MicroBatch> {
-        (self.make)(step_idx)
+    fn step(&mut self, step_idx: u64, _: &Model) -> SourceResult<StepData> {
+        Ok((self.make)(step_idx).into())
     }
     fn epoch(&mut self, steps_done: u64) -> f64 {
         steps_done as f64 / self.per_epoch as f64
@@ -246,7 +247,7 @@ impl Run<'_> {
         let best = Some(BestBy { metric: "eval_loss".into(), higher_is_better: false });
         let store = stage.checkpoints(Retention { keep_last: self.keep_last, best })?;
         let mut recorder = Recorder { run: &mut run, stage: &stage, store: &store };
-        let n_tokens = resume(trainer, &mut recorder, &self.options.plan_hash)?;
+        let n_tokens = resume(trainer, source, &mut recorder, &self.options.plan_hash)?;
         let flag = AtomicBool::new(false);
         let mut watcher = StopAfter { step: stop_after, flag: &flag };
         fit(trainer, source, self.eval, &self.options, &mut recorder, n_tokens, &mut watcher, &flag)

@@ -18,11 +18,13 @@ pub(super) struct RowStats {
     weighted: f64,
     /// `sum x`
     plain: f64,
+    /// `sum e^{2 (x - max)}`
+    squares: f64,
 }
 
 impl Default for RowStats {
     fn default() -> Self {
-        RowStats { max: f32::NEG_INFINITY, sum: 0.0, weighted: 0.0, plain: 0.0 }
+        RowStats { max: f32::NEG_INFINITY, sum: 0.0, weighted: 0.0, plain: 0.0, squares: 0.0 }
     }
 }
 
@@ -38,6 +40,7 @@ impl RowStats {
         self.sum = self.sum * keep + total(sums.sum);
         self.weighted = self.weighted * keep + total(sums.weighted);
         self.plain += total(sums.plain);
+        self.squares = self.squares * keep * keep + total(sums.squares);
         self.max = max;
         keep as f32
     }
@@ -56,6 +59,7 @@ impl RowStats {
             logsumexp: logsumexp as f32,
             mean_logp: (self.plain / n_vocabulary as f64 - logsumexp) as f32,
             correct: target_logit >= self.max,
+            log_collision: (2.0 * (f64::from(self.max) - logsumexp) + self.squares.ln()) as f32,
         }
     }
 }
@@ -65,6 +69,7 @@ struct LaneSums {
     sum: [f32; LANES],
     weighted: [f32; LANES],
     plain: [f32; LANES],
+    squares: [f32; LANES],
 }
 
 pt_kernels::kernel! {
@@ -85,7 +90,8 @@ pt_kernels::kernel! {
 
 pt_kernels::kernel! {
     fn weigh(['a] x: &'a mut [f32], max: f32, options: &'a LogprobOptions) -> LaneSums {
-        let mut sums = LaneSums { sum: [0.0; LANES], weighted: [0.0; LANES], plain: [0.0; LANES] };
+        let zero = [0.0; LANES];
+        let mut sums = LaneSums { sum: zero, weighted: zero, plain: zero, squares: zero };
         let (vectors, rest) = x.as_chunks_mut::<LANES>();
         for x in vectors {
             for i in 0..LANES {
@@ -93,6 +99,7 @@ pt_kernels::kernel! {
                 sums.sum[i] += e;
                 sums.weighted[i] += e * x[i];
                 sums.plain[i] += x[i];
+                sums.squares[i] += e * e;
                 x[i] = e * options.slope(x[i]);
             }
         }
@@ -101,6 +108,7 @@ pt_kernels::kernel! {
             sums.sum[i] += e;
             sums.weighted[i] += e * *x;
             sums.plain[i] += *x;
+            sums.squares[i] += e * e;
             *x = e * options.slope(*x);
         }
         sums
