@@ -27,7 +27,7 @@ pub struct VerifierInfo {
 }
 
 /// Every verifier, in the order the manual lists them.
-pub const VERIFIERS: &[VerifierInfo] = &[crate::command::INFO, crate::exact::INFO];
+pub const VERIFIERS: &[VerifierInfo] = &[crate::command::INFO, crate::exact::INFO, crate::ifeval::INFO];
 
 /// The verifier called `name` with the given options; missing ones take their defaults.
 ///

@@ -12,6 +12,7 @@ mod child;
 mod command;
 mod exact;
 mod examples;
+mod ifeval;
 mod rewards;
 mod text;
 mod verdict;
