@@ -28,6 +28,22 @@ pub enum ObjectiveError {
         /// What is left for it.
         expected: std::ops::Range<usize>,
     },
+    /// A trained token outside of all completions, which the objective works on.
+    #[error("objective `{name}` works on completions, but trained token {index} is in none of them")]
+    Outside {
+        /// The objective.
+        name: &'static str,
+        /// The token.
+        index: usize,
+    },
+    /// A completion's weight below zero or not finite.
+    #[error("the weight of completion {index} is {value}, expected a finite number of at least 0")]
+    CompletionWeight {
+        /// Which, by its index in the step.
+        index: usize,
+        /// What was found there.
+        value: f32,
+    },
     /// A group that is not what the objective compares.
     #[error("objective `{name}`: group {group} is {found}, expected {expected}")]
     Group {
@@ -75,5 +91,69 @@ pub enum ObjectiveError {
     NothingTrained {
         /// The total weight.
         total: f64,
+    },
+    /// A policy that is not its reference where it must be: before the first step.
+    #[error(
+        "before the first step the policy must equal the reference, but the log-probabilities of {n_different} of {n_trained} trained tokens differ, by up to {difference} (token {index}: policy {policy}, reference {reference}). \
+         Policy and reference must be the same weights, precision and adapter: look for dropout, another data type or \
+         quantization of one of the two, an adapter that does not start at zero, a reference cache of another model, or another \
+         truncation or template"
+    )]
+    ReferenceDiffers {
+        /// How many trained tokens differ.
+        n_different: usize,
+        /// How many there are.
+        n_trained: usize,
+        /// The largest difference.
+        difference: f64,
+        /// Where it is.
+        index: usize,
+        /// The policy's log-probability there.
+        policy: f32,
+        /// The reference's.
+        reference: f32,
+    },
+    /// A step without what its pre-pass should have found.
+    #[error("objective `{name}` has {found} values of its pre-pass, expected {expected}: run `prepare` on {what} first")]
+    NoPrePass {
+        /// The objective.
+        name: &'static str,
+        /// How many values it was given.
+        found: usize,
+        /// How many it needs.
+        expected: usize,
+        /// What the pre-pass runs over.
+        what: &'static str,
+    },
+    /// A step without the totals of an objective with a term per token.
+    #[error(
+        "objective `{name}` averages a term over tokens of the step, whose number is given as {found:?}: \
+         make the normaliser with `Normaliser::of_step`"
+    )]
+    NoTotals {
+        /// The objective.
+        name: &'static str,
+        /// The number.
+        found: Option<f64>,
+    },
+    /// A score head of another size.
+    #[error("objective `{name}` needs a score head of {expected} outputs, found one of {found}")]
+    Outputs {
+        /// The objective.
+        name: &'static str,
+        /// Its outputs.
+        found: usize,
+        /// What the objective's options ask for.
+        expected: usize,
+    },
+    /// The label of a scored row that is not a probability.
+    #[error("objective `{name}`: the label of scored row {row} is {value}, expected a number from 0 to 1")]
+    Target {
+        /// The objective.
+        name: &'static str,
+        /// Which row.
+        row: usize,
+        /// What was found there.
+        value: f32,
     },
 }
