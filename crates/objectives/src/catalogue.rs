@@ -2,7 +2,7 @@
 
 use pt_core::catalogue::{self, CatalogueError, OptionInfo};
 
-use crate::{Objective, ObjectiveError, cross_entropy, dft};
+use crate::{Objective, ObjectiveError, cross_entropy, dft, policy_gradient};
 
 /// What the catalogue lists, for messages.
 pub(crate) const KIND: &str = "objective";
@@ -27,7 +27,22 @@ pub struct ObjectiveInfo {
 }
 
 /// Every objective.
-pub const OBJECTIVES: &[ObjectiveInfo] = &[cross_entropy::INFO, dft::INFO];
+pub const OBJECTIVES: &[ObjectiveInfo] = &[
+    cross_entropy::INFO,
+    dft::INFO,
+    policy_gradient::grpo::INFO,
+    policy_gradient::dapo::INFO,
+    policy_gradient::dr_grpo::INFO,
+    policy_gradient::bnpo::INFO,
+    policy_gradient::gspo::INFO,
+    policy_gradient::luspo::INFO,
+    policy_gradient::cispo::INFO,
+    policy_gradient::sapo::INFO,
+    policy_gradient::vespo::INFO,
+    policy_gradient::rloo::INFO,
+    policy_gradient::reinforce_pp::INFO,
+    policy_gradient::ppo::INFO,
+];
 
 /// The objective called `name` with the given options; missing ones take their defaults.
 ///
@@ -60,8 +75,12 @@ mod tests {
     fn every_entry_builds_with_its_defaults_and_has_docs() {
         for info in OBJECTIVES {
             assert_eq!(build(info.name, &toml::Table::new()).unwrap().name(), info.name);
-            let listed: String =
-                info.options.iter().map(|o| format!("{} = {}\n", o.name, o.default)).collect();
+            let listed: String = info
+                .options
+                .iter()
+                .filter(|o| !o.default.is_empty())
+                .map(|o| format!("{} = {}\n", o.name, o.default))
+                .collect();
             let from_listed = build(info.name, &listed.parse().unwrap()).unwrap();
             let from_nothing = build(info.name, &toml::Table::new()).unwrap();
             assert_eq!(

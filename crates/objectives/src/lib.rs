@@ -20,6 +20,7 @@ pub mod dft;
 mod error;
 #[cfg(test)]
 mod harness;
+pub mod policy_gradient;
 
 pub use batch::{
     Completion, CompletionKind, Metric, Needs, Normaliser, ObjectiveOutput, PrePass, Reduce, Scores,
@@ -40,6 +41,13 @@ pub trait Objective: Send + Sync + std::fmt::Debug {
     /// `weights`, `completions` and the weights of `scores` are there to read: it is known before any forward pass.
     fn weight(&self, batch: &TokenBatch<'_>) -> f64 {
         batch.weights.iter().map(|&w| f64::from(w)).sum()
+    }
+
+    /// Further sums over the step beside the weight, for a term that is averaged over something else (the tokens of the
+    /// chosen replies): [`Normaliser::totals`]. As many for every micro-batch, and known from what [`Objective::weight`] reads.
+    fn totals(&self, batch: &TokenBatch<'_>) -> Vec<f64> {
+        let _ = batch;
+        Vec::new()
     }
 
     /// What is computed before the step begins, for an objective that depends on the whole step at once.
