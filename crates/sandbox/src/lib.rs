@@ -27,6 +27,8 @@
 //! - Using all processors for as long as the limits allow: other jobs become slower. CPU time counts for each process.
 //! - Memory: each process is held to [`Limits::memory_bytes`], and their sum is looked at every
 //!   few milliseconds, not continuously (no control group is used). Between two looks it can be more.
+//! - Without namespaces and as the caller's own user: learning names and metadata of files outside (`stat`), which Landlock does
+//!   not refuse; changing modes, owners and times is refused by seccomp, in the work folder too.
 //! - Without namespaces: the host's `/usr` and such are the same, the work folder is on a real disk, and the limit on processes
 //!   counts all processes of the user.
 //!

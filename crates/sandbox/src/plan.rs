@@ -73,8 +73,7 @@ impl Layers {
             steps
         };
         let plain = is_root && works("namespaces", NAMESPACES, root(false));
-        let user_namespace = !plain && works("user namespace", NAMESPACES | libc::CLONE_NEWUSER, root(true));
-        let filter = seccomp::filter(false, false);
+        let filter = seccomp::filter(seccomp::Locks::default());
         let seccomp = works("seccomp", 0, vec![Step::NoNewPrivileges, Step::Seccomp { filter }]);
         let abi = landlock::abi();
         let landlock = match abi {
@@ -84,6 +83,12 @@ impl Layers {
                 if works("Landlock", 0, vec![Step::NoNewPrivileges, step]) { abi } else { 0 }
             }
         };
+        // Root stays root in a user namespace of its own making, where no limit on processes holds for it; another user held by
+        // Landlock is the stronger of the two.
+        let is_enough = plain || other_user && landlock >= 3;
+        let user_namespace =
+            !is_enough && works("user namespace", NAMESPACES | libc::CLONE_NEWUSER, root(true));
+        let other_user = other_user && !user_namespace;
         if abi == 0 {
             missing.push("Landlock: not in this kernel, or not enabled".to_owned());
         }
@@ -351,7 +356,14 @@ fn confine(steps: &mut Vec<Step>, job: &Job, setting: &Setting<'_>, work: &Path)
         steps.push(Step::Landlock { ruleset: landlock::ruleset(abi), beneath });
     }
     if layers.seccomp {
-        let locks_signals = !layers.namespaces && !layers.other_user && abi < 6;
-        steps.push(Step::Seccomp { filter: seccomp::filter(!layers.namespaces, locks_signals) });
+        // What a user may do to his own things, and a job must not.
+        let is_caller = !layers.namespaces && !layers.other_user;
+        let locks = seccomp::Locks {
+            group: !layers.namespaces,
+            times: !layers.namespaces,
+            signals: is_caller && abi < 6,
+            metadata: is_caller,
+        };
+        steps.push(Step::Seccomp { filter: seccomp::filter(locks) });
     }
 }

@@ -135,8 +135,8 @@ impl Sandbox {
             return Status::Exited(libc::WEXITSTATUS(wait_status));
         }
         match libc::WTERMSIG(wait_status) {
-            // The kernel's clock of the limit and that of the usage differ by some ticks.
-            libc::SIGKILL | libc::SIGXCPU if cpu + TICK >= self.limits.cpu => Status::TimedOut,
+            // The kernel holds the limit against a count of ticks, and reports a precise time; the two can differ much.
+            libc::SIGKILL | libc::SIGXCPU if cpu * 2 >= self.limits.cpu => Status::TimedOut,
             signal => Status::Signalled(signal),
         }
     }

@@ -143,6 +143,51 @@ const SIGNALS: &[c_long] = &[
     libc::SYS_pidfd_send_signal,
 ];
 
+/// Refused where the user is the caller and files are the host's: Landlock does not cover them.
+const METADATA: &[c_long] = &[
+    libc::SYS_fchmod,
+    libc::SYS_fchmodat,
+    libc::SYS_fchmodat2,
+    libc::SYS_fchown,
+    libc::SYS_fchownat,
+    libc::SYS_setxattr,
+    libc::SYS_lsetxattr,
+    libc::SYS_fsetxattr,
+    libc::SYS_removexattr,
+    libc::SYS_lremovexattr,
+    libc::SYS_fremovexattr,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_chmod,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_chown,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_lchown,
+];
+
+/// Refused where files are the host's, whoever the user is: a file that everybody may write has times that everybody may set.
+const TIMES: &[c_long] = &[
+    libc::SYS_utimensat,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_utime,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_utimes,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_futimesat,
+];
+
+/// What is refused where other layers are missing.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Locks {
+    /// The program and its children stay in one process group.
+    pub(crate) group: bool,
+    /// They send no signals.
+    pub(crate) signals: bool,
+    /// They change no mode, owner or extended attribute.
+    pub(crate) metadata: bool,
+    /// They set no file's times.
+    pub(crate) times: bool,
+}
+
 fn op(code: u32, k: u32) -> sock_filter {
     sock_filter { code: code as u16, jt: 0, jf: 0, k }
 }
@@ -192,8 +237,8 @@ fn decide(program: &mut Vec<sock_filter>, nr: c_long, i: u32, when: When) {
     program.extend(body);
 }
 
-/// The filter. `locks_group`: the program and its children stay in one process group; `locks_signals`: they send none.
-pub(crate) fn filter(locks_group: bool, locks_signals: bool) -> Vec<sock_filter> {
+/// The filter.
+pub(crate) fn filter(locks: Locks) -> Vec<sock_filter> {
     let mut program = vec![load(ARCH_AT), jump(libc::BPF_JEQ, ARCH, 1, 0), ret(RET_KILL), load(NR)];
     // Also refuses the x32 interface, whose numbers begin at 2^30.
     program.push(jump(libc::BPF_JGT, NEWEST, 0, 1));
@@ -205,11 +250,14 @@ pub(crate) fn filter(locks_group: bool, locks_signals: bool) -> Vec<sock_filter>
     // Its flags lie in memory, where a filter cannot look; C libraries fall back to `clone`.
     refuse(libc::SYS_clone3, libc::ENOSYS);
     REFUSED.iter().for_each(|nr| refuse(*nr, libc::EPERM));
-    if locks_group {
-        LEAVES_THE_GROUP.iter().for_each(|nr| refuse(*nr, libc::EPERM));
-    }
-    if locks_signals {
-        SIGNALS.iter().for_each(|nr| refuse(*nr, libc::EPERM));
+    let groups = [
+        (locks.group, LEAVES_THE_GROUP),
+        (locks.signals, SIGNALS),
+        (locks.metadata, METADATA),
+        (locks.times, TIMES),
+    ];
+    for (_, group) in groups.into_iter().filter(|(is_locked, _)| *is_locked) {
+        group.iter().for_each(|nr| refuse(*nr, libc::EPERM));
     }
     decide(&mut program, libc::SYS_clone, 0, When::AnyBit(NEW_NAMESPACES));
     decide(&mut program, libc::SYS_socketpair, 0, When::Only(libc::AF_UNIX as u32));
@@ -256,7 +304,7 @@ mod tests {
 
     #[test]
     fn calls_are_refused_by_number_and_by_argument() {
-        let program = filter(false, false);
+        let program = filter(Locks::default());
         assert!(program.len() < 4096, "the kernel's limit; {} instructions", program.len());
         let none = [0; 6];
         let check = |nr, args, expected: Option<i32>| {
@@ -281,8 +329,8 @@ mod tests {
         check(libc::SYS_setsid, none, None);
         check(463, none, Some(libc::ENOSYS));
         check(0x4000_0001, none, Some(libc::ENOSYS));
-        let locked = filter(true, true);
-        for nr in LEAVES_THE_GROUP.iter().chain(SIGNALS) {
+        let locked = filter(Locks { group: true, signals: true, metadata: true, times: true });
+        for nr in LEAVES_THE_GROUP.iter().chain(SIGNALS).chain(METADATA).chain(TIMES) {
             assert_eq!(run(&locked, *nr, none), RET_ERRNO | libc::EPERM as u32, "call {nr}");
         }
     }
