@@ -27,7 +27,15 @@ pub struct VerifierInfo {
 }
 
 /// Every verifier, in the order the manual lists them.
-pub const VERIFIERS: &[VerifierInfo] = &[crate::command::INFO, crate::exact::INFO, crate::ifeval::INFO];
+pub const VERIFIERS: &[VerifierInfo] = &[
+    crate::command::INFO,
+    crate::exact::INFO,
+    crate::ifeval::INFO,
+    crate::json_fields::INFO,
+    crate::json_schema::INFO,
+    crate::tool_calls::INFO,
+    crate::math::INFO,
+];
 
 /// The verifier called `name` with the given options; missing ones take their defaults.
 ///

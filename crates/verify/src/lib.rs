@@ -13,8 +13,13 @@ mod command;
 mod exact;
 mod examples;
 mod ifeval;
+mod json;
+mod json_fields;
+mod json_schema;
+mod math;
 mod rewards;
 mod text;
+mod tool_calls;
 mod verdict;
 
 pub use catalogue::{VERIFIERS, VerifierInfo, build};
