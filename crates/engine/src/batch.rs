@@ -15,6 +15,10 @@ pub struct CachedSpan {
     pub q_len: usize,
     /// Cache row of every position; the last `q_len` are where this batch's keys go.
     pub rows: Vec<u32>,
+    /// Length of the sequence that was known from the start: a prompt's. Where angles depend on the sequence's length,
+    /// that of position `p` is `max(prompt_len, p + 1)`: the same whether the prompt is computed whole or in chunks,
+    /// and whether a later token is decoded or computed again with all before it.
+    pub prompt_len: usize,
 }
 
 pub(crate) enum Keys {
@@ -58,8 +62,9 @@ impl Batch {
         for span in &spans {
             assert_eq!(span.q_row, positions.len(), "spans cover the rows in order");
             assert!(span.q_len <= span.rows.len(), "a span's own rows are part of its context");
-            positions.extend((span.rows.len() - span.q_len..span.rows.len()).map(|p| p as u32));
-            path_lens.extend(std::iter::repeat_n(span.rows.len() as u32, span.q_len));
+            let own = span.rows.len() - span.q_len..span.rows.len();
+            positions.extend(own.clone().map(|p| p as u32));
+            path_lens.extend(own.map(|p| span.prompt_len.max(p + 1) as u32));
         }
         assert_eq!(positions.len(), tokens.len(), "spans cover all rows");
         Batch {

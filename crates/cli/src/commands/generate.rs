@@ -121,6 +121,7 @@ impl SamplingArgs {
             min_p: self.min_p,
             stop_token_ids,
             seed: self.seed,
+            ..SamplingParams::default()
         }
     }
 }
