@@ -337,7 +337,10 @@ impl<'a> TokenBatch<'a> {
             }
         }
         self.correct.map_or(Ok(()), |correct| fits("correctness", correct.len()))?;
-        self.check_completions()?;
+        // Without tokens, their ranges mean nothing.
+        if !needs.no_logp {
+            self.check_completions()?;
+        }
         self.check_scores(name, needs.score_outputs)
     }
 
@@ -345,8 +348,8 @@ impl<'a> TokenBatch<'a> {
         let mut end = 0;
         for (index, completion) in self.completions.iter().enumerate() {
             let Range { start, end: own_end } = completion.tokens;
-            if start < end || own_end < start || own_end > self.weights.len() {
-                let (found, expected) = (completion.tokens.clone(), end..self.weights.len());
+            if start < end || own_end < start || own_end > self.logp.len() {
+                let (found, expected) = (completion.tokens.clone(), end..self.logp.len());
                 return Err(ObjectiveError::Completion { index, found, expected });
             }
             end = own_end;

@@ -2,7 +2,7 @@
 
 use pt_core::catalogue::{self, CatalogueError, OptionInfo};
 
-use crate::{Objective, ObjectiveError, cross_entropy, dft, policy_gradient};
+use crate::{Objective, ObjectiveError, cross_entropy, dft, policy_gradient, preference};
 
 /// What the catalogue lists, for messages.
 pub(crate) const KIND: &str = "objective";
@@ -42,6 +42,20 @@ pub const OBJECTIVES: &[ObjectiveInfo] = &[
     policy_gradient::rloo::INFO,
     policy_gradient::reinforce_pp::INFO,
     policy_gradient::ppo::INFO,
+    preference::dpo::INFO,
+    preference::orpo::INFO,
+    preference::cpo::INFO,
+    preference::simpo::INFO,
+    preference::alphapo::INFO,
+    preference::tpo::INFO,
+    preference::kto::INFO,
+    preference::apo_zero_unpaired::INFO,
+    preference::bco::INFO,
+    preference::reward::INFO,
+    preference::prm::INFO,
+    preference::xpo::INFO,
+    preference::nash_md::INFO,
+    preference::distillation::INFO,
 ];
 
 /// The objective called `name` with the given options; missing ones take their defaults.

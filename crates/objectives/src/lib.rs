@@ -21,6 +21,7 @@ mod error;
 #[cfg(test)]
 mod harness;
 pub mod policy_gradient;
+pub mod preference;
 
 pub use batch::{
     Completion, CompletionKind, Metric, Needs, Normaliser, ObjectiveOutput, PrePass, Reduce, Scores,

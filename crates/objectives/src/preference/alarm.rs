@@ -60,7 +60,10 @@ mod tests {
         let check = |chosen: [f64; 4], margins: [f64; 4], rings: bool| {
             let mut alarm = DisplacementAlarm::new(2);
             let steps = chosen.iter().zip(margins).map(|(&chosen, margin)| {
-                [Metric::mean("rewards/chosen", 3.0 * chosen, 3.0), Metric::mean("rewards/margins", margin, 1.0)]
+                [
+                    Metric::mean("rewards/chosen", 3.0 * chosen, 3.0),
+                    Metric::mean("rewards/margins", margin, 1.0),
+                ]
             });
             let seen: Vec<_> = steps.map(|metrics| alarm.observe(&metrics)).collect();
             assert!(seen[..3].iter().all(Option::is_none), "too few steps");

@@ -21,7 +21,8 @@ use super::math::{sigmoid, softplus};
 use super::unpaired::{self, Reply};
 use crate::catalogue::{ObjectiveInfo, bad_option, parse};
 use crate::{
-    CompletionKind, Metric, Needs, Normaliser, Objective, ObjectiveError, ObjectiveOutput, PrePass, TokenBatch,
+    CompletionKind, Metric, Needs, Normaliser, Objective, ObjectiveError, ObjectiveOutput, PrePass,
+    TokenBatch,
 };
 
 const NAME: &str = "bco";
@@ -118,7 +119,9 @@ impl Bco {
             .and_then(|()| super::check_not_negative("max_density_ratio", greatest))
             .and_then(|()| match least <= greatest {
                 true => Ok(()),
-                false => Err(format!("min_density_ratio is {least}, expected at most max_density_ratio, {greatest}")),
+                false => Err(format!(
+                    "min_density_ratio is {least}, expected at most max_density_ratio, {greatest}"
+                )),
             })
             .map_err(|problem| bad_option(NAME, problem))?;
         Ok(Bco { config, seen: [0.0, 0.0] })

@@ -27,8 +27,18 @@ pub(crate) const INFO: ObjectiveInfo = ObjectiveInfo {
     source: "Xu et al. 2024, arXiv:2401.08417, equation 5",
     equation: "-log sigmoid(beta * (log p(chosen) - log p(rejected))) + cpo_alpha * -log p(chosen) per token",
     options: &[
-        OptionInfo { name: "loss_type", kind: "sigmoid, hinge or ipo", default: "'sigmoid'", doc: "the preference loss" },
-        OptionInfo { name: "beta", kind: "number above 0", default: "0.1", doc: "factor of the log-probabilities" },
+        OptionInfo {
+            name: "loss_type",
+            kind: "sigmoid, hinge or ipo",
+            default: "'sigmoid'",
+            doc: "the preference loss",
+        },
+        OptionInfo {
+            name: "beta",
+            kind: "number above 0",
+            default: "0.1",
+            doc: "factor of the log-probabilities",
+        },
         OptionInfo {
             name: "cpo_alpha",
             kind: "number of at least 0",

@@ -24,8 +24,8 @@ use pt_core::catalogue::OptionInfo;
 use serde::de::{Error, IntoDeserializer, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 
-use super::dpo_losses::{Parameters, Reply};
 pub use super::dpo_losses::{Divergence, DpoLoss, LengthNormalization};
+use super::dpo_losses::{Parameters, Reply};
 use super::math::logistic;
 use super::pairs::{self, Form, Pair, PairLoss, Side, Sum, expected_loss};
 use crate::catalogue::{ObjectiveInfo, bad_option, parse};
@@ -305,7 +305,10 @@ fn check(config: &DpoConfig) -> Result<(), String> {
         return Err(format!("discopop_tau is {discopop_tau}, expected a number above 0"));
     }
     if !config.f_alpha_divergence_coef.is_finite() {
-        return Err(format!("f_alpha_divergence_coef is {}, expected a number", config.f_alpha_divergence_coef));
+        return Err(format!(
+            "f_alpha_divergence_coef is {}, expected a number",
+            config.f_alpha_divergence_coef
+        ));
     }
     let alone = loss_type.iter().find(|loss| !loss.takes_divergence());
     match alone {

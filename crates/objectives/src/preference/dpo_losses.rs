@@ -56,10 +56,7 @@ impl DpoLoss {
     /// Whether it has a meaning for scores other than log-ratios, as TRL has it.
     pub(crate) fn takes_divergence(self) -> bool {
         use DpoLoss::*;
-        matches!(
-            self,
-            Sigmoid | Cdpo | SigmoidNorm | Hinge | Ipo | ExoPair | Robust | Discopop | Sft
-        )
+        matches!(self, Sigmoid | Cdpo | SigmoidNorm | Hinge | Ipo | ExoPair | Robust | Discopop | Sft)
     }
 
     fn is_per_token(self) -> bool {
@@ -96,9 +93,7 @@ impl Divergence {
                 let (e, d) = clamped_exp(-log_ratio);
                 (1.0 - e, d)
             }
-            Divergence::JsDivergence => {
-                (std::f64::consts::LN_2 - softplus(-log_ratio), sigmoid(-log_ratio))
-            }
+            Divergence::JsDivergence => (std::f64::consts::LN_2 - softplus(-log_ratio), sigmoid(-log_ratio)),
         }
     }
 }
@@ -155,8 +150,7 @@ impl DpoLoss {
         let (beta, z) = (p.beta, p.beta * difference);
         let (c, r) = (beta * a, beta * b);
         // A loss of both log-ratios, from its derivatives by β times each.
-        let of_ratios =
-            |loss: f64, d_c: f64, d_r: f64| (loss, beta * d_c * da, beta * d_r * db);
+        let of_ratios = |loss: f64, d_c: f64, d_r: f64| (loss, beta * d_c * da, beta * d_r * db);
         match self {
             DpoLoss::Sigmoid | DpoLoss::SigmoidNorm => of_difference(logistic(z, 0.0), beta),
             DpoLoss::Cdpo => of_difference(logistic(z, p.smoothing), beta),
@@ -172,9 +166,7 @@ impl DpoLoss {
             ),
             DpoLoss::BcoPair => of_ratios(softplus(-c) + softplus(r), -sigmoid(-c), sigmoid(r)),
             DpoLoss::ApoZero => of_ratios(sigmoid(-c) + sigmoid(r), -slope(c), slope(r)),
-            DpoLoss::ApoDown => {
-                of_ratios(sigmoid(c) + sigmoid(r - c), slope(c) - slope(c - r), slope(c - r))
-            }
+            DpoLoss::ApoDown => of_ratios(sigmoid(c) + sigmoid(r - c), slope(c) - slope(c - r), slope(c - r)),
             DpoLoss::SppoHard => {
                 let (win, d_win) = square(a - 0.5 / beta);
                 let (lose, d_lose) = square(b + 0.5 / beta);

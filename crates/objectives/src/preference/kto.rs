@@ -19,7 +19,8 @@ use super::math::sigmoid;
 use super::unpaired;
 use crate::catalogue::{ObjectiveInfo, bad_option, parse};
 use crate::{
-    CompletionKind, Metric, Needs, Normaliser, Objective, ObjectiveError, ObjectiveOutput, PrePass, TokenBatch,
+    CompletionKind, Metric, Needs, Normaliser, Objective, ObjectiveError, ObjectiveOutput, PrePass,
+    TokenBatch,
 };
 
 const NAME: &str = "kto";
@@ -86,7 +87,11 @@ impl KtoConfig {
 
     /// Where `desirable_weight` should lie for so many good and bad replies, if it does not: `λ_D n_D / (λ_U n_U)` should be
     /// between 1 and 4/3 (section 4.3 of the paper; TRL warns outside of it, with 1.33). `None` also where one kind is absent.
-    pub fn better_desirable_weight(&self, n_desirable: u64, n_undesirable: u64) -> Option<RangeInclusive<f64>> {
+    pub fn better_desirable_weight(
+        &self,
+        n_desirable: u64,
+        n_undesirable: u64,
+    ) -> Option<RangeInclusive<f64>> {
         if n_desirable == 0 || n_undesirable == 0 || self.undesirable_weight == 0.0 {
             return None;
         }
@@ -173,8 +178,11 @@ mod tests {
     #[test]
     fn unbalanced_labels_have_a_better_weight() {
         let check = |weights: (f64, f64), n: (u64, u64), expected: Option<(f64, f64)>| {
-            let config =
-                KtoConfig { desirable_weight: weights.0, undesirable_weight: weights.1, ..KtoConfig::default() };
+            let config = KtoConfig {
+                desirable_weight: weights.0,
+                undesirable_weight: weights.1,
+                ..KtoConfig::default()
+            };
             let range = config.better_desirable_weight(n.0, n.1);
             assert_eq!(range.map(|range| (*range.start(), *range.end())), expected, "{weights:?} {n:?}");
         };

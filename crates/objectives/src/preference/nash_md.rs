@@ -16,7 +16,8 @@ use serde::{Deserialize, Serialize};
 use super::pairs::{self, Form, Side, Sum};
 use crate::catalogue::{ObjectiveInfo, bad_option, parse};
 use crate::{
-    Completion, CompletionKind, Metric, Needs, Normaliser, Objective, ObjectiveError, ObjectiveOutput, TokenBatch,
+    Completion, CompletionKind, Metric, Needs, Normaliser, Objective, ObjectiveError, ObjectiveOutput,
+    TokenBatch,
 };
 
 const NAME: &str = "nash_md";
@@ -73,7 +74,8 @@ fn sides<'a>(batch: &TokenBatch<'a>) -> Result<Vec<Side<'a>>, ObjectiveError> {
             return pairs::side(batch, completion, Form::plain(NAME), usize::MAX);
         }
         let found = format!("a {} reply of label {label} and weight {weight}", pairs::kind_name(kind));
-        let expected = "a sampled reply whose label is its probability to win, of a finite weight of at least 0";
+        let expected =
+            "a sampled reply whose label is its probability to win, of a finite weight of at least 0";
         Err(ObjectiveError::Group { name: NAME, group: completion.group, found, expected })
     };
     batch.completions.iter().map(side).collect()

@@ -118,8 +118,7 @@ impl Objective for Orpo {
             sum.add_nll(pair.lead.clone(), share * pair.weight);
             sum.add_nll(pair.chosen.completion.tokens.clone(), share * pair.weight);
         }
-        let rewards =
-            |p: &Pair<'_>| (self.beta * p.chosen.mean_logp(), self.beta * p.rejected.mean_logp());
+        let rewards = |p: &Pair<'_>| (self.beta * p.chosen.mean_logp(), self.beta * p.rejected.mean_logp());
         let mut metrics = pairs::metrics(batch, &pairs, rewards, |side| side.mean_logp());
         metrics.push(pairs::nll_metric(batch, &pairs, |pair| {
             vec![pair.lead.clone(), pair.chosen.completion.tokens.clone()]

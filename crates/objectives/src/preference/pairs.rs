@@ -2,12 +2,11 @@
 
 use std::ops::Range;
 
-use crate::{
-    Completion, CompletionKind, Metric, Normaliser, ObjectiveError, ObjectiveOutput, TokenBatch,
-};
+use crate::{Completion, CompletionKind, Metric, Normaliser, ObjectiveError, ObjectiveOutput, TokenBatch};
 
 const EXPECTED: &str = "one chosen reply and then one rejected reply in the same micro-batch";
-const EXPECTED_GOLD: &str = "one gold, one chosen and one rejected reply, in this order, in the same micro-batch";
+const EXPECTED_GOLD: &str =
+    "one gold, one chosen and one rejected reply, in this order, in the same micro-batch";
 
 /// How replies become numbers.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -109,8 +108,7 @@ pub(crate) fn side<'a>(
         let expected = "replies of at least one token: remove it, or check truncation and masks";
         return Err(ObjectiveError::Group { name: form.name, group: completion.group, found, expected });
     }
-    let mut side =
-        Side { completion, length, logp: 0.0, reference: 0.0, n_full, ld_alpha: form.ld_alpha };
+    let mut side = Side { completion, length, logp: 0.0, reference: 0.0, n_full, ld_alpha: form.ld_alpha };
     let (mut logp, mut reference) = (0.0, 0.0);
     side.tokens(batch, |i, factor| {
         logp += factor * f64::from(batch.logp[i]);

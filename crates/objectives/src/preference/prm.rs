@@ -135,7 +135,8 @@ impl Objective for Prm {
     fn evaluate(&self, batch: &TokenBatch<'_>, step: &Normaliser) -> Result<ObjectiveOutput, ObjectiveError> {
         batch.check(NAME, self.needs())?;
         let scores = super::scores(NAME, batch, self.n_outputs)?;
-        if let Some((row, _)) = weighted(scores).find(|(row, _)| !(0.0..=1.0).contains(&scores.targets[*row])) {
+        if let Some((row, _)) = weighted(scores).find(|(row, _)| !(0.0..=1.0).contains(&scores.targets[*row]))
+        {
             let value = scores.targets[row];
             return Err(ObjectiveError::Target { name: NAME, row, value });
         }

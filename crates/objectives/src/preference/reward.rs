@@ -87,7 +87,11 @@ impl Reward {
         Ok(Reward(config))
     }
 
-    fn pairs<'a>(&self, batch: &TokenBatch<'a>, scores: Scores<'_>) -> Result<Vec<ScoredPair<'a>>, ObjectiveError> {
+    fn pairs<'a>(
+        &self,
+        batch: &TokenBatch<'a>,
+        scores: Scores<'_>,
+    ) -> Result<Vec<ScoredPair<'a>>, ObjectiveError> {
         let n_rows = scores.targets.len();
         let row = |completion: &Completion| {
             let rows = completion.scores.clone();

@@ -24,8 +24,18 @@ pub(crate) const INFO: ObjectiveInfo = ObjectiveInfo {
     source: "Meng et al. 2024, arXiv:2405.14734, equation 6",
     equation: "-log sigmoid(beta * (mean log p(chosen) - mean log p(rejected)) - simpo_gamma)",
     options: &[
-        OptionInfo { name: "beta", kind: "number above 0", default: "2.0", doc: "factor of the mean log-probabilities" },
-        OptionInfo { name: "simpo_gamma", kind: "number", default: "1.0", doc: "the margin to win by; about beta / 2" },
+        OptionInfo {
+            name: "beta",
+            kind: "number above 0",
+            default: "2.0",
+            doc: "factor of the mean log-probabilities",
+        },
+        OptionInfo {
+            name: "simpo_gamma",
+            kind: "number",
+            default: "1.0",
+            doc: "the margin to win by; about beta / 2",
+        },
         OptionInfo {
             name: "label_smoothing",
             kind: "number in [0, 0.5)",

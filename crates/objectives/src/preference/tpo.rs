@@ -32,7 +32,12 @@ pub(crate) const INFO: ObjectiveInfo = ObjectiveInfo {
             default: "'sigmoid'",
             doc: "the preference loss; tpo-l is per token and has a margin",
         },
-        OptionInfo { name: "beta", kind: "number above 0", default: "0.01", doc: "factor of the log-probabilities" },
+        OptionInfo {
+            name: "beta",
+            kind: "number above 0",
+            default: "0.01",
+            doc: "factor of the log-probabilities",
+        },
         OptionInfo {
             name: "tpo_alpha",
             kind: "number of at least 0",

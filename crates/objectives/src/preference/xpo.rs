@@ -26,14 +26,24 @@ pub(crate) const INFO: ObjectiveInfo = ObjectiveInfo {
     source: "Xie et al. 2024, arXiv:2405.21046, algorithm 1",
     equation: "-log sigmoid(beta * difference of log ratios) + alpha * log p(reply of the reference)",
     options: &[
-        OptionInfo { name: "loss_type", kind: "sigmoid or ipo", default: "'sigmoid'", doc: "the preference loss" },
+        OptionInfo {
+            name: "loss_type",
+            kind: "sigmoid or ipo",
+            default: "'sigmoid'",
+            doc: "the preference loss",
+        },
         OptionInfo {
             name: "beta",
             kind: "number above 0",
             default: "0.1",
             doc: "how strongly the policy is held to its reference",
         },
-        OptionInfo { name: "alpha", kind: "number of at least 0", default: "1e-5", doc: "weight of the exploration bonus" },
+        OptionInfo {
+            name: "alpha",
+            kind: "number of at least 0",
+            default: "1e-5",
+            doc: "weight of the exploration bonus",
+        },
     ],
     build: |options| Ok(Box::new(Xpo::new(parse(NAME, options)?)?)),
 };
