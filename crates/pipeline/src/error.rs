@@ -71,6 +71,41 @@ pub enum PipelineError {
         /// What to do.
         advice: &'static str,
     },
+    /// A pair whose sides do not begin with the same prompt tokens.
+    #[error(
+        "{origin}: the prompt's tokens are not the same before the chosen and before the rejected reply; check that both continue \
+         one prompt, and that the chat template renders it in the same way before each"
+    )]
+    PromptsDiffer {
+        /// File and line.
+        origin: String,
+    },
+    /// A row of which nothing is left to train on once it is cut.
+    #[error(
+        "{origin}: nothing of a reply is left once its {tokens} tokens are cut to max_length = {max_length}; raise it, or set \
+         truncation to drop, which leaves such rows out and counts them"
+    )]
+    NothingLeft {
+        /// File and line.
+        origin: String,
+        /// Its length.
+        tokens: usize,
+        /// The recipe's limit.
+        max_length: usize,
+    },
+    /// A policy that is not its reference at step 0.
+    #[error(
+        "before the first step the policy gives a token of {origin} the log-probability {policy}, its reference {reference}: they \
+         must be equal, so one of the two models is not what it should be"
+    )]
+    ReferenceDiffers {
+        /// The example's file and line.
+        origin: String,
+        /// The policy's.
+        policy: f32,
+        /// The reference's.
+        reference: f32,
+    },
     /// A row longer than allowed, where the recipe says that is an error.
     #[error(
         "{origin}: the row has {tokens} tokens, more than max_length = {max_length}; raise it, or set truncation to keep_start, keep_end or drop"

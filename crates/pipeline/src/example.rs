@@ -67,6 +67,35 @@ pub fn example(masker: &Masker<'_>, record: &Record, options: &TokeniseOptions<'
     Ok(example)
 }
 
+/// The prompt of a record, for sampling.
+///
+/// # Errors
+/// If the row has no prompt, or it cannot be rendered.
+pub fn prompt(masker: &Masker<'_>, record: &Record, options: &TokeniseOptions<'_>) -> Result<Vec<u32>> {
+    let prompt = match &record.body {
+        Body::PromptOnly { prompt }
+        | Body::PromptCompletion { prompt, .. }
+        | Body::Unpaired { prompt, .. } => prompt,
+        Body::Preference { prompt: Some(prompt), .. } => prompt,
+        _ => return Err(wrong_kind(record, options, "give a `prompt` that replies are sampled to")),
+    };
+    let origin = text_origin(record);
+    Ok(match (prompt, masker.template) {
+        (Content::Text(prompt), None) => masker.prompt_text(&origin, prompt)?.token_ids,
+        (Content::Text(prompt), Some(_)) => {
+            let messages = template_messages(&[Message::new("user", prompt.clone())]);
+            masker.prompt(&origin, &conversation(record, &messages, tools_of(record).as_ref()))?.token_ids
+        }
+        (Content::Messages(messages), _) => {
+            let messages = template_messages(messages);
+            masker.prompt(&origin, &conversation(record, &messages, tools_of(record).as_ref()))?.token_ids
+        }
+        (Content::Segments(_), _) => {
+            return Err(wrong_kind(record, options, "give the prompt as a text or as messages"));
+        }
+    })
+}
+
 fn check_length(example: &Example, options: &TokeniseOptions<'_>) -> Result<()> {
     match options.max_length {
         Some(max_length) if options.truncation == Truncation::Error && example.len() > max_length => {
@@ -120,7 +149,11 @@ fn joined(masker: &Masker<'_>, segments: &[pt_data::Segment]) -> Result<(Vec<u32
     Ok((token_ids, train))
 }
 
-fn wrong_kind(record: &Record, options: &TokeniseOptions<'_>, advice: &'static str) -> PipelineError {
+pub(crate) fn wrong_kind(
+    record: &Record,
+    options: &TokeniseOptions<'_>,
+    advice: &'static str,
+) -> PipelineError {
     PipelineError::RowKind {
         origin: record.origin.to_string(),
         kind: record.body.kind(),
@@ -129,7 +162,7 @@ fn wrong_kind(record: &Record, options: &TokeniseOptions<'_>, advice: &'static s
     }
 }
 
-fn text_origin(record: &Record) -> pt_text::Origin {
+pub(crate) fn text_origin(record: &Record) -> pt_text::Origin {
     pt_text::Origin::new(record.origin.file.display().to_string(), record.origin.line as u64)
 }
 

@@ -17,6 +17,8 @@ pub mod model;
 mod output;
 mod prepare;
 mod probe;
+mod reference;
+mod replies;
 mod report;
 mod run;
 pub mod source;

@@ -14,6 +14,7 @@ use pt_text::Tokenizer;
 use crate::error::{PipelineError, Result};
 use crate::model::{engine_dtype, load_base, load_tokenizer, model_config, model_files};
 use crate::probe::{Estimate, probe};
+use crate::reference::fill_with_zeros;
 use crate::source::{Surroundings, read_source};
 use crate::stage::{
     StageData, planned_schedule, planned_template, prepare_model, stage_data, stage_trainer, with_defaults,
@@ -241,7 +242,16 @@ fn estimate(
     let planned = &draft.stages[index];
     let schedule = planned_schedule(&planned.schedule, planned.steps)?;
     let trainer = stage_trainer(model, recipe, stage, schedule)?;
-    let estimate = probe(trainer, &mut data.steps, &data.eval)?;
+    let needs_reference = trainer.objective().needs().reference_logp;
+    if needs_reference {
+        fill_with_zeros(data);
+    }
+    let mut estimate = probe(trainer, &mut data.steps, &data.eval)?;
+    if needs_reference {
+        // The reference is one forward pass over all rows: a third of a training step.
+        let (once, all) = (data.steps.tokens_per_epoch() as f64, planned.tokens as f64);
+        estimate.tokens_per_second /= 1.0 + once / 3.0 / all.max(1.0);
+    }
     pt_kernels::buffer::release_idle();
     pt_kernels::buffer::reset_peak();
     Ok(StageEstimate { estimate, trainable_parameters })

@@ -96,7 +96,7 @@ fn part_of(batch: &MicroBatch, n_tokens: usize) -> MicroBatch {
     let mut sum = 0;
     let examples = batch.examples().iter().take_while(|example| {
         let first = sum == 0;
-        sum += example.token_ids.len();
+        sum += example.n_tokens();
         first || sum <= n_tokens
     });
     MicroBatch::new(examples.cloned().collect())

@@ -17,6 +17,7 @@ use crate::model::{engine_dtype, load_base, load_model};
 use crate::output::{merge, write_model};
 use crate::prepare::Prepared;
 use crate::probe::flops_per_token;
+use crate::reference;
 use crate::report::{StageReport, TaskGain};
 use crate::source::Surroundings;
 use crate::stage::{StageData, planned_schedule, prepare_model, stage_trainer};
@@ -169,6 +170,14 @@ impl Runner<'_> {
         prepare_model(&mut model, &self.recipe, section)?;
         let schedule = planned_schedule(&planned.schedule, planned.steps)?;
         let mut trainer = stage_trainer(model, &self.recipe, section, schedule)?;
+        let objective = trainer.objective().needs();
+        if objective.reference_logp {
+            let identity = format!("{} {}", self.plan_hash, folder.label());
+            let path = folder.root().join("reference-logp.bin");
+            let tokens = planned.train.tokens_per_micro_batch as usize;
+            reference::fill(&mut data, &trainer, &identity, path, tokens)?;
+            reference::check_equal(&trainer, &data.steps.micro_batches(0)?)?;
+        }
         let mut recorder = Recorder { run: &mut self.folder, stage: folder, store };
         let n_tokens = resume(&mut trainer, &mut data.steps, &mut recorder, &self.plan_hash)?;
         watch.stage_begun(planned, trainer.steps_done(), flops_per_token(&trainer.model));

@@ -4,14 +4,15 @@ use pt_data::batches::StepSize;
 use pt_data::mix::{Blend, Stop};
 use pt_data::split;
 use pt_recipe::{
-    Mask, Packing, PlannedTemplate, Recipe, Source, SourceFacts, StageSection, StoppingStrategy,
+    Mask, Packing, PlannedTemplate, Recipe, RowKind, Source, SourceFacts, StageSection, StoppingStrategy,
 };
 use pt_text::{ChatTemplate, Tokenizer};
-use pt_train::MicroBatch;
+use pt_train::{Example, MicroBatch};
 use serde_json::{Map, Value};
 
 use crate::error::{PipelineError, Result};
 use crate::model::{chat_template, template_date};
+use crate::replies::tokenise_replies;
 use crate::source::{SourceRows, Surroundings, read_source};
 use crate::steps::{StepOptions, Steps, eval_micro_batches};
 use crate::tokenise::{TokeniseOptions, TokenisedSource, tokenise};
@@ -44,17 +45,17 @@ impl StageData {
             vocabulary,
             tokenizer_size: tokenizer.vocab_size(),
         };
-        let beyond = |ids: &[u32]| ids.iter().copied().find(|&id| id as usize >= vocabulary);
+        let beyond = |example: &Example| example.all_token_ids().find(|&id| id as usize >= vocabulary);
         for source in self.steps.sources().iter().filter(|s| s.counts.largest_id as usize >= vocabulary) {
             for index in 0..source.n_rows() {
-                let row = source.row(index)?;
-                if let Some(id) = beyond(&row.token_ids) {
-                    return Err(refuse(id, row.origin.to_string()));
+                let example = source.example(index, 0)?;
+                if let Some(id) = beyond(&example) {
+                    return Err(refuse(id, example.origin.to_string()));
                 }
             }
         }
         let mut eval = self.eval.iter().flat_map(MicroBatch::examples);
-        match eval.find_map(|example| Some((beyond(&example.token_ids)?, example))) {
+        match eval.find_map(|example| Some((beyond(example)?, example))) {
             Some((id, example)) => Err(refuse(id, example.origin.to_string())),
             None => Ok(()),
         }
@@ -72,8 +73,14 @@ pub fn stage_data(
     surroundings: &Surroundings,
 ) -> Result<StageData> {
     let template = chat_template(stage.data.chat_template.as_deref(), tokenizer)?;
-    let mut loader =
-        Loader { stage, tokenizer, template: template.as_ref(), surroundings, notes: Vec::new() };
+    let mut loader = Loader {
+        stage,
+        tokenizer,
+        template: template.as_ref(),
+        surroundings,
+        seed: recipe.seed,
+        notes: Vec::new(),
+    };
     let (mut train, mut train_facts, mut held_out) = (Vec::new(), Vec::new(), Vec::new());
     for source in &stage.data.train {
         let mut rows = read_source(source, surroundings)?;
@@ -118,6 +125,7 @@ struct Loader<'a> {
     tokenizer: &'a Tokenizer,
     template: Option<&'a ChatTemplate>,
     surroundings: &'a Surroundings,
+    seed: u64,
     notes: Vec<String>,
 }
 
@@ -134,7 +142,15 @@ impl Loader<'_> {
             truncation: self.stage.data.truncation,
             stage: &self.stage.r#type,
         };
-        let tokenised = tokenise(rows, &options, self.surroundings)?;
+        let kind = self.stage.stage_type().rows;
+        let tokenised = match kind {
+            RowKind::Text => tokenise(rows, &options, self.surroundings)?,
+            _ => {
+                let (tokenised, notes) = tokenise_replies(rows, kind, &options, self.seed)?;
+                self.notes.extend(notes.iter().map(|note| format!("{}: {note}", source.source)));
+                tokenised
+            }
+        };
         if let Some(problem) = &tokenised.cache_problem {
             self.notes.push(format!("{}: {problem}", source.source));
         }
@@ -172,6 +188,11 @@ pub fn kind_of(record: &pt_data::Record) -> (bool, bool) {
     match &record.body {
         Body::PromptCompletion { prompt, .. } => (true, matches!(prompt, Content::Messages(_))),
         Body::LanguageModel(content) => (false, matches!(content, Content::Messages(_))),
+        Body::PromptOnly { prompt } | Body::Unpaired { prompt, .. } => {
+            (true, matches!(prompt, Content::Messages(_)))
+        }
+        Body::Preference { chosen, .. } => (true, matches!(chosen, Content::Messages(_))),
+        Body::Stepwise { .. } => (true, false),
         _ => (false, false),
     }
 }

@@ -105,6 +105,27 @@ impl Steps {
         &self.sources
     }
 
+    /// The same, to add what is known of their replies' tokens.
+    pub(crate) fn sources_mut(&mut self) -> &mut [TokenisedSource] {
+        &mut self.sources
+    }
+
+    /// The rows of a step, in order.
+    ///
+    /// # Errors
+    /// If an epoch cannot be laid out.
+    ///
+    /// # Panics
+    /// If rows are joined and cut.
+    pub fn rows(&mut self, step_idx: u64) -> Result<Vec<RowAt>> {
+        assert!(self.options.packing != Packing::Wrapped, "pieces of joined rows are no rows");
+        let in_epoch = self.seek(step_idx)?;
+        let step = self.epoch.batches.step(in_epoch);
+        let mut items: Vec<usize> = step.micro_batches.iter().flatten().copied().collect();
+        items.sort_unstable();
+        Ok(items.into_iter().map(|item| self.epoch.order[item]).collect())
+    }
+
     /// Makes `epoch` hold the step; returns its index there.
     fn seek(&mut self, step_idx: u64) -> Result<usize> {
         while *self.starts.last().expect("starts begin with 0") <= step_idx {
@@ -141,9 +162,7 @@ impl Steps {
         let key = self.epoch.index * self.epoch.order.len() as u64 + item as u64;
         if self.options.packing != Packing::Wrapped {
             let at = self.epoch.order[item];
-            let row = self.sources[at.source_idx].row(at.row_idx)?;
-            let origin = Arc::from(row.origin.to_string());
-            return Ok(Example::sequence(row.token_ids, row.train_weights, key, origin));
+            return self.sources[at.source_idx].example(at.row_idx, key);
         }
         let first = item * self.options.max_length;
         let end = (first + self.options.max_length).min(self.epoch.n_tokens as usize);
@@ -250,12 +269,10 @@ pub fn eval_micro_batches(
     let mut examples = Vec::new();
     for source in sources {
         for row in 0..source.n_rows() {
-            let row = source.row(row)?;
-            let (key, origin) = (examples.len() as u64, Arc::from(row.origin.to_string()));
-            examples.push(Example::sequence(row.token_ids, row.train_weights, key, origin));
+            examples.push(source.example(row, examples.len() as u64)?);
         }
     }
-    let lengths: Vec<usize> = examples.iter().map(|example| example.token_ids.len()).collect();
+    let lengths: Vec<usize> = examples.iter().map(Example::n_tokens).collect();
     let packs = pt_data::pack::sequential(&lengths, tokens_per_micro_batch)?;
     let mut examples = examples.into_iter();
     Ok(packs.into_iter().map(|pack| MicroBatch::new(examples.by_ref().take(pack.len()).collect())).collect())

@@ -1,11 +1,13 @@
 //! Sources as tokens with their training weights, kept between runs.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use pt_data::cache::{Cache, CacheKey, TokenisedRow};
 use pt_data::parallel;
 use pt_recipe::{Mask, Truncation};
 use pt_text::{ChatTemplate, Tokenizer};
+use pt_train::Example;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{PipelineError, Result};
@@ -17,6 +19,7 @@ use crate::source::{SourceRows, Surroundings};
 const TOKENISE_VERSION: &str = "3";
 
 /// What decides how records become tokens.
+#[derive(Clone, Copy)]
 pub struct TokeniseOptions<'a> {
     /// The tokenizer.
     pub tokenizer: &'a Tokenizer,
@@ -54,6 +57,8 @@ pub struct Counts {
 pub struct TokenisedSource {
     rows: Store,
     lengths: Vec<usize>,
+    /// Which record each row came from, where that is not the row's own number.
+    records: Option<Vec<usize>>,
     /// What was found.
     pub counts: Counts,
     /// Why a cache had to be made anew, or could not be made.
@@ -63,13 +68,39 @@ pub struct TokenisedSource {
 #[derive(Debug)]
 enum Store {
     Memory(Vec<TokenisedRow>),
+    /// Prompts with replies.
+    Examples(Vec<Example>),
     Cached(Cache),
 }
 
 impl TokenisedSource {
     fn in_memory(rows: Vec<TokenisedRow>, counts: Counts, cache_problem: Option<String>) -> TokenisedSource {
         let lengths = rows.iter().map(|row| row.token_ids.len()).collect();
-        TokenisedSource { rows: Store::Memory(rows), lengths, counts, cache_problem }
+        TokenisedSource { rows: Store::Memory(rows), lengths, records: None, counts, cache_problem }
+    }
+
+    /// Prompts with replies, each with the record it came from.
+    pub(crate) fn of_examples(
+        examples: Vec<Example>,
+        records: Vec<usize>,
+        counts: Counts,
+    ) -> TokenisedSource {
+        let lengths = examples.iter().map(Example::n_tokens).collect();
+        let rows = Store::Examples(examples);
+        TokenisedSource { rows, lengths, records: Some(records), counts, cache_problem: None }
+    }
+
+    /// The prompts with replies, to add what is known of their tokens; none for plain sequences.
+    pub(crate) fn examples_mut(&mut self) -> &mut [Example] {
+        match &mut self.rows {
+            Store::Examples(examples) => examples,
+            Store::Memory(_) | Store::Cached(_) => &mut [],
+        }
+    }
+
+    /// The record that row `index` came from.
+    pub fn record_of(&self, index: usize) -> usize {
+        self.records.as_ref().map_or(index, |records| records[index])
     }
 
     /// Number of rows.
@@ -82,15 +113,32 @@ impl TokenisedSource {
         &self.lengths
     }
 
-    /// Row `index`.
+    /// Row `index` as a plain sequence.
     ///
     /// # Errors
     /// If the cache file can no longer be read.
+    ///
+    /// # Panics
+    /// If rows have replies; they are never joined and cut.
     pub fn row(&self, index: usize) -> Result<TokenisedRow> {
         match &self.rows {
             Store::Memory(rows) => Ok(rows[index].clone()),
             Store::Cached(cache) => Ok(cache.row(index)?),
+            Store::Examples(_) => panic!("row {index} has replies and is no plain sequence"),
         }
+    }
+
+    /// Row `index` as an example, whose identity is `key`.
+    ///
+    /// # Errors
+    /// If the cache file can no longer be read.
+    pub fn example(&self, index: usize, key: u64) -> Result<Example> {
+        if let Store::Examples(examples) = &self.rows {
+            return Ok(Example { key, ..examples[index].clone() });
+        }
+        let row = self.row(index)?;
+        let origin = Arc::from(row.origin.to_string());
+        Ok(Example::sequence(row.token_ids, row.train_weights, key, origin))
     }
 }
 
@@ -119,7 +167,8 @@ pub fn tokenise(
         match Cache::open(&dir.join(key.file_name()), &key) {
             Ok(cache) => {
                 let lengths = cache.lengths();
-                return Ok(TokenisedSource { rows: Store::Cached(cache), lengths, counts, cache_problem });
+                let rows = Store::Cached(cache);
+                return Ok(TokenisedSource { rows, lengths, records: None, counts, cache_problem });
             }
             Err(problem) => cache_problem = Some(problem.to_string()),
         }
@@ -130,6 +179,7 @@ pub fn tokenise(
         Ok(cache) => Ok(TokenisedSource {
             lengths: cache.lengths(),
             rows: Store::Cached(cache),
+            records: None,
             counts,
             cache_problem,
         }),

@@ -1,6 +1,8 @@
 //! What of a model trains in a stage, and the trainer over it.
 
+use pt_core::rng::Stream;
 use pt_models::{LoraConfig, LoraInit, Model, Quantise, Targets};
+use pt_objectives::Objective;
 use pt_optim::{Groups, Schedule, ScheduleConfig};
 use pt_recipe::{Method, PlannedSchedule, QuantType, Recipe, Recompute, StageSection};
 use pt_train::{Trainer, TrainerOptions};
@@ -13,6 +15,27 @@ use crate::model::engine_dtype;
 /// # Errors
 /// If a target names no layer, or the weights cannot be quantised.
 pub fn prepare_model(model: &mut Model, recipe: &Recipe, stage: &StageSection) -> Result<()> {
+    prepare_weights(model, recipe, stage)?;
+    let n_outputs = objective_of(stage)?.needs().score_outputs;
+    if n_outputs > 0 && model.score_head().is_none() {
+        let n = n_outputs * model.config.hidden_size;
+        let stream = Stream::new(recipe.seed, "score head");
+        let values: Vec<f32> =
+            (0..n as u64).map(|i| (stream.at(i).normal() * SCORE_HEAD_DEVIATION) as f32).collect();
+        model.add_score_head(&values);
+    }
+    Ok(())
+}
+
+/// Standard deviation of a new score head's weights, as transformers' `initializer_range`.
+const SCORE_HEAD_DEVIATION: f64 = 0.02;
+
+/// What the stage minimises.
+fn objective_of(stage: &StageSection) -> Result<Box<dyn Objective>> {
+    Ok(pt_objectives::build(stage.objective_type(), &stage.objective.params.to_toml())?)
+}
+
+fn prepare_weights(model: &mut Model, recipe: &Recipe, stage: &StageSection) -> Result<()> {
     if stage.train.method == Method::Full {
         return Ok(model.train_all()?);
     }
@@ -61,7 +84,7 @@ pub fn stage_trainer(
     stage: &StageSection,
     schedule: Schedule,
 ) -> Result<Trainer> {
-    let objective = pt_objectives::build(stage.objective_type(), &stage.objective.params.to_toml())?;
+    let objective = objective_of(stage)?;
     let optimiser = pt_optim::build(&stage.optimizer.r#type, &stage.optimizer.params.to_toml(), recipe.seed)?;
     let options = TrainerOptions {
         dtype: engine_dtype(recipe.model.dtype),
@@ -69,7 +92,9 @@ pub fn stage_trainer(
         recompute: stage.train.recompute == Recompute::Block,
         max_grad_norm: Some(stage.train.max_grad_norm).filter(|norm| *norm > 0.0),
         seed: recipe.seed,
-        groups: Groups { lora_plus_ratio: stage.lora.lora_plus_ratio, ..Groups::default() }, temperature: 1.0 };
+        groups: Groups { lora_plus_ratio: stage.lora.lora_plus_ratio, ..Groups::default() },
+        temperature: 1.0,
+    };
     Ok(Trainer::new(model, objective, optimiser.as_ref(), schedule, options)?)
 }
 

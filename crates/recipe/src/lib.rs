@@ -38,4 +38,4 @@ pub use problem::{Location, Problem, RecipeError, RecipeErrors};
 pub use reference::{documented_keys, recipe_reference_markdown};
 pub use resolve::{Facts, PlanError, SourceFacts, StageFacts, default_intermediate_size};
 pub use schema::{Catalogue, Component, ComponentKind, Fallback, KeyDoc, Kind, Params, SectionDoc};
-pub use stage_types::{STAGE_TYPE_NAMES, STAGE_TYPES, StageType};
+pub use stage_types::{RowKind, STAGE_TYPE_NAMES, STAGE_TYPES, StageType};

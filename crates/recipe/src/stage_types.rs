@@ -2,6 +2,23 @@
 
 use crate::keys::{Method, Packing};
 
+/// What rows a type of stage trains on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RowKind {
+    /// Texts, conversations, prompts with completions.
+    Text,
+    /// A better and a worse reply to a prompt.
+    Pairs,
+    /// The same, scored at their ends.
+    ScoredPairs,
+    /// A reply that is good or bad.
+    Labelled,
+    /// A solution in steps, each labelled.
+    Steps,
+    /// Prompts, whose replies are sampled.
+    Prompts,
+}
+
 /// A type of stage and what it decides when the recipe does not.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct StageType {
@@ -22,6 +39,8 @@ pub struct StageType {
     pub packing: Packing,
     /// Whether every token trains, whatever the layout of the rows.
     pub trains_all_tokens: bool,
+    /// What it trains on.
+    pub rows: RowKind,
 }
 
 impl StageType {
@@ -50,6 +69,7 @@ pub const STAGE_TYPES: &[StageType] = &[
         learning_rate_adapter: 3e-3,
         packing: Packing::Wrapped,
         trains_all_tokens: true,
+        rows: RowKind::Text,
     },
     StageType {
         name: "sft",
@@ -60,8 +80,50 @@ pub const STAGE_TYPES: &[StageType] = &[
         learning_rate_adapter: 2e-4,
         packing: Packing::Bfd,
         trains_all_tokens: false,
+        rows: RowKind::Text,
+    },
+    aligning(
+        "dpo",
+        "preference pairs: direct preference optimisation and its family of losses",
+        RowKind::Pairs,
+    ),
+    aligning(
+        "orpo",
+        "preference pairs: likelihood and odds ratio at once, without a reference",
+        RowKind::Pairs,
+    ),
+    aligning(
+        "cpo",
+        "preference pairs: contrastive preference optimisation, without a reference",
+        RowKind::Pairs,
+    ),
+    aligning("simpo", "preference pairs: length-normalised margins, without a reference", RowKind::Pairs),
+    aligning("kto", "replies that are good or bad: Kahneman-Tversky optimisation", RowKind::Labelled),
+    aligning("bco", "replies that are good or bad: a binary classifier's loss", RowKind::Labelled),
+    StageType {
+        learning_rate_full: 1e-5,
+        ..aligning("reward", "a reward model from preference pairs", RowKind::ScoredPairs)
+    },
+    StageType {
+        learning_rate_full: 1e-5,
+        ..aligning("prm", "a process reward model from labelled steps", RowKind::Steps)
     },
 ];
+
+/// A stage that learns from comparisons; the objective has the stage's name. The learning rate is TRL's.
+const fn aligning(name: &'static str, doc: &'static str, rows: RowKind) -> StageType {
+    StageType {
+        name,
+        doc,
+        objective: name,
+        epochs: 1.0,
+        learning_rate_full: 1e-6,
+        learning_rate_adapter: 1e-5,
+        packing: Packing::Bfd,
+        trains_all_tokens: false,
+        rows,
+    }
+}
 
 /// The names of [`STAGE_TYPES`].
 pub const STAGE_TYPE_NAMES: &[&str] = &{

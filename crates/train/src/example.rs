@@ -167,6 +167,11 @@ impl MicroBatch {
         &self.examples
     }
 
+    /// The examples, to add what is known of their replies' tokens.
+    pub fn examples_mut(&mut self) -> &mut [Example] {
+        &mut self.examples
+    }
+
     /// All tokens, context included.
     pub fn n_tokens(&self) -> usize {
         self.examples.iter().map(Example::n_tokens).sum()
@@ -279,6 +284,7 @@ impl Predictions {
             label: reply.label,
             weight: reply.weight,
             is_truncated: reply.is_truncated,
+            ..Completion::default()
         });
     }
 

@@ -415,11 +415,12 @@ impl Trainer {
     fn normaliser(&self, micro_batches: &[MicroBatch]) -> Result<Normaliser> {
         let n_outputs = self.objective.needs().score_outputs;
         let mut numbering = Numbering::default();
-        let weights = micro_batches.iter().map(|micro_batch| {
-            let predictions = numbering.number(self.training_part(micro_batch).predictions());
-            self.objective.weight(&predictions.known_batch(&[], n_outputs))
-        });
-        let normaliser = Normaliser::new(weights.sum())?;
+        let all: Vec<Predictions> = micro_batches
+            .iter()
+            .map(|micro_batch| numbering.number(self.training_part(micro_batch).predictions()))
+            .collect();
+        let batches = all.iter().map(|predictions| predictions.known_batch(&[], n_outputs));
+        let normaliser = Normaliser::of_step(&*self.objective, batches)?;
         let mut whole = match self.objective.pre_pass() {
             PrePass::None => return Ok(normaliser),
             PrePass::Mismatched => self.pre_pass(micro_batches.iter().map(|micro_batch| {
@@ -447,6 +448,14 @@ impl Trainer {
         }
         whole.predictions.drop_partly_known();
         Ok(whole)
+    }
+
+    /// Log-probabilities of a micro-batch's targets under the model as it is, dropout off.
+    ///
+    /// # Errors
+    /// [`TrainError`].
+    pub fn logprobs(&self, micro_batch: &MicroBatch) -> Result<Logprobs> {
+        Ok(self.arrays(micro_batch, &micro_batch.predictions())?.0)
     }
 
     /// Log-probabilities and scores without recording, dropout off.

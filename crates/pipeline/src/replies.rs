@@ -1,0 +1,299 @@
+//! Rows that compare or label replies, as prompts with replies: pairs, labelled replies, solutions in steps.
+//!
+//! A prompt is tokenised with each of its replies, audited as supervised rows are, and then shared: what both have in common is
+//! one segment of the tree. Replies that cannot teach anything are left out and counted with their reason.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use pt_core::rng::Stream;
+use pt_data::{Body, Record, parallel};
+use pt_objectives::CompletionKind;
+use pt_recipe::{Mask, RowKind, Truncation};
+use pt_text::Masker;
+use pt_train::{Example, Reply, ScoredToken};
+
+use crate::error::{PipelineError, Result};
+use crate::example::{self, masker, text_origin, wrong_kind};
+use crate::source::SourceRows;
+use crate::tokenise::{Counts, TokeniseOptions, TokenisedSource};
+
+/// What a row became.
+enum Converted {
+    Examples(Vec<Example>),
+    /// Left out, and why.
+    Excluded(&'static str),
+}
+
+/// Tokenises rows of a kind that has replies.
+///
+/// # Errors
+/// The first row, by order, that is of another kind, or would train the wrong thing.
+pub(crate) fn tokenise_replies(
+    source: &SourceRows,
+    kind: RowKind,
+    options: &TokeniseOptions<'_>,
+    seed: u64,
+) -> Result<(TokenisedSource, Vec<String>)> {
+    // Lengths are cut here, so that both sides of a pair keep one prompt.
+    let whole = TokeniseOptions { mask: Mask::CompletionOnly, max_length: None, ..*options };
+    let masker = masker(&whole);
+    let convert = |record: &Record| -> Result<Converted> {
+        match kind {
+            RowKind::Pairs => pair(&masker, record, &whole, options),
+            RowKind::ScoredPairs => Ok(score_ends(pair(&masker, record, &whole, options)?)),
+            RowKind::Labelled => labelled(&masker, record, &whole, options),
+            RowKind::Steps => steps(&masker, record, options),
+            RowKind::Prompts => prompt(&masker, record, options),
+            RowKind::Text => unreachable!("rows without replies are tokenised as sequences"),
+        }
+    };
+    let converted = parallel::try_map_ordered(&source.records, convert)?;
+    let (mut examples, mut excluded) = (Vec::new(), BTreeMap::<&str, u64>::new());
+    for (row, converted) in converted.into_iter().enumerate() {
+        match converted {
+            Converted::Examples(more) => examples.extend(more.into_iter().map(|example| (row, example))),
+            Converted::Excluded(reason) => *excluded.entry(reason).or_default() += 1,
+        }
+    }
+    let rows: Vec<usize> = examples.iter().map(|(row, _)| *row).collect();
+    let mut examples: Vec<Example> = examples.into_iter().map(|(_, example)| example).collect();
+    if kind == RowKind::Labelled {
+        add_mismatched(&mut examples, seed);
+    }
+    let counts = counts_of(&examples, excluded.values().sum());
+    let notes = excluded.iter().map(|(reason, n)| format!("{n} rows were left out: {reason}")).collect();
+    Ok((TokenisedSource::of_examples(examples, rows, counts), notes))
+}
+
+fn counts_of(examples: &[Example], rows_dropped: u64) -> Counts {
+    let mut counts = Counts { rows_dropped, ..Counts::default() };
+    for example in examples {
+        counts.tokens += example.n_tokens() as u64;
+        counts.largest_id = example.all_token_ids().fold(counts.largest_id, u32::max);
+        let trained = example.replies.iter().filter(|reply| reply.kind != CompletionKind::Mismatched);
+        let trained =
+            trained.map(|reply| reply.weights.iter().filter(|w| **w > 0.0).count() + reply.scored.len());
+        counts.trained_tokens += trained.sum::<usize>() as u64;
+        counts.rows_truncated += u64::from(example.replies.iter().any(|reply| reply.is_truncated));
+    }
+    counts
+}
+
+const TOO_LONG: &str = "longer than `max_length`";
+
+/// A better and a worse reply.
+fn pair(
+    masker: &Masker<'_>,
+    record: &Record,
+    whole: &TokeniseOptions<'_>,
+    options: &TokeniseOptions<'_>,
+) -> Result<Converted> {
+    let record = match &record.body {
+        Body::Preference { .. } => record.clone().extract_prompt()?,
+        _ => return Err(wrong_kind(record, options, "give `chosen` and `rejected` replies to a `prompt`")),
+    };
+    let Body::Preference { prompt: Some(prompt), chosen, rejected, margin } = &record.body else {
+        return Err(wrong_kind(&record, options, "give the prompt beside `chosen` and `rejected`"));
+    };
+    if chosen == rejected {
+        return Ok(Converted::Excluded("chosen and rejected are the same"));
+    }
+    let completion = |content: &pt_data::Content| Record {
+        body: Body::PromptCompletion { prompt: prompt.clone(), completion: content.clone() },
+        ..record.clone()
+    };
+    let sides = [
+        (CompletionKind::Chosen, example::example(masker, &completion(chosen), whole)?),
+        (CompletionKind::Rejected, example::example(masker, &completion(rejected), whole)?),
+    ];
+    if sides[0].1.token_ids == sides[1].1.token_ids {
+        return Ok(Converted::Excluded("chosen and rejected are the same tokens"));
+    }
+    let margin = margin.unwrap_or(0.0) as f32;
+    tree(&record, &sides, margin, options)
+}
+
+/// A prompt and the replies to it, cut to the length that is allowed.
+fn tree(
+    record: &Record,
+    sides: &[(CompletionKind, pt_text::Example)],
+    margin: f32,
+    options: &TokeniseOptions<'_>,
+) -> Result<Converted> {
+    let n_prompt = sides[0].1.n_prompt;
+    let prompt = &sides[0].1.token_ids[..n_prompt];
+    let origin: Arc<str> = Arc::from(record.origin.to_string());
+    if n_prompt == 0 || sides.iter().any(|(_, side)| side.token_ids.get(..side.n_prompt) != Some(prompt)) {
+        return Err(PipelineError::PromptsDiffer { origin: origin.to_string() });
+    }
+    let longest = sides.iter().map(|(_, side)| side.len()).max().unwrap_or(0);
+    let max_length = options.max_length.unwrap_or(usize::MAX);
+    let excess = longest.saturating_sub(max_length);
+    let (mut cut_front, mut limit) = (0, usize::MAX);
+    if excess > 0 {
+        match options.truncation {
+            Truncation::Drop => return Ok(Converted::Excluded(TOO_LONG)),
+            Truncation::Error => {
+                return Err(PipelineError::TooLong {
+                    origin: origin.to_string(),
+                    tokens: longest,
+                    max_length,
+                });
+            }
+            Truncation::KeepStart => limit = max_length.saturating_sub(n_prompt),
+            Truncation::KeepEnd => cut_front = excess,
+        }
+    }
+    if limit == 0 || cut_front >= n_prompt {
+        return Err(PipelineError::NothingLeft { origin: origin.to_string(), tokens: longest, max_length });
+    }
+    let replies = sides.iter().map(|(kind, side)| {
+        let end = side.len().min(n_prompt.saturating_add(limit));
+        Reply {
+            token_ids: side.token_ids[n_prompt..end].to_vec(),
+            weights: side.weights[n_prompt..end].to_vec(),
+            kind: *kind,
+            margin,
+            is_truncated: end < side.len(),
+            ..Reply::default()
+        }
+    });
+    let replies: Vec<Reply> = replies.collect();
+    if replies.iter().any(|reply| reply.weights.iter().all(|w| *w == 0.0)) {
+        return Err(PipelineError::NothingLeft { origin: origin.to_string(), tokens: longest, max_length });
+    }
+    if replies.len() == 2 && replies[0].token_ids == replies[1].token_ids {
+        return Ok(Converted::Excluded("chosen and rejected are the same once cut to `max_length`"));
+    }
+    Ok(Converted::Examples(vec![Example::prompt(prompt[cut_front..].to_vec(), replies, 0, origin)]))
+}
+
+/// The same replies with a score to be read at the end of each, in place of tokens that train.
+fn score_ends(converted: Converted) -> Converted {
+    let Converted::Examples(mut examples) = converted else { return converted };
+    for reply in examples.iter_mut().flat_map(|example| &mut example.replies) {
+        reply.weights.fill(0.0);
+        let position = Some(reply.token_ids.len() - 1);
+        reply.scored = vec![ScoredToken { position, target: 0.0, weight: 1.0, old_value: None }];
+    }
+    Converted::Examples(examples)
+}
+
+/// A reply that is good or bad; a pair is one of each.
+fn labelled(
+    masker: &Masker<'_>,
+    record: &Record,
+    whole: &TokeniseOptions<'_>,
+    options: &TokeniseOptions<'_>,
+) -> Result<Converted> {
+    match &record.body {
+        Body::Unpaired { prompt, completion, label } => {
+            let body = Body::PromptCompletion { prompt: prompt.clone(), completion: completion.clone() };
+            let side = example::example(masker, &Record { body, ..record.clone() }, whole)?;
+            let kind = if *label { CompletionKind::Desirable } else { CompletionKind::Undesirable };
+            tree(record, &[(kind, side)], 0.0, options)
+        }
+        Body::Preference { .. } => {
+            let Converted::Examples(pairs) = pair(masker, record, whole, options)? else {
+                return Ok(Converted::Excluded("chosen and rejected are the same"));
+            };
+            let single = |pair: Example| {
+                let kinds = [CompletionKind::Desirable, CompletionKind::Undesirable];
+                let replies = pair.replies.clone().into_iter().zip(kinds);
+                let one = move |(reply, kind): (Reply, CompletionKind)| Example {
+                    replies: vec![Reply { kind, ..reply }],
+                    ..pair.clone()
+                };
+                replies.map(one).collect::<Vec<_>>()
+            };
+            Ok(Converted::Examples(pairs.into_iter().flat_map(single).collect()))
+        }
+        _ => Err(wrong_kind(record, options, "give a `prompt`, a `completion` and a `label`")),
+    }
+}
+
+/// Gives every example the reply of another one, drawn by the seed and the same in every run and batch: what the reference
+/// point of KTO is estimated on (Ethayarajh et al. 2024, arXiv:2402.01306, section 4.1).
+fn add_mismatched(examples: &mut [Example], seed: u64) {
+    let n = examples.len();
+    if n < 2 {
+        return;
+    }
+    let shift = 1 + Stream::new(seed, "mismatched replies").at(0).below(n - 1);
+    let replies: Vec<(Arc<str>, Reply)> =
+        examples.iter().map(|example| (example.origin.clone(), example.replies[0].clone())).collect();
+    for i in 0..n {
+        // The two sides of a pair have one prompt: the reply must be to another.
+        let other = (0..n).map(|step| (i + shift + step) % n).find(|&j| {
+            j != i && (examples[j].token_ids != examples[i].token_ids || replies[j].0 != replies[i].0)
+        });
+        let Some(other) = other else { continue };
+        let reply = replies[other].1.clone();
+        let mismatched = Reply { kind: CompletionKind::Mismatched, ..reply };
+        examples[i].replies.push(mismatched);
+    }
+}
+
+/// A solution in steps, each labelled at its last token. The prompt and the steps are plain text, each step tokenised alone and
+/// followed by a line break, as TRL's PRM trainer does.
+fn steps(masker: &Masker<'_>, record: &Record, options: &TokeniseOptions<'_>) -> Result<Converted> {
+    let Body::Stepwise { prompt, completions, labels } = &record.body else {
+        return Err(wrong_kind(
+            record,
+            options,
+            "give a `prompt`, `completions` (the steps) and their `labels`",
+        ));
+    };
+    let origin: Arc<str> = Arc::from(record.origin.to_string());
+    let prompt = masker.prompt_text(&text_origin(record), prompt)?.token_ids;
+    let separator = masker.tokenizer.encode(STEP_SEPARATOR, false)?.ids;
+    let mut reply = Reply::default();
+    let limit = options.max_length.unwrap_or(usize::MAX).saturating_sub(prompt.len());
+    for (step, label) in completions.iter().zip(labels) {
+        let mut ids = masker.tokenizer.encode(step, false)?.ids;
+        ids.extend_from_slice(&separator);
+        if reply.token_ids.len() + ids.len() > limit {
+            match options.truncation {
+                Truncation::Drop => return Ok(Converted::Excluded(TOO_LONG)),
+                Truncation::Error | Truncation::KeepEnd => {
+                    let (tokens, max_length) = (reply.token_ids.len() + ids.len() + prompt.len(), limit);
+                    return Err(PipelineError::TooLong { origin: origin.to_string(), tokens, max_length });
+                }
+                Truncation::KeepStart => {
+                    reply.is_truncated = true;
+                    break;
+                }
+            }
+        }
+        reply.token_ids.extend(ids);
+        let position = Some(reply.token_ids.len() - 1);
+        let target = if *label { 1.0 } else { 0.0 };
+        reply.scored.push(ScoredToken { position, target, weight: 1.0, old_value: None });
+    }
+    if reply.scored.is_empty() {
+        return Ok(Converted::Excluded("it has no step within `max_length`"));
+    }
+    reply.weights = vec![0.0; reply.token_ids.len()];
+    Ok(Converted::Examples(vec![Example::prompt(prompt, vec![reply], 0, origin)]))
+}
+
+/// What ends a step.
+pub(crate) const STEP_SEPARATOR: &str = "\n";
+
+/// A prompt to sample replies to. Rows with replies give their prompt.
+fn prompt(masker: &Masker<'_>, record: &Record, options: &TokeniseOptions<'_>) -> Result<Converted> {
+    let origin: Arc<str> = Arc::from(record.origin.to_string());
+    let prompt = example::prompt(masker, record, options)?;
+    let max_length = options.max_length.unwrap_or(usize::MAX);
+    if prompt.len() > max_length {
+        match options.truncation {
+            Truncation::Drop => return Ok(Converted::Excluded("the prompt is longer than `max_length`")),
+            _ => {
+                let tokens = prompt.len();
+                return Err(PipelineError::TooLong { origin: origin.to_string(), tokens, max_length });
+            }
+        }
+    }
+    Ok(Converted::Examples(vec![Example::prompt(prompt, Vec::new(), 0, origin)]))
+}
