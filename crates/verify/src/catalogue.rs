@@ -28,11 +28,18 @@ pub struct VerifierInfo {
 
 /// Every verifier, in the order the manual lists them.
 pub const VERIFIERS: &[VerifierInfo] = &[
+    crate::code::INFO,
     crate::command::INFO,
+    crate::contains::INFO,
     crate::exact::INFO,
+    crate::format::INFO,
     crate::ifeval::INFO,
     crate::json_fields::INFO,
     crate::json_schema::INFO,
+    crate::length::INFO,
+    crate::multiple_choice::INFO,
+    crate::regex::INFO,
+    crate::repetition::INFO,
     crate::tool_calls::INFO,
     crate::math::INFO,
 ];

@@ -1,7 +1,7 @@
 //! The Markdown files beside the verifiers, read as tests.
 //!
 //! Each row of a table with the columns `options`, `gold`, `reply`, `score` (and optionally `row` and `prompt`) is one case:
-//! options are TOML, gold and row JSON, reply and prompt JSON texts, all in backticks; an empty cell is absent; a score is a
+//! options are TOML with commas between them, gold and row JSON, reply and prompt JSON texts, all in backticks; an empty cell is absent; a score is a
 //! number or `skip`. A cell's `|` is written `\|`.
 
 #[cfg(test)]
@@ -53,9 +53,10 @@ mod tests {
                         v.as_str().unwrap_or_else(|| panic!("{place}: {name} is a text")).to_owned()
                     })
                 };
-                let options =
-                    cell("options").unwrap_or_default().parse().unwrap_or_else(|e| panic!("{place}: {e}"));
-                let verifier = build(info.name, &options).unwrap_or_else(|e| panic!("{place}: {e}"));
+                let written = format!("options = {{ {} }}", cell("options").unwrap_or_default());
+                let written: toml::Table = written.parse().unwrap_or_else(|e| panic!("{place}: {e}"));
+                let options = written["options"].as_table().expect("an inline table");
+                let verifier = build(info.name, options).unwrap_or_else(|e| panic!("{place}: {e}"));
                 let gold = cell("gold").map(|c| json(&c, &place));
                 let columns: Map<String, Value> = cell("row").map_or(Map::new(), |c| {
                     json(&c, &place).as_object().cloned().expect("a row is an object")
@@ -115,6 +116,101 @@ mod tests {
                 );
             }
             assert!(!info.summary.is_empty() && !info.reads.is_empty(), "`{}`", info.name);
+        }
+    }
+
+    /// Replies of pieces that matter to some verifier, and replies that are long.
+    fn strange_reply(index: u64) -> String {
+        const PIECES: &[&str] = &[
+            "<think>",
+            "</think>",
+            "<answer>",
+            "</answer>",
+            "```",
+            "```json\n",
+            "{",
+            "}",
+            "[",
+            "]",
+            "(",
+            ")",
+            "\"",
+            "'",
+            "\\",
+            "\\boxed{",
+            "\\frac{1}{",
+            "$",
+            "####",
+            "<tool_call>",
+            "</tool_call>",
+            "f(a=",
+            "Answer: ",
+            "(B)",
+            " A ",
+            "\n",
+            "\n\n",
+            "***",
+            "******",
+            "*",
+            "- ",
+            "P.S.",
+            "Mr. ",
+            "...",
+            "?!",
+            "12",
+            "-3.5",
+            "1e999",
+            ",",
+            "é",
+            "ß",
+            "\u{301}",
+            "\u{0}",
+            "\u{1c}",
+            "\u{feff}",
+            "哈",
+            "🦀",
+            "ǅ",
+            "\"a\": ",
+            "null",
+            "the ",
+            "x",
+            "=",
+            ": ",
+        ];
+        let mut draws = pt_core::rng::Stream::new(1, "strange").at(index);
+        if index.is_multiple_of(10) {
+            return draws.pick(PIECES).repeat(2_000);
+        }
+        (0..draws.below(60)).map(|_| *draws.pick(PIECES)).collect()
+    }
+
+    #[test]
+    fn no_reply_makes_a_verifier_panic_or_hang() {
+        let gold = serde_json::json!("B");
+        let mut columns = Map::new();
+        columns.insert("choices".to_owned(), serde_json::json!(["one", "two"]));
+        let kinds = ["length_constraints:number_sentences", "detectable_format:json_format"];
+        columns.insert("instruction_id_list".to_owned(), serde_json::json!(kinds));
+        let kwargs = serde_json::json!([{"num_sentences": 2, "relation": "at least"}, {}]);
+        columns.insert("kwargs".to_owned(), kwargs);
+        let golds = [serde_json::json!({"a": 1}), serde_json::json!([{"name": "f"}]), gold, Value::Null];
+        for info in VERIFIERS {
+            let Ok(verifier) = build(info.name, &toml::Table::new()) else { continue };
+            for index in 0..150 {
+                let reply = strange_reply(index);
+                let gold = &golds[index as usize % golds.len()];
+                let question = Question {
+                    prompt: &reply,
+                    reply: &reply,
+                    gold: Some(gold),
+                    row: &columns,
+                    is_truncated: false,
+                };
+                let verdict = verifier.verify(&question);
+                assert!(!verdict.reason.is_empty(), "`{}` gives a reason", info.name);
+                assert!(verdict.score.is_none_or(f64::is_finite), "`{}`: {verdict:?}", info.name);
+                assert_eq!(verifier.verify(&question), verdict, "`{}` says the same twice", info.name);
+            }
         }
     }
 }

@@ -9,14 +9,21 @@
 
 mod catalogue;
 mod child;
+mod code;
 mod command;
+mod contains;
 mod exact;
 mod examples;
+mod format;
 mod ifeval;
 mod json;
 mod json_fields;
 mod json_schema;
+mod length;
 mod math;
+mod multiple_choice;
+mod regex;
+mod repetition;
 mod rewards;
 mod text;
 mod tool_calls;
