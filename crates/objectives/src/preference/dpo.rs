@@ -16,7 +16,7 @@
 //!   WPO, the k-th difference is weighted by the pair whose chosen reply it is; TRL multiplies the sorted losses with the
 //!   unsorted weights.
 //! - `sft` is the mean over the step's chosen tokens, TRL's over each micro-batch's. With WPO each token has its pair's weight;
-//!   TRL multiplies the mean loss with the mean weight. Equal if all weights are.
+//!   in TRL the two together are an error of PyTorch's.
 //! - `cdpo` and soft labels are ours; `sft` does not read the label.
 //! - Online DPO's `ipo` is `ipo` with `length_normalization = "never"`.
 
