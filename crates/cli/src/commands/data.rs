@@ -1,12 +1,14 @@
-//! `posttrain data`: looking at data, converting them, mixing them.
+//! `posttrain data`: looking at data, converting, curating and mixing them.
 
 use crate::Context;
-use crate::commands::{data_convert, data_inspect, data_mix};
+use crate::commands::{data_convert, data_curate, data_decontaminate, data_inspect, data_mix};
 
 const HELP: &str = "\
 Examples:
   posttrain data inspect data.jsonl --model models/chat
   posttrain data convert alpaca.json --to messages --out sft.jsonl
+  posttrain data curate raw.jsonl --step exact_duplicates --step encoding --out clean.jsonl --card card
+  posttrain data decontaminate train.jsonl --against test.jsonl --out clean.jsonl
   posttrain data mix chat.jsonl:0.7 maths.jsonl:0.3 --n 10000 --out mix.jsonl";
 
 /// Options of `data`.
@@ -23,6 +25,10 @@ enum DataCommand {
     Inspect(data_inspect::Args),
     /// Turn rows of any layout into rows of another
     Convert(data_convert::Args),
+    /// Filter and measure data, and say what was dropped and why
+    Curate(data_curate::Args),
+    /// Take out rows that contain text of evaluation sets
+    Decontaminate(data_decontaminate::Args),
     /// Draw one data set from several, in given shares
     Mix(data_mix::Args),
 }
@@ -31,6 +37,8 @@ pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<()> {
     match &args.command {
         DataCommand::Inspect(args) => data_inspect::run(args, context),
         DataCommand::Convert(args) => data_convert::run(args, context),
+        DataCommand::Curate(args) => data_curate::run(args, context),
+        DataCommand::Decontaminate(args) => data_decontaminate::run(args, context),
         DataCommand::Mix(args) => data_mix::run(args, context),
     }
 }

@@ -3,6 +3,8 @@
 mod chat;
 mod data;
 mod data_convert;
+mod data_curate;
+mod data_decontaminate;
 mod data_inspect;
 mod data_mix;
 mod doctor;
@@ -36,7 +38,7 @@ pub(crate) enum Command {
     Chat(chat::Args),
     /// Fold an adapter into its model, and prove that nothing changed
     Merge(merge::Args),
-    /// Look at data, convert them, mix them
+    /// Look at data, convert, curate and mix them
     Data(data::Args),
     /// What can be chosen: objectives, optimizers, layouts, tasks, recipe keys, ...
     List(list::Args),
