@@ -249,7 +249,6 @@ def dpo_cases(pairs):
     names, weights = ["sigmoid", "bco_pair", "sft"], [0.8, 0.2, 1.5]
     options = f"loss_type = {names}\nloss_weights = {weights}"
     dpo(pairs, options, loss_types=names, loss_weights=weights)
-    dpo(pairs, "loss_type = 'sigmoid'\nlabel_smoothing = 0.1", label_smoothing=0.1)
 
 
 # --------------------------------------------------------------------------- without a reference

@@ -60,7 +60,8 @@ pub struct Scores<'a> {
     pub n_outputs: usize,
     /// `[S, n_outputs]`: what the head says.
     pub values: &'a [f32],
-    /// `[S]`: what it should say: a step's label, a return; not read by pairwise losses.
+    /// `[S]`: what it should say: a step's label, a return; of a pair's rows, which output they are about, where a head has one
+    /// for each objective.
     pub targets: &'a [f32],
     /// `[S]`: loss weights; at least 0.
     pub weights: &'a [f32],

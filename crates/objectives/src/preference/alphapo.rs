@@ -70,7 +70,7 @@ impl AlphaPo {
     pub fn new(config: AlphaPoConfig) -> Result<AlphaPo, ObjectiveError> {
         let AlphaPoConfig { alpha, beta, simpo_gamma, label_smoothing } = config;
         super::check_beta(beta)
-            .and_then(|()| super::check_smoothing(label_smoothing))
+            .and_then(|()| super::check_smoothing(label_smoothing, true))
             .and_then(|()| super::check_finite("simpo_gamma", simpo_gamma))
             .and_then(|()| super::check_finite("alpha", alpha))
             .map_err(|problem| bad_option(NAME, problem))?;

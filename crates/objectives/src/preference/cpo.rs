@@ -90,7 +90,7 @@ impl Cpo {
     pub fn new(config: CpoConfig) -> Result<Cpo, ObjectiveError> {
         let CpoConfig { loss_type, beta, cpo_alpha, label_smoothing } = config;
         super::check_beta(beta)
-            .and_then(|()| super::check_smoothing(label_smoothing))
+            .and_then(|()| super::check_smoothing(label_smoothing, loss_type == ContrastLoss::Sigmoid))
             .and_then(|()| super::check_not_negative("cpo_alpha", cpo_alpha))
             .map_err(|problem| bad_option(NAME, problem))?;
         let contrast = Contrast {

@@ -17,7 +17,8 @@
 //!   unsorted weights.
 //! - `sft` is the mean over the step's chosen tokens, TRL's over each micro-batch's. With WPO each token has its pair's weight;
 //!   in TRL the two together are an error of PyTorch's.
-//! - `cdpo` and soft labels are ours; `sft` does not read the label.
+//! - `cdpo` and soft labels are ours; `sft` does not read the label. `label_smoothing` with losses that do not read it, such as
+//!   `sigmoid`, is refused, where TRL goes on without it.
 //! - Online DPO's `ipo` is `ipo` with `length_normalization = "never"`.
 
 use pt_core::catalogue::OptionInfo;
@@ -294,7 +295,7 @@ fn check(config: &DpoConfig) -> Result<(), String> {
         return Err(format!("loss_weights has {weight}, expected finite numbers"));
     }
     super::check_beta(*beta)?;
-    super::check_smoothing(*label_smoothing)?;
+    super::check_smoothing(*label_smoothing, loss_type.iter().any(|loss| loss.reads_smoothing()))?;
     if *label_smoothing == 0.0 && loss_type.contains(&DpoLoss::ExoPair) {
         return Err("label_smoothing is 0, but exo_pair needs it above 0, such as 1e-3".to_owned());
     }

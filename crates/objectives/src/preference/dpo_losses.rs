@@ -53,6 +53,12 @@ impl DpoLoss {
         matches!(self, DpoLoss::Aot | DpoLoss::AotUnpaired)
     }
 
+    /// Whether it looks at ε.
+    pub(crate) fn reads_smoothing(self) -> bool {
+        use DpoLoss::*;
+        matches!(self, Cdpo | ExoPair | Robust | Aot | AotUnpaired)
+    }
+
     /// Whether it has a meaning for scores other than log-ratios, as TRL has it.
     pub(crate) fn takes_divergence(self) -> bool {
         use DpoLoss::*;

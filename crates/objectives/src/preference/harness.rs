@@ -22,6 +22,8 @@ enum Layout {
     Samples,
     /// Pairs with that many outputs of a score head.
     ScoredPairs(usize),
+    /// The same with three outputs, each pair about one of them.
+    RoutedPairs,
     /// Solutions of several steps, with that many outputs of a score head.
     Steps(usize),
 }
@@ -171,10 +173,16 @@ const CASES: &[(&str, &str, Layout, Reference)] = &[
                 / n as f64
         },
     ),
-    ("reward", "center_rewards_coefficient = 0.01", Layout::ScoredPairs(1), |v| v.bradley_terry(0.01)),
+    ("reward", "center_rewards_coefficient = 0.01", Layout::ScoredPairs(1), |v| v.bradley_terry(0.01, false)),
     ("reward", "n_outputs = 3\ncenter_rewards_coefficient = 0.1", Layout::ScoredPairs(3), |v| {
-        v.bradley_terry(0.1)
+        v.bradley_terry(0.1, false)
     }),
+    (
+        "reward",
+        "n_outputs = 3\nby_objective = true\ncenter_rewards_coefficient = 0.1",
+        Layout::RoutedPairs,
+        |v| v.bradley_terry(0.1, true),
+    ),
     ("prm", "", Layout::Steps(2), |v| {
         v.steps(|s, t| {
             let total = s[0].exp() + s[1].exp();
@@ -372,6 +380,7 @@ fn random_group(layout: Layout, seed: u64, soft: bool, group: usize, index: &mut
     let mut draws = || stream.normal();
     let n_outputs = match layout {
         Layout::ScoredPairs(n) | Layout::Steps(n) => n,
+        Layout::RoutedPairs => 3,
         _ => 0,
     };
     let mut owned = Owned { n_outputs, ..Owned::default() };
@@ -380,7 +389,9 @@ fn random_group(layout: Layout, seed: u64, soft: bool, group: usize, index: &mut
         owned.push_token(&mut draws, if n == 1 { 0.5 } else { 0.0 });
     }
     let kinds: &[Kind] = match layout {
-        Layout::Pairs | Layout::OnlinePairs | Layout::ScoredPairs(_) => &[Kind::Chosen, Kind::Rejected],
+        Layout::Pairs | Layout::OnlinePairs | Layout::ScoredPairs(_) | Layout::RoutedPairs => {
+            &[Kind::Chosen, Kind::Rejected]
+        }
         Layout::Triples => &[Kind::Gold, Kind::Chosen, Kind::Rejected],
         Layout::Labelled => [&[Kind::Desirable], &[Kind::Undesirable], &[Kind::Mismatched]][group % 3],
         Layout::Samples | Layout::Steps(_) => &[Kind::Sample],
@@ -400,6 +411,9 @@ fn random_group(layout: Layout, seed: u64, soft: bool, group: usize, index: &mut
         if soft || layout == Layout::Samples {
             completion.label = label;
         }
+    }
+    if layout == Layout::RoutedPairs {
+        owned.targets.fill((group % 3) as f32);
     }
     if layout == Layout::OnlinePairs {
         owned.completions[group % 2].is_reference_sample = true;
@@ -575,16 +589,19 @@ impl<'a> View<'a> {
         (good + bad) / (n_good + n_bad)
     }
 
-    fn bradley_terry(&self, centre: f64) -> f64 {
+    fn bradley_terry(&self, centre: f64, is_routed: bool) -> f64 {
         let (mut sum, mut n) = (0.0, 0.0);
         for pair in self.batch.completions.chunks(2) {
             let (weight, label) = (f64::from(pair[0].weight), f64::from(pair[0].label));
-            for output in 0..self.batch.n_outputs {
+            let target = self.batch.targets[pair[0].scores.start];
+            let routed = (0..self.batch.n_outputs).find(|&o| is_routed && o as f32 == target);
+            let outputs = routed.map_or(0..self.batch.n_outputs, |o| o..o + 1);
+            for output in outputs.clone() {
                 let score = |c: &Completion| self.scores[c.scores.start * self.batch.n_outputs + output];
                 let (w, l) = (score(&pair[0]), score(&pair[1]));
                 let z = w - l - f64::from(pair[0].margin);
                 let loss = -label * sig(z).ln() - (1.0 - label) * sig(-z).ln() + centre * (w + l).powi(2);
-                sum += weight * loss / self.batch.n_outputs as f64;
+                sum += weight * loss / outputs.len() as f64;
             }
             n += weight;
         }
@@ -939,6 +956,13 @@ fn what_is_missing_is_an_error() {
         &|v| v.sampler_logp = None,
         "sampler",
     );
+    check(
+        "reward",
+        "n_outputs = 3\nby_objective = true",
+        Layout::ScoredPairs(3),
+        &|_| (),
+        "the index of one output",
+    );
     let mut steps = joined(&random(Layout::Steps(2), 8, false));
     (steps.targets[2], steps.score_weights[2]) = (1.5, 1.0);
     let prm = build("prm", &toml::Table::new()).unwrap();
@@ -964,6 +988,9 @@ fn options_out_of_range_are_refused() {
     check("dpo", "loss_type = ['sft', 'ipo']\nloss_weights = [1.0]", "1 numbers, expected one for each of 2");
     check("dpo", "loss_type = 'exo_pair'", "exo_pair needs it above 0");
     check("dpo", "label_smoothing = 0.5", "below 0.5");
+    check("dpo", "label_smoothing = 0.1", "the loss does not read it");
+    check("cpo", "label_smoothing = 0.1\nloss_type = 'hinge'", "the loss does not read it");
+    check("tpo", "label_smoothing = 0.1\nloss_type = 'ipo'", "the loss does not read it");
     check("dpo", "f_divergence_type = 'forward_kl'\nloss_type = 'aot'", "defined for reverse_kl only");
     check("dpo", "ld_alpha = 1.5", "ld_alpha is 1.5");
     check("dpo", "discopop_tau = 0.0", "discopop_tau is 0");

@@ -53,9 +53,12 @@ fn check_beta(beta: f64) -> Result<(), String> {
     }
 }
 
-/// What is wrong with ε, if anything.
-fn check_smoothing(smoothing: f64) -> Result<(), String> {
+/// What is wrong with ε, if anything; `is_read`: whether the loss looks at it.
+fn check_smoothing(smoothing: f64, is_read: bool) -> Result<(), String> {
     match (0.0..0.5).contains(&smoothing) {
+        true if smoothing > 0.0 && !is_read => Err(format!(
+            "label_smoothing is {smoothing}, but the loss does not read it: expected 0, or another loss_type"
+        )),
         true => Ok(()),
         false => Err(format!("label_smoothing is {smoothing}, expected at least 0 and below 0.5")),
     }

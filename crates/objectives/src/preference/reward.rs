@@ -8,7 +8,11 @@
 //! where p is the pair's label, 1 unless soft. Sources: Ouyang et al. 2022, InstructGPT (arXiv:2203.02155), equation 1; margins:
 //! Touvron et al. 2023, Llama 2 (arXiv:2307.09288), equation 2; centring: Eisenstein et al. 2023 (arXiv:2312.09244), section 3. As
 //! TRL's `RewardTrainer`, which has neither soft labels nor more than one output. With several outputs each learns the same
-//! preferences from its own start, an ensemble on one body; metrics are of their mean. No output over the vocabulary is needed.
+//! preferences from its own start, an ensemble on one body, and metrics are of their mean. With `by_objective` each pair is about one
+//! output, whose index is the target of its rows ([`Scores::targets`]): helpfulness and harmlessness apart, for instance. The
+//! vocabulary's head is not needed.
+
+use std::ops::Range;
 
 use pt_core::catalogue::OptionInfo;
 use serde::{Deserialize, Serialize};
@@ -41,6 +45,12 @@ pub(crate) const INFO: ObjectiveInfo = ObjectiveInfo {
             default: "1",
             doc: "outputs of the score head, an ensemble if more than 1",
         },
+        OptionInfo {
+            name: "by_objective",
+            kind: "bool",
+            default: "false",
+            doc: "each pair trains the one output that its rows' targets name, not all",
+        },
     ],
     build: |options| Ok(Box::new(Reward::new(parse(NAME, options)?)?)),
 };
@@ -53,11 +63,13 @@ pub struct RewardConfig {
     pub center_rewards_coefficient: f64,
     /// Outputs of the score head.
     pub n_outputs: usize,
+    /// Whether each pair is about one output.
+    pub by_objective: bool,
 }
 
 impl Default for RewardConfig {
     fn default() -> RewardConfig {
-        RewardConfig { center_rewards_coefficient: 0.0, n_outputs: 1 }
+        RewardConfig { center_rewards_coefficient: 0.0, n_outputs: 1, by_objective: false }
     }
 }
 
@@ -70,6 +82,8 @@ struct ScoredPair<'a> {
     chosen: &'a Completion,
     /// The rows of chosen and rejected.
     rows: [usize; 2],
+    /// The outputs it trains.
+    outputs: Range<usize>,
 }
 
 impl Reward {
@@ -85,6 +99,26 @@ impl Reward {
             })
             .map_err(|problem| bad_option(NAME, problem))?;
         Ok(Reward(config))
+    }
+
+    /// The outputs that a pair trains.
+    fn outputs(
+        &self,
+        chosen: &Completion,
+        rows: [usize; 2],
+        scores: Scores<'_>,
+    ) -> Result<Range<usize>, ObjectiveError> {
+        if !self.0.by_objective {
+            return Ok(0..self.0.n_outputs);
+        }
+        let targets = rows.map(|row| scores.targets[row]);
+        let output = (0..self.0.n_outputs).find(|&output| targets == [output as f32; 2]);
+        output.map(|output| output..output + 1).ok_or_else(|| ObjectiveError::Group {
+            name: NAME,
+            group: chosen.group,
+            found: format!("about the outputs {targets:?} of {}", self.0.n_outputs),
+            expected: "the index of one output, the same on both sides",
+        })
     }
 
     fn pairs<'a>(
@@ -110,21 +144,22 @@ impl Reward {
                 let expected = "a finite margin, the same on both sides";
                 return Err(ObjectiveError::Group { name: NAME, group: chosen.group, found, expected });
             }
-            Ok(ScoredPair { chosen, rows: [row(chosen)?, row(rejected)?] })
+            let rows = [row(chosen)?, row(rejected)?];
+            Ok(ScoredPair { chosen, rows, outputs: self.outputs(chosen, rows, scores)? })
         };
         pairs::groups(batch.completions).map(pair).collect()
     }
 }
 
-/// The mean of a row's outputs.
-fn mean_output(scores: Scores<'_>, row: usize) -> f64 {
-    let outputs = &scores.values[row * scores.n_outputs..(row + 1) * scores.n_outputs];
+/// The mean of some of a row's outputs.
+fn mean_output(scores: Scores<'_>, row: usize, outputs: Range<usize>) -> f64 {
+    let outputs = &scores.values[row * scores.n_outputs..(row + 1) * scores.n_outputs][outputs];
     outputs.iter().map(|&v| f64::from(v)).sum::<f64>() / outputs.len() as f64
 }
 
 /// TRL's metrics of reward models.
 fn metrics(scores: Scores<'_>, pairs: &[ScoredPair<'_>]) -> Vec<Metric> {
-    let rewards = |pair: &ScoredPair<'_>| pair.rows.map(|row| mean_output(scores, row));
+    let rewards = |pair: &ScoredPair<'_>| pair.rows.map(|row| mean_output(scores, row, pair.outputs.clone()));
     let mean = |name, value: fn([f64; 2]) -> f64| {
         let weight = |pair: &ScoredPair<'_>| f64::from(pair.chosen.weight);
         let sum = pairs.iter().map(|pair| weight(pair) * value(rewards(pair))).sum();
@@ -160,9 +195,9 @@ impl Objective for Reward {
         let mut d_scores = vec![0.0; scores.values.len()];
         let mut loss = 0.0;
         for pair in &pairs {
-            let share = f64::from(pair.chosen.weight) / (step.total_weight() * n as f64);
+            let share = f64::from(pair.chosen.weight) / (step.total_weight() * pair.outputs.len() as f64);
             let smoothing = 1.0 - f64::from(pair.chosen.label);
-            for output in 0..n {
+            for output in pair.outputs.clone() {
                 let [i, j] = pair.rows.map(|row| row * n + output);
                 let (w, l) = (f64::from(scores.values[i]), f64::from(scores.values[j]));
                 let (pair_loss, d) = logistic(w - l - f64::from(pair.chosen.margin), smoothing);

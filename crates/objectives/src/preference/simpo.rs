@@ -76,7 +76,7 @@ impl Simpo {
     pub fn new(config: SimpoConfig) -> Result<Simpo, ObjectiveError> {
         let SimpoConfig { beta, simpo_gamma, label_smoothing } = config;
         super::check_beta(beta)
-            .and_then(|()| super::check_smoothing(label_smoothing))
+            .and_then(|()| super::check_smoothing(label_smoothing, true))
             .and_then(|()| super::check_finite("simpo_gamma", simpo_gamma))
             .map_err(|problem| bad_option(NAME, problem))?;
         Ok(Simpo(Contrast {

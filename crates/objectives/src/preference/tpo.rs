@@ -114,7 +114,9 @@ impl Tpo {
     pub fn new(config: TpoConfig) -> Result<Tpo, ObjectiveError> {
         let TpoConfig { loss_type, beta, tpo_alpha, tpo_l_gamma, label_smoothing } = config;
         super::check_beta(beta)
-            .and_then(|()| super::check_smoothing(label_smoothing))
+            .and_then(|()| {
+                super::check_smoothing(label_smoothing, matches!(loss_type, TpoLoss::Sigmoid | TpoLoss::TpoL))
+            })
             .and_then(|()| super::check_not_negative("tpo_alpha", tpo_alpha))
             .and_then(|()| super::check_finite("tpo_l_gamma", tpo_l_gamma))
             .map_err(|problem| bad_option(NAME, problem))?;

@@ -32,7 +32,7 @@ pub(crate) fn reply<'a>(
         CompletionKind::Desirable | CompletionKind::Undesirable | CompletionKind::Mismatched
     );
     let weight = f64::from(completion.weight);
-    if !is_labelled || !(weight >= 0.0 && weight.is_finite()) {
+    if !(is_labelled && weight >= 0.0 && weight.is_finite()) {
         let found = format!("a {} reply of weight {weight}", pairs::kind_name(completion.kind));
         let expected = "a desirable or undesirable reply of a finite weight of at least 0";
         return Err(ObjectiveError::Group { name, group: completion.group, found, expected });
