@@ -27,9 +27,11 @@ fn main() {
         pad_token_id: None,
     };
     let model = new.build(Dtype::Bf16, 1).expect("the shape is right");
+    let weights = model.weight_bytes() as f64;
+    println!("memory is read at {:.1} GB/s; weights are {:.0} MB", memory_speed() / 1e9, weights / 1e6);
     println!("requests x samples, prompt tokens, new tokens: tokens per second");
     for (n_requests, n, n_prompt, n_new) in
-        [(1, 1, 16, 32), (1, 16, 256, 16), (64, 1, 16, 16), (8, 8, 256, 16)]
+        [(1, 1, 16, 64), (1, 1, 16, 64), (1, 16, 256, 16), (64, 1, 16, 32), (8, 8, 256, 16)]
     {
         let prompt = |r: usize| (0..n_prompt).map(|i| ((r * 31 + i * 17) % 49_152) as u32).collect();
         let requests: Vec<Request> =
@@ -42,4 +44,22 @@ fn main() {
         let seconds = start.elapsed().as_secs_f64();
         println!("{n_requests:3} x {n:2}, {n_prompt:4}, {n_new:3}: {:8.1}", n_tokens as f64 / seconds);
     }
+}
+
+/// Bytes per second at which all threads together read memory that is in no cache.
+fn memory_speed() -> f64 {
+    let values = vec![1u64; 1 << 26];
+    let threads = rayon::current_num_threads();
+    let read = || {
+        let start = Instant::now();
+        let sum: u64 = rayon::broadcast(|thread| {
+            let share = values.len() / threads;
+            values[thread.index() * share..][..share].iter().fold(0u64, |a, b| a.wrapping_add(*b))
+        })
+        .into_iter()
+        .fold(0, u64::wrapping_add);
+        assert!(sum > 0, "the sum is used");
+        (values.len() * 8) as f64 / start.elapsed().as_secs_f64()
+    };
+    (0..5).map(|_| read()).fold(0.0, f64::max)
 }

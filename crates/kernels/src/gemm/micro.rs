@@ -54,6 +54,11 @@ impl Micro {
         Micro { mr, nr, format, precision, isa }
     }
 
+    /// The instruction set it was chosen for.
+    pub(super) fn isa(&self) -> Isa {
+        self.isa
+    }
+
     /// `tile += a b` for `rows <= mr` rows over `k` elements.
     ///
     /// `a` is a packed panel of width `rows`, `b` one of width `nr`, `tile` is `[rows, nr]`.

@@ -13,6 +13,7 @@
 //! What it leaves out: transposing `C`, and complex epilogues; a [`TileSink`] sees each finished tile
 //! instead and does what it likes with it (the language-model head never stores one).
 
+mod direct;
 pub mod micro;
 pub mod operand;
 mod sink;
@@ -107,7 +108,12 @@ pub fn for_each_tile(m: usize, n: usize, parts: &[Part<'_>], precision: Precisio
     let row_panels = m.div_ceil(micro.mr);
     let k_total: usize = parts.iter().map(|part| part.a.k()).sum();
     let threads = rayon::current_num_threads();
-    let group = group_of(panels, threads, operand::panel_words(micro.nr, k_total, precision));
+    let group = if parts.iter().all(|part| is_direct(part, m, micro)) {
+        // Long runs of neighbouring panels: each asks for the next one's memory.
+        panels.div_ceil(threads * TASKS_PER_THREAD)
+    } else {
+        group_of(panels, threads, operand::panel_words(micro.nr, k_total, precision))
+    };
     let groups = panels.div_ceil(group);
     let group_panels = |g: usize| g * group..((g + 1) * group).min(panels);
     if threads == 1 || m * n * k_total <= SERIAL_WORK {
@@ -122,6 +128,11 @@ pub fn for_each_tile(m: usize, n: usize, parts: &[Part<'_>], precision: Precisio
             run_panels(group_panels(g), first..(first + chunk).min(row_panels), m, n, parts, micro, sink);
         }
     });
+}
+
+/// Whether the right operand of a part is multiplied where it lies.
+fn is_direct(part: &Part<'_>, m: usize, micro: Micro) -> bool {
+    matches!(part.b, Right::Operand(operand) if direct::applies(micro, &operand, m, part.a.k()))
 }
 
 /// Bytes of `B` that stay in a core's second-level cache while panels of `A` come by.
@@ -154,6 +165,7 @@ fn run_panels(
         .clone()
         .flat_map(|panel| parts.iter().map(move |part| (panel, part)))
         .map(|(panel, part)| match part.b {
+            Right::Operand(_) if is_direct(part, m, micro) => None,
             Right::Operand(operand) => {
                 let (k, precision) = (part.a.k(), micro.precision);
                 let mut words = Buffer::dirty(operand::panel_words(micro.nr, k, precision));
@@ -170,7 +182,7 @@ fn run_panels(
     ) {
         (Right::Packed(packed), _) => packed.panel(panel),
         (_, Some(words)) => words,
-        (Right::Operand(_), None) => unreachable!("operands were packed above"),
+        (Right::Operand(_), None) => unreachable!("operands that are not packed are multiplied directly"),
     };
     let mut tile = [0.0f32; TILE_MAX];
     for row_panel in rows {
@@ -181,8 +193,13 @@ fn run_panels(
             let (col0, cols) = (panel * micro.nr, cols(panel));
             let mut fresh = !sink.start(row0, n_rows, col0, cols, micro.nr, tile);
             for (index, part) in parts.iter().enumerate() {
-                let b = words(panel, index);
-                micro.run_part(n_rows, cols, part.a.k(), part.a.panel(row_panel), b, tile, fresh);
+                let (k, a) = (part.a.k(), part.a.panel(row_panel));
+                match part.b {
+                    Right::Operand(b) if is_direct(part, m, micro) => {
+                        direct::run(micro, n_rows, k, a, &b, col0..col0 + cols, tile, fresh);
+                    }
+                    _ => micro.run_part(n_rows, cols, k, a, words(panel, index), tile, fresh),
+                }
                 fresh = false;
             }
             sink.finish(row0, n_rows, col0, cols, micro.nr, tile);

@@ -307,35 +307,9 @@ unsafe fn transpose16_words(
         // SAFETY: masked loads read only words `j .. j + block` of each row.
         let r: [__m512i; 16] =
             std::array::from_fn(|i| unsafe { _mm512_maskz_loadu_epi32(mask, rows[i].add(j).cast()) });
-        // Three rounds of interleaving: 32-bit, 64-bit, then 128-bit lanes twice.
-        let t: [__m512i; 16] = std::array::from_fn(|i| {
-            let (a, b) = (r[i & !1], r[i | 1]);
-            if i & 1 == 0 { _mm512_unpacklo_epi32(a, b) } else { _mm512_unpackhi_epi32(a, b) }
-        });
-        let u: [__m512i; 16] = std::array::from_fn(|i| {
-            let base = i & !3;
-            let (a, b) = (t[base + ((i >> 1) & 1)], t[base + 2 + ((i >> 1) & 1)]);
-            if i & 1 == 0 { _mm512_unpacklo_epi64(a, b) } else { _mm512_unpackhi_epi64(a, b) }
-        });
-        // u[4g + c] holds, in 128-bit lane l, column 4l + c of rows 4g .. 4g + 4.
-        for c in 0..4 {
-            let low01 = _mm512_shuffle_i32x4::<0x88>(u[c], u[4 + c]);
-            let high01 = _mm512_shuffle_i32x4::<0xdd>(u[c], u[4 + c]);
-            let low23 = _mm512_shuffle_i32x4::<0x88>(u[8 + c], u[12 + c]);
-            let high23 = _mm512_shuffle_i32x4::<0xdd>(u[8 + c], u[12 + c]);
-            // low01 = lanes [0 and 2 of rows 0-3, 0 and 2 of rows 4-7]; high01 the odd lanes.
-            let columns = [
-                (c, _mm512_shuffle_i32x4::<0x88>(low01, low23)),
-                (4 + c, _mm512_shuffle_i32x4::<0x88>(high01, high23)),
-                (8 + c, _mm512_shuffle_i32x4::<0xdd>(low01, low23)),
-                (12 + c, _mm512_shuffle_i32x4::<0xdd>(high01, high23)),
-            ];
-            for (column, words) in columns {
-                if column < block {
-                    // SAFETY: `j + column < count`, where the caller promises `lanes` writable words.
-                    unsafe { _mm512_mask_storeu_epi32(out.add((j + column) * width).cast(), stored, words) };
-                }
-            }
+        for (column, words) in super::direct::transpose(r).into_iter().enumerate().take(block) {
+            // SAFETY: `j + column < count`, where the caller promises `lanes` writable words.
+            unsafe { _mm512_mask_storeu_epi32(out.add((j + column) * width).cast(), stored, words) };
         }
         j += 16;
     }
