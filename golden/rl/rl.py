@@ -4,7 +4,8 @@ Losses come from TRL's own `GRPOTrainer._compute_loss` and `RLOOTrainer._compute
 attributes these functions read; its log-probabilities and entropies are given tensors that require gradients. All of
 it is in f64, on inputs that are f32 numbers. The sampler's importance ratio, which TRL computes while it generates, is
 computed here by the formulas of reference/trl.md 2.5. TRL 1.16 has no PPO any more: its formulas (2.7) are PyTorch here.
-Advantages are TRL's formulas, with its `nanstd`.
+Advantages, ratios of samplers and the metrics of both come from `_generate_and_score_completions` of the same trainers, whose generation
+and rewards are given.
 """
 
 import json
@@ -17,7 +18,6 @@ import torch
 from accelerate import Accelerator
 from trl.trainer.grpo_trainer import GRPOTrainer
 from trl.trainer.rloo_trainer import RLOOTrainer
-from trl.trainer.utils import nanstd
 
 HERE = pathlib.Path(__file__).parent
 torch.manual_seed(7)
@@ -220,6 +220,97 @@ def ppo(batch, o):
     )  # fmt: skip
 
 
+N_GROUPS, SCORED_GROUP = 3, 4
+NAN = float("nan")
+REWARDS = {
+    "plain": [[1.0], [0.0], [0.5], [0.0], [2.0], [2.5], [-1.0], [0.25], [1.0], [1.0], [1.0], [1.0]],
+    "skips": [[1.0], [NAN], [0.5], [0.0], [NAN], [2.5], [NAN], [NAN], [NAN], [NAN], [NAN], [NAN]],
+    "two": [[1.0, 5.0], [0.0, NAN], [NAN, NAN], [1.0, 7.0], [0.0, 3.0], [0.0, -3.0], [NAN, 2.0], [1.0, 2.0],
+            [1.0, 0.0], [1.0, 0.0], [0.0, 0.0], [0.5, 0.0]],
+}  # fmt: skip
+EOS, PAD = 1, 0
+
+
+def score(kind, rewards, **attributes):
+    """TRL's own scoring of given completions: what it hands to the loss, and what it logs."""
+    trainer = make_trainer(kind, "grpo", "token", DEFAULTS)
+    n = len(rewards)
+    generator = torch.Generator().manual_seed(11)
+    lengths = [5, 3, 6, 1, 4, 4, 2, 6, 3, 5, 6, 2]
+    ids = [[7] * (length - 1) + [EOS if i % 3 else 7] for i, length in enumerate(lengths)]
+    wide = max(lengths)
+    old = f32(-torch.rand(n, wide, generator=generator) * 3 - 0.05)
+    sampler = f32(old + 0.15 * torch.randn(n, wide, generator=generator))
+    reference = f32(old + 0.4 * torch.randn(n, wide, generator=generator))
+    n_rewards = len(rewards[0])
+    settings = dict(
+        environment_factories=None, environments=None, tools=None, mask_truncated_completions=False, eos_token_ids=[EOS], pad_to_multiple_of=None,
+        num_iterations=1, ref_model=None, num_generations=SCORED_GROUP, num_generations_eval=SCORED_GROUP,
+        reward_weights=torch.tensor([1.0, 0.5][:n_rewards]), reward_funcs=[None] * n_rewards, reward_func_names=["a", "b"][:n_rewards],
+        multi_objective_aggregation="sum_then_normalize", scale_rewards="group", _logs=defaultdict(list), _pending_extra_logs={},
+        _pending_metrics={}, log_multimodal=False, reward_clip_range=None, normalize_advantages=False,
+        vllm_importance_sampling_mode="sequence_mask", vllm_importance_sampling_clip_max=3.0, vllm_importance_sampling_clip_min=None,
+    )  # fmt: skip
+    settings |= attributes
+    for name, value in settings.items():
+        setattr(trainer, name, value)
+    trainer._logs["rewards"] = defaultdict(list)
+    trainer.args.gradient_accumulation_steps, trainer.args.per_device_train_batch_size = 1, n
+    trainer.args.gradient_checkpointing_kwargs = None
+    trainer._tokenizer = trainer.processing_class = SimpleNamespace(
+        pad_token_id=PAD, eos_token_id=EOS, batch_decode=lambda ids, **kwargs: [""] * len(ids)
+    )
+    trainer.model = torch.nn.Module()
+    trainer.model.is_gradient_checkpointing = False
+    trainer.ref_model = torch.nn.Module()
+    logps = [[x for x in row[: len(i)].tolist()] for row, i in zip(sampler, ids)]
+    is_grpo = kind is GRPOTrainer
+    empty = [None] * n
+    if is_grpo:
+        trainer._generate = lambda prompts: ([[5]] * n, ids, None, [""] * n, logps if trainer.use_vllm else None, {}, None, empty)
+    else:
+        trainer._generate = lambda prompts: ([[5]] * n, ids, [""] * n)
+    trainer._calculate_rewards = lambda *args: torch.tensor(rewards, dtype=torch.float64)
+    trainer._get_per_token_logps_and_entropies = lambda model, *args, **kwargs: (
+        reference if model is trainer.ref_model else old, None, None
+    )  # fmt: skip
+    inputs = [{"prompt": "?"} for _ in range(n)]
+    output = trainer._generate_and_score_completions(inputs)
+    metrics = {k: v[-1] for k, v in trainer._metrics["train"].items() if not math.isnan(v[-1])}
+    flat = lambda t: [float(f"{x:.9g}") for row, i in zip(t, ids) for x in row[: len(i)].tolist()]
+    ratio = output.get("importance_sampling_ratio")
+    return dict(
+        rewards=[[None if math.isnan(x) else x for x in row] for row in rewards], lengths=[len(i) for i in ids],
+        weights=settings["reward_weights"].tolist(), old=flat(old), sampler=flat(sampler), reference=flat(reference),
+        advantages=numbers(output["advantages"]), metrics=metrics,
+        ratio=None if ratio is None else flat(ratio.expand(n, wide)),
+    )  # fmt: skip
+
+
+def scoring_cases():
+    for name, rewards in REWARDS.items():
+        for scale in ("group", "batch", "none"):
+            yield dict(name=f"{name} {scale}", baseline="group", scale_rewards=scale, **score(GRPOTrainer, rewards, scale_rewards=scale))
+        gdpo = score(GRPOTrainer, rewards, multi_objective_aggregation="normalize_then_sum")
+        yield dict(name=f"{name} gdpo", multi_objective_aggregation="normalize_then_sum", **gdpo)
+        for beta, clip, normalize in ((0.0, None, False), (0.05, None, False), (0.0, (0.0, 1.0), True), (0.1, None, True)):
+            rloo = score(RLOOTrainer, rewards, beta=beta, reward_clip_range=clip, normalize_advantages=normalize)
+            yield dict(name=f"{name} rloo {beta} {clip} {normalize}", baseline="leave_one_out", scale_rewards="none", beta=beta,
+                       reward_clip_range=clip, normalize_advantages=normalize, **rloo)  # fmt: skip
+
+
+def sampler_cases():
+    for mode in ("token_truncate", "token_mask", "sequence_truncate", "sequence_mask"):
+        for low, high in ((0.9, 1.1), (None, 1.2)):
+            result = score(
+                GRPOTrainer, REWARDS["plain"], use_vllm=True, vllm_importance_sampling_correction=True, vllm_importance_sampling_mode=mode,
+                vllm_importance_sampling_clip_min=low, vllm_importance_sampling_clip_max=high,
+            )  # fmt: skip
+            metrics = {k: v for k, v in result["metrics"].items() if k.startswith("sampling/")}
+            yield dict(mode=mode, clip_min=low or 0.0, clip_max=high, ratio=result["ratio"], metrics=metrics,
+                       **{k: result[k] for k in ("lengths", "old", "sampler")})  # fmt: skip
+
+
 def write(name, content):
     (HERE / name).write_text(json.dumps(content, separators=(",", ":")) + "\n")
 
@@ -237,7 +328,8 @@ def main():
         for name, batch in BATCHES.items()
         for o in (dict(epsilon=0.2, vf_coef=0.1, cliprange_value=0.2), dict(epsilon=0.1, vf_coef=0.7, cliprange_value=0.05))
     ]
-    write("losses.json", dict(group=GROUP, batches=shown, cases=list(policy_cases()), adaptive=adaptive(), ppo=ppo_cases))
+    write("losses.json", dict(group=GROUP, batches=shown, cases=list(policy_cases()), adaptive=adaptive(), ppo=ppo_cases, samplers=list(sampler_cases())))
+    write("advantages.json", dict(group=SCORED_GROUP, cases=list(scoring_cases())))
 
 
 BATCHES = {"uneven": make_batch([7, 3, 5, 1, 6, 4], ()), "masked": make_batch([6, 2, 7, 4, 1, 5], (2, 4))}

@@ -91,7 +91,8 @@ pub struct Advantages {
     pub values: Vec<f64>,
     /// The weighted sum of each sample's rewards.
     pub rewards: Vec<Option<f64>>,
-    /// TRL's `frac_reward_zero_std`: the share of samples whose rewards do not differ within what they are scaled by.
+    /// TRL's `frac_reward_zero_std`: the share of samples whose rewards do not differ within what they are scaled by. A group with
+    /// fewer than two judged samples is counted too; TRL does not count it.
     pub frac_reward_zero_std: f64,
 }
 
@@ -146,9 +147,14 @@ impl AdvantageConfig {
         let rewards: Vec<Option<f64>> = totals.iter().map(|reward| reward.map(clip)).collect();
         let all = present(&rewards);
         let mut values = vec![0.0; totals.len()];
+        // What is compared with something; the others stay out of the last normalisation.
+        let mut compared = rewards.clone();
         let mut n_zero = 0;
         for members in members(groups) {
             let own: Vec<f64> = members.iter().filter_map(|&i| rewards[i]).collect();
+            if own.len() < 2 && self.baseline == Baseline::LeaveOneOut {
+                members.iter().for_each(|&i| compared[i] = None);
+            }
             let spread = match self.scale_rewards {
                 ScaleRewards::Batch => deviation(&all),
                 ScaleRewards::Group | ScaleRewards::None => deviation(&own),
@@ -164,7 +170,7 @@ impl AdvantageConfig {
             }
         }
         if self.normalize_advantages {
-            standardise_present(&mut values, &rewards);
+            standardise_present(&mut values, &compared);
         }
         let frac_reward_zero_std = n_zero as f64 / totals.len().max(1) as f64;
         Ok(Advantages { values, rewards: totals.to_vec(), frac_reward_zero_std })

@@ -56,7 +56,7 @@ pub struct Alert {
 }
 
 /// What alarms look at, after a step; what was not measured is absent.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct StepFigures {
     /// The step.
     pub step: u64,

@@ -150,6 +150,11 @@ impl DynamicSampling {
         Round::Again { n_groups: self.n_next() }
     }
 
+    /// What a step trains on that cannot sample again, for example because every prompt was tried.
+    pub fn finish(&self) -> Selection {
+        self.selection()
+    }
+
     fn selection(&self) -> Selection {
         let mut groups: Vec<GroupRef> = self.with_signal.iter().copied().take(self.n_wanted).collect();
         let n_missing = self.n_wanted - groups.len();

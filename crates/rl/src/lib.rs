@@ -15,6 +15,8 @@ pub mod alarms;
 pub mod curriculum;
 pub mod dynamic;
 mod error;
+#[cfg(test)]
+mod golden;
 pub mod kl;
 pub mod length;
 pub mod metrics;

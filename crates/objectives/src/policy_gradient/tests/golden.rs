@@ -16,18 +16,23 @@ fn golden() -> Value {
     serde_json::from_str(&text).unwrap()
 }
 
-fn batch(recorded: &Value, group_size: usize, token_advantages: bool) -> Owned {
-    let lengths: Vec<usize> =
-        recorded["lengths"].as_array().unwrap().iter().map(|n| n.as_u64().unwrap() as usize).collect();
+fn completions_of(lengths: &[usize], group_size: usize) -> Vec<Completion> {
     let mut start = 0;
     let mut completions = Vec::new();
     for (index, &length) in lengths.iter().enumerate() {
         let tokens = start..start + length;
         start += length;
-        let group = index / group_size;
-        let scores = tokens.clone();
+        let (group, scores) = (index / group_size, tokens.clone());
         completions.push(Completion { tokens, scores, group, index, weight: 1.0, ..Completion::default() });
     }
+    completions
+}
+
+fn batch(recorded: &Value, group_size: usize, token_advantages: bool) -> Owned {
+    let lengths: Vec<usize> =
+        recorded["lengths"].as_array().unwrap().iter().map(|n| n.as_u64().unwrap() as usize).collect();
+    let completions = completions_of(&lengths, group_size);
+    let start = lengths.iter().sum();
     let per_sequence = floats(&recorded["advantages"]);
     let advantages = match token_advantages {
         true => floats(&recorded["token_advantages"]),
@@ -154,6 +159,34 @@ fn ppo_equals_its_formulas_in_pytorch() {
         same_loss(options, output.loss, &case["loss"]);
         same_gradient(options, Some(&output.d_logp), &case["d_logp"]);
         same_gradient(options, output.d_scores.as_deref(), &case["d_scores"]);
+        for (name, theirs) in case["metrics"].as_object().unwrap() {
+            same_loss(name, metric(&output, name).unwrap(), theirs);
+        }
+    }
+}
+
+/// With advantages of 1 and ratios of 1, a token's gradient is its correction, by the number of tokens.
+#[test]
+fn corrections_of_another_sampler_are_trls() {
+    for case in golden()["samplers"].as_array().unwrap() {
+        let lengths: Vec<usize> =
+            case["lengths"].as_array().unwrap().iter().map(|n| n.as_u64().unwrap() as usize).collect();
+        let logp = floats(&case["old"]);
+        let mut batch = Owned { completions: completions_of(&lengths, 4), ..Owned::default() };
+        for array in [&mut batch.entropy, &mut batch.values, &mut batch.targets, &mut batch.old_values] {
+            *array = vec![0.0; logp.len()];
+        }
+        (batch.weights, batch.advantages) = (vec![1.0; logp.len()], vec![1.0; logp.len()]);
+        (batch.reference, batch.sampler) = (logp.clone(), Some(floats(&case["sampler"])));
+        (batch.old, batch.logp) = (Some(logp.clone()), logp.clone());
+        let options = format!(
+            "importance_sampling_correction = {}\nimportance_sampling_clip_min = {}\nimportance_sampling_clip_max = {}",
+            case["mode"], case["clip_min"], case["clip_max"]
+        );
+        let output = evaluate(&*build("dapo", &options.parse().unwrap()).unwrap(), &batch);
+        let ratios: Vec<f32> = output.d_logp.iter().map(|d| -d * logp.len() as f32).collect();
+        same_gradient(&options, Some(&ratios), &case["ratio"]);
+        assert_eq!(case["metrics"].as_object().unwrap().len(), 5);
         for (name, theirs) in case["metrics"].as_object().unwrap() {
             same_loss(name, metric(&output, name).unwrap(), theirs);
         }
