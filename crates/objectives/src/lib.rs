@@ -7,11 +7,12 @@
 //!
 //! **Normalisation.** A step's loss is `Σ w·ℓ / W` over *all* its tokens, where `W` is the step's total
 //! weight ([`Normaliser`]), known from the data before any forward pass. A micro-batch contributes its
-//! share of that sum; the shares add up, so cutting a step into micro-batches changes nothing.
+//! share of that sum; the shares add up, so cutting a step into micro-batches changes nothing. What else depends on the step
+//! (another denominator, a reference point, an order of pairs) comes by [`Objective::totals`] and [`Objective::prepare`].
 //!
 //! **Adding an objective**: one file with formula, source, options, loss and gradient; one line in
-//! [`OBJECTIVES`]; and its f64 reference in `harness.rs`, whose tests run over the catalogue. An objective on other arrays (reference or old log-probabilities, advantages, segments)
-//! adds a field to [`TokenBatch`] and a flag to [`Needs`].
+//! [`OBJECTIVES`]; and its f64 reference in `harness.rs` of its folder, whose tests run over the catalogue. An objective on other
+//! arrays adds a field to [`TokenBatch`] and a flag to [`Needs`].
 
 mod batch;
 pub mod catalogue;

@@ -23,6 +23,7 @@ pub mod cpo;
 pub mod distillation;
 pub mod dpo;
 mod dpo_losses;
+mod dpo_options;
 #[cfg(test)]
 mod golden;
 #[cfg(test)]
