@@ -3,7 +3,10 @@
 use pt_core::rng::Draws;
 
 use crate::error::TaskError;
-use crate::families::{arithmetic, chat, digits, instruction, letters, program, sum};
+use crate::families::{
+    arithmetic, base, chat, colouring, countdown, digits, instruction, jugs, knights, letters, magic,
+};
+use crate::families::{maze, order, program, queens, rewrite, subset, sudoku, sum};
 use crate::problem::Problem;
 
 /// One level of a family.
@@ -31,7 +34,11 @@ pub struct Family {
     pub generate: fn(u32, &mut Draws) -> Problem,
 }
 
-/// Every family, easiest first.
+/// The first so many of [`FAMILIES`] are the quickstart's: raw text and `generated:mix` draw from them alone. The others
+/// are puzzles, where any valid solution is accepted.
+pub const N_QUICKSTART: usize = 7;
+
+/// Every family: the quickstart's, easiest first, then the puzzles.
 pub const FAMILIES: &[Family] = &[
     Family {
         name: "sum",
@@ -74,6 +81,78 @@ pub const FAMILIES: &[Family] = &[
         summary: "write something under constraints that can be checked",
         levels: instruction::LEVELS,
         generate: instruction::generate,
+    },
+    Family {
+        name: "subset",
+        summary: "pick numbers with a given sum",
+        levels: subset::LEVELS,
+        generate: subset::generate,
+    },
+    Family {
+        name: "base",
+        summary: "numbers in another base",
+        levels: base::LEVELS,
+        generate: base::generate,
+    },
+    Family {
+        name: "rewrite",
+        summary: "rewrite a text by rules until none applies",
+        levels: rewrite::LEVELS,
+        generate: rewrite::generate,
+    },
+    Family {
+        name: "countdown",
+        summary: "reach a number with given numbers, each once, and + - * /",
+        levels: countdown::LEVELS,
+        generate: countdown::generate,
+    },
+    Family {
+        name: "magic",
+        summary: "complete a magic square of three by three",
+        levels: magic::LEVELS,
+        generate: magic::generate,
+    },
+    Family {
+        name: "order",
+        summary: "an order of people that follows from clues",
+        levels: order::LEVELS,
+        generate: order::generate,
+    },
+    Family {
+        name: "knights",
+        summary: "who tells the truth and who lies",
+        levels: knights::LEVELS,
+        generate: knights::generate,
+    },
+    Family {
+        name: "colouring",
+        summary: "three colours for a graph, joined points differ",
+        levels: colouring::LEVELS,
+        generate: colouring::generate,
+    },
+    Family {
+        name: "maze",
+        summary: "a shortest way through a grid with walls",
+        levels: maze::LEVELS,
+        generate: maze::generate,
+    },
+    Family {
+        name: "sudoku",
+        summary: "complete a sudoku, 4 by 4 or 9 by 9",
+        levels: sudoku::LEVELS,
+        generate: sudoku::generate,
+    },
+    Family {
+        name: "queens",
+        summary: "complete a placement of queens that do not attack each other",
+        levels: queens::LEVELS,
+        generate: queens::generate,
+    },
+    Family {
+        name: "jugs",
+        summary: "measure an amount with two or three jugs",
+        levels: jugs::LEVELS,
+        generate: jugs::generate,
     },
 ];
 

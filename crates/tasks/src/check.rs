@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::constraint::Constraint;
 use crate::mini::Function;
+use crate::puzzle::Puzzle;
 
 /// What comes before a final answer, as in GSM8K.
 pub const ANSWER_MARK: &str = "####";
@@ -59,6 +60,11 @@ pub enum Check {
         /// Pairs of input and output.
         tests: Vec<(i64, i64)>,
     },
+    /// The reply solves the puzzle, in whatever way.
+    Puzzle {
+        /// What is to be solved.
+        puzzle: Puzzle,
+    },
     /// The reply meets all constraints; the score is the fraction met.
     Constraints {
         /// What must hold.
@@ -74,6 +80,10 @@ impl Check {
             Check::Text { text } => judge_text(text, reply),
             Check::Mentions { word, rivals } => judge_mentions(word, rivals, reply),
             Check::Function { tests } => judge_function(tests, reply),
+            Check::Puzzle { puzzle } => match puzzle.judge(reply) {
+                Ok(()) => Verdict::of(true, "solves the puzzle".to_string()),
+                Err(reason) => Verdict::of(false, reason),
+            },
             Check::Constraints { constraints } => judge_constraints(constraints, reply),
         }
     }

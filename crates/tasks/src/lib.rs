@@ -1,6 +1,7 @@
 //! Generated, verifiable problems: the text on which the quickstart's own small base model is
 //! pre-trained and fine-tuned, and the checks that say whether it got better.
 //!
+//! - [`puzzle`]: puzzles with many solutions, all of which are accepted.
 //! - [`catalogue`]: the families and their levels. Each family is one file under `families`.
 //! - [`problem()`]: one problem by (family, level, seed, split, index). What is held out is decided
 //!   by a hash of the problem itself ([`split_of_key`]), so no seed mixes the splits.
@@ -21,6 +22,7 @@ mod error;
 mod families;
 pub mod mini;
 mod problem;
+pub mod puzzle;
 pub mod raw;
 pub mod rows;
 pub mod source;
@@ -33,6 +35,7 @@ pub use error::TaskError;
 pub use problem::{
     Census, HELD_OUT_ONE_IN, Problem, Split, all_levels, census, check, problem, split_of_key,
 };
+pub use puzzle::Puzzle;
 pub use raw::{raw_documents, raw_text};
 pub use rows::{Form, Row, check_row, row, sft_row};
 pub use source::GeneratedSource;
@@ -112,6 +115,11 @@ mod tests {
                 assert!(!p.check(&format!("{} + 1", p.solution)).passed(), "{}", p.prompt);
                 assert!(!p.check("def f(x): return x").passed(), "{}", p.prompt);
             }
+            Check::Puzzle { .. } => {
+                for reply in [format!("#### {0} {0}", p.answer), "####".to_owned(), p.prompt.clone()] {
+                    assert!(!p.check(&reply).passed(), "{}\n{reply}", p.prompt);
+                }
+            }
             Check::Constraints { .. } => {
                 let words = constraint::words_of(&p.solution);
                 let backwards: Vec<&str> = words.iter().rev().map(String::as_str).collect();
@@ -158,7 +166,12 @@ mod tests {
     fn texts_are_short_and_within_the_alphabet() {
         each(200, Split::Train, |p| {
             let counts = (p.prompt.chars().count(), p.solution.chars().count());
-            assert!(counts.0 <= MAX_PROMPT_CHARS && counts.1 <= MAX_SOLUTION_CHARS, "{counts:?} {p:?}");
+            let is_puzzle = FAMILIES[catalogue::N_QUICKSTART..].iter().any(|family| family.name == p.family);
+            let (most, most_solution) = match is_puzzle && p.level > 1 {
+                true => (puzzle::MAX_PUZZLE_CHARS, puzzle::MAX_PUZZLE_CHARS),
+                false => (MAX_PROMPT_CHARS, MAX_SOLUTION_CHARS),
+            };
+            assert!(counts.0 <= most && counts.1 <= most_solution, "{counts:?} {p:?}");
             for text in [&p.prompt, &p.solution, &p.statement, &p.wrong] {
                 assert!(text.chars().all(|c| ALPHABET.contains(c)), "{text}");
                 assert_eq!(text.trim(), text);
@@ -171,23 +184,25 @@ mod tests {
 
     #[test]
     fn levels_have_about_as_many_problems_as_they_say() {
-        const N_DRAWN: usize = 6_000;
+        let mut wrong = Vec::new();
         for (family, level) in all_levels() {
             let said = family.levels[level as usize - 1].n_problems;
-            let census = census(family.name, level, N_DRAWN).unwrap();
+            // Fewer draws are enough where a level is not near exhaustion, and puzzles take longer to make.
+            let census = census(family.name, level, if said >= MANY { 1_500 } else { 6_000 }).unwrap();
             let place = format!("{} level {level}: says {said}, {census:?}", family.name);
-            if said >= MANY {
-                assert!(census.n_keys_estimated > 0.6 * MANY as f64, "{place}");
-            } else {
+            let is_right = match said >= MANY {
+                true => census.n_keys_estimated > 0.6 * MANY as f64,
                 // Chao's estimate is a lower bound where problems are not equally likely.
-                assert!(census.n_keys_estimated > 0.5 * said as f64, "{place}");
-                assert!(census.n_keys_estimated < 1.15 * said as f64, "{place}");
-            }
+                false => (0.5 * said as f64..1.15 * said as f64).contains(&census.n_keys_estimated),
+            };
             let share = census.n_keys_held_out as f64 / census.n_keys as f64;
             // The share of keys whose hash is 0 modulo 10: five standard deviations around 1/10.
             let spread = 5.0 * (0.09 / census.n_keys as f64).sqrt();
-            assert!((share - 0.1).abs() < spread && census.n_keys_held_out > 0, "{place}");
+            if !is_right || (share - 0.1).abs() >= spread || census.n_keys_held_out == 0 {
+                wrong.push(place);
+            }
         }
+        assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     }
 
     #[test]

@@ -15,7 +15,7 @@
 
 use pt_core::rng::{Draws, Stream};
 
-use crate::catalogue::FAMILIES;
+use crate::catalogue::{FAMILIES, N_QUICKSTART};
 use crate::families::words::{ANIMALS, COLOURS, NAMES, PLACES, SIZES, THINGS, VERBS, distinct};
 use crate::problem::{Problem, Split, draw};
 
@@ -53,7 +53,7 @@ fn piece(seed: u64, draws: &mut Draws) -> String {
 }
 
 fn some_problem(seed: u64, draws: &mut Draws) -> Problem {
-    let family = draws.pick(FAMILIES);
+    let family = draws.pick(&FAMILIES[..N_QUICKSTART]);
     let level = 1 + draws.below(family.levels.len()) as u32;
     draw(family, level, seed, Split::Train, draws.next_u64())
 }
@@ -76,7 +76,7 @@ fn loose(problem: &Problem, draws: &mut Draws) -> String {
 /// Questions without answers, as in an exercise book.
 fn quiz(seed: u64, draws: &mut Draws) -> String {
     let n = 2 + draws.below(2);
-    let family = draws.pick(FAMILIES);
+    let family = draws.pick(&FAMILIES[..N_QUICKSTART]);
     let level = 1 + draws.below(family.levels.len()) as u32;
     let questions: Vec<String> = (1..=n)
         .map(|i| format!("{i}. {}", draw(family, level, seed, Split::Train, draws.next_u64()).prompt))

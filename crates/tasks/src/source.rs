@@ -3,7 +3,7 @@
 //! | source | parameters |
 //! | --- | --- |
 //! | `generated:FAMILY` | `level` (`2` or `1-3`; all), `n` (1000), `start` (0), `seed` (0), `split` (`train`, or `heldout`), `form` (`messages`, or `prompt_completion`, `prompt_only`, `preference`), `unique` (`false`) |
-//! | `generated:mix` | the same without `level`, and `families`: `sum,letters@1-2:3,chat@2` is each family with its levels and weight (all families, each weight 1) |
+//! | `generated:mix` | the same without `level`, and `families`: `sum,letters@1-2:3,chat@2` is each family with its levels and weight (all families but the puzzles, each weight 1) |
 //! | `generated:raw` | `chars` (100000), `seed` (0) |
 //!
 //! Row `i` is drawn from index `start + i`, so stages that must not share problems by accident take
@@ -14,7 +14,7 @@ use std::collections::HashSet;
 
 use pt_core::rng::Stream;
 
-use crate::catalogue::{FAMILIES, Family};
+use crate::catalogue::{FAMILIES, Family, N_QUICKSTART};
 use crate::error::TaskError;
 use crate::problem::{Problem, Split, draw};
 use crate::raw::raw_documents;
@@ -95,7 +95,7 @@ impl GeneratedSource {
             "mix" => {
                 let parts = match query.get("families") {
                     Some(text) => parts_of(&query, text)?,
-                    None => FAMILIES.iter().map(|f| Part::whole(f, 1)).collect(),
+                    None => FAMILIES[..N_QUICKSTART].iter().map(|f| Part::whole(f, 1)).collect(),
                 };
                 ProblemSource::read(&query, "families", parts).map(GeneratedSource::Problems)
             }
@@ -370,7 +370,7 @@ mod tests {
             (mix.parts, mix.split, mix.form, mix.unique),
             (parts, Split::HeldOut, Form::PromptOnly, true)
         );
-        assert_eq!(problems("generated:mix").parts.len(), FAMILIES.len());
+        assert_eq!(problems("generated:mix").parts.len(), N_QUICKSTART);
         let raw = GeneratedSource::parse("generated:raw?chars=500&seed=3").unwrap();
         assert_eq!(raw, GeneratedSource::Raw(RawSource { n_chars: 500, seed: 3 }));
     }
