@@ -53,6 +53,7 @@ struct Report {
     hub_cache: Place,
     cache: Place,
     temporary: Place,
+    sandbox: pt_sandbox::Capabilities,
 }
 
 /// Bytes of main memory.
@@ -108,6 +109,7 @@ fn examine(context: &Context) -> Report {
         hub_cache: Place::of(hub.as_deref()),
         cache: Place::of(cache.as_deref()),
         temporary: Place::of(Some(&std::env::temp_dir())),
+        sandbox: pt_sandbox::Sandbox::examine(),
     }
 }
 
@@ -232,6 +234,27 @@ fn can_write(folder: &Path) -> bool {
     written
 }
 
+fn sandbox_verdict(found: &pt_sandbox::Capabilities, style: Style) -> String {
+    match found.is_isolated() {
+        true => style.good("untrusted programs (rewards that run code) are isolated"),
+        false => style.warning("untrusted programs are refused: this machine cannot isolate them"),
+    }
+}
+
+fn sandbox_json(found: &pt_sandbox::Capabilities) -> Value {
+    json!({
+        "isolated": found.is_isolated(),
+        "mount_namespace": found.mount_namespace,
+        "pid_namespace": found.pid_namespace,
+        "network_namespace": found.network_namespace,
+        "user_namespace": found.user_namespace,
+        "other_user": found.other_user,
+        "seccomp": found.seccomp,
+        "landlock": found.landlock,
+        "missing": found.missing,
+    })
+}
+
 impl Report {
     fn to_text(&self, context: &Context) -> String {
         let style = context.style;
@@ -258,6 +281,13 @@ impl Report {
         table.row("hub cache", self.hub_cache.to_text(style));
         table.row("token cache", self.cache.to_text(style));
         table.row("temporary", self.temporary.to_text(style));
+        table.row("sandbox", sandbox_verdict(&self.sandbox, style));
+        for (layer, state) in self.sandbox.rows() {
+            table.row(format!("  {layer}"), state);
+        }
+        for missing in &self.sandbox.missing {
+            table.row("  missing", missing);
+        }
         let terminal = if io::stdout().is_terminal() {
             format!("{width} columns")
         } else {
@@ -296,6 +326,7 @@ impl Report {
         put("hub_cache", self.hub_cache.to_json());
         put("token_cache", self.cache.to_json());
         put("temporary", self.temporary.to_json());
+        put("sandbox", sandbox_json(&self.sandbox));
         Value::Object(map)
     }
 }
