@@ -267,12 +267,10 @@ def confine(plan, keep):
     for fd in range(3):
         if fd not in keep:
             os.dup2(null, fd)
-    for fd in range(3, 64):
-        if fd not in keep:
-            try:
-                os.close(fd)
-            except OSError:
-                pass
+    low = 3
+    for fd in sorted(fd for fd in keep if fd > 2) + [256]:
+        os.closerange(low, fd)
+        low = fd + 1
     seconds = int(plan["seconds"]) + 1
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
     random.seed(0)
