@@ -206,7 +206,7 @@ fn has_luhn_checksum(digits: &[u32]) -> bool {
             _ => 2 * digit,
         })
         .sum();
-    sum % 10 == 0
+    sum.is_multiple_of(10)
 }
 
 fn ips(text: &str, finds: &mut Vec<Find>) {
