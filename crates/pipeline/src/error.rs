@@ -71,6 +71,12 @@ pub enum PipelineError {
         /// What to do.
         advice: &'static str,
     },
+    /// From what lies between verdicts and the loss.
+    #[error(transparent)]
+    Rl(#[from] pt_rl::RlError),
+    /// A reward that is not understood.
+    #[error(transparent)]
+    Reward(#[from] pt_verify::RewardError),
     /// A pair whose sides do not begin with the same prompt tokens.
     #[error(
         "{origin}: the prompt's tokens are not the same before the chosen and before the rejected reply; check that both continue \

@@ -20,6 +20,7 @@ mod probe;
 mod reference;
 mod replies;
 mod report;
+pub mod rl;
 mod run;
 pub mod source;
 pub mod stage;

@@ -8,13 +8,19 @@ use pt_engine::Dtype;
 use pt_models::ModelConfig;
 use pt_objectives::OBJECTIVES;
 use pt_optim::{Groups, OPTIMISERS};
-use pt_recipe::{Catalogue, Component, Facts, MemoryPart, Method, Plan, Recipe, StageFacts, StageSection};
+use pt_recipe::{
+    Catalogue, Component, Facts, MemoryPart, Method, Plan, PlannedRollout, PlannedStage, Recipe, StageFacts,
+    StageSection,
+};
 use pt_text::Tokenizer;
+use pt_train::Trainer;
+use pt_verify::VERIFIERS;
 
 use crate::error::{PipelineError, Result};
 use crate::model::{engine_dtype, load_base, load_tokenizer, model_config, model_files};
 use crate::probe::{Estimate, probe};
 use crate::reference::fill_with_zeros;
+use crate::rl::{LOCAL_VERIFIERS, LongestRounds, Sampler, build_rewards, decode_speed};
 use crate::source::{Surroundings, read_source};
 use crate::stage::{
     StageData, planned_schedule, planned_template, prepare_model, stage_data, stage_trainer, with_defaults,
@@ -38,6 +44,11 @@ pub fn catalogue() -> Catalogue {
             })
             .collect(),
         layouts: LAYOUTS.iter().map(|layout| component(layout.name, Vec::new())).collect(),
+        verifiers: VERIFIERS
+            .iter()
+            .map(|info| component(info.name, info.options.iter().map(|o| o.name.to_owned()).collect()))
+            .chain(LOCAL_VERIFIERS.iter().map(|local| component(local.name, Vec::new())))
+            .collect(),
     }
 }
 
@@ -205,13 +216,18 @@ fn stage_facts(stage: &StageSection, data: &StageData) -> StageFacts {
     let objective_options = objective.into_iter().flat_map(|info| info.options).map(|o| (o.name, o.default));
     let optimizer_options = optimizer.into_iter().flat_map(|info| info.options).map(|o| (o.name, o.default));
     let rows = data.train_facts.iter().chain(&data.eval_facts);
+    let rollout = stage.planned_rollout();
+    let steps_per_round = rollout.as_ref().map_or(1, |rollout| rollout.passes * rollout.mini_batches);
+    let n_prompts: u64 = data.train_facts.iter().map(|facts| facts.rows).sum();
+    let n_sampled =
+        rollout.as_ref().map_or(0, |rollout| n_prompts * rollout.n * rollout.max_new_tokens * rollout.passes);
     let renders =
         rows.into_iter().any(|facts| facts.is_conversation) || stage.eval_tasks().iter().any(|t| is_task(t));
     StageFacts {
         train: data.train_facts.clone(),
         eval: data.eval_facts.clone(),
-        steps_per_epoch: data.steps.steps_per_epoch(),
-        tokens_per_epoch: data.steps.tokens_per_epoch(),
+        steps_per_epoch: data.steps.steps_per_epoch() * steps_per_round,
+        tokens_per_epoch: data.steps.tokens_per_epoch() + n_sampled,
         chat_template: planned_template(stage, data.template.as_ref().filter(|_| renders)),
         trainable_parameters: 0,
         objective: with_defaults(objective_options, stage.objective.params.values()),
@@ -219,6 +235,35 @@ fn stage_facts(stage: &StageSection, data: &StageData) -> StageFacts {
         memory: Vec::<MemoryPart>::new(),
         expected_seconds: 0.0,
     }
+}
+
+/// What rounds of sampling cost at the most: every reply as long as it may be.
+fn estimate_rounds(
+    recipe: &Recipe,
+    planned: &PlannedStage,
+    rollout: PlannedRollout,
+    trainer: Trainer,
+    tokenizer: &Tokenizer,
+    data: &mut StageData,
+) -> Result<Estimate> {
+    build_rewards(&planned.rewards)?;
+    let dtype = engine_dtype(recipe.model.dtype);
+    let sampler = Sampler::new(tokenizer, data.template.as_ref(), &rollout, recipe.seed, dtype);
+    let decoded_per_second = decode_speed(&sampler, &trainer.model, &mut data.steps)?;
+    let needs_reference = trainer.objective().needs().reference_logp || rollout.reward_kl > 0.0;
+    let passes = rollout.passes as f64;
+    let mut rounds = LongestRounds {
+        prompts: &mut data.steps,
+        rollout,
+        tokens_per_micro_batch: planned.train.tokens_per_micro_batch as usize,
+        needs_reference,
+    };
+    let mut estimate = probe(trainer, &mut rounds, &[])?;
+    // Seconds of a token that is sampled once and trained on in every pass.
+    let forward = if needs_reference { 1.0 / 3.0 } else { 0.0 };
+    let trained = (passes + forward) / estimate.tokens_per_second;
+    estimate.tokens_per_second = passes / (trained + 1.0 / decoded_per_second);
+    Ok(estimate)
 }
 
 struct StageEstimate {
@@ -243,6 +288,10 @@ fn estimate(
     let schedule = planned_schedule(&planned.schedule, planned.steps)?;
     let trainer = stage_trainer(model, recipe, stage, schedule)?;
     let needs_reference = trainer.objective().needs().reference_logp;
+    if let Some(rollout) = planned.rollout.clone() {
+        let estimate = estimate_rounds(recipe, planned, rollout, trainer, tokenizer, data)?;
+        return Ok(StageEstimate { estimate, trainable_parameters });
+    }
     if needs_reference {
         fill_with_zeros(data);
     }

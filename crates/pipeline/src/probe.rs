@@ -17,6 +17,28 @@ const PROBE_TOKENS: usize = 8192;
 /// Steps looked at for the largest micro-batch.
 const STEPS_SCANNED: u64 = 64;
 
+/// Steps to be measured.
+pub trait ProbeSteps {
+    /// The micro-batches of a step.
+    ///
+    /// # Errors
+    /// If rows can no longer be read.
+    fn micro_batches(&mut self, step_idx: u64) -> Result<Vec<MicroBatch>>;
+
+    /// Steps of the first epoch.
+    fn steps_per_epoch(&self) -> u64;
+}
+
+impl ProbeSteps for Steps {
+    fn micro_batches(&mut self, step_idx: u64) -> Result<Vec<MicroBatch>> {
+        Steps::micro_batches(self, step_idx)
+    }
+
+    fn steps_per_epoch(&self) -> u64 {
+        Steps::steps_per_epoch(self)
+    }
+}
+
 /// What a stage will need.
 pub struct Estimate {
     /// Peak memory, part by part.
@@ -29,7 +51,7 @@ pub struct Estimate {
 ///
 /// # Errors
 /// Those of a training step.
-pub fn probe(mut trainer: Trainer, steps: &mut Steps, eval: &[MicroBatch]) -> Result<Estimate> {
+pub fn probe(mut trainer: Trainer, steps: &mut dyn ProbeSteps, eval: &[MicroBatch]) -> Result<Estimate> {
     let largest = largest_of(steps)?;
     let (weights, state) = (trainer.model.weight_bytes(), trainer.state_bytes());
     let trained = trainer.model.params.iter().filter(|(_, param)| param.trainable);
@@ -57,7 +79,7 @@ pub fn probe(mut trainer: Trainer, steps: &mut Steps, eval: &[MicroBatch]) -> Re
 }
 
 /// The largest micro-batch of the first steps.
-fn largest_of(steps: &mut Steps) -> Result<MicroBatch> {
+fn largest_of(steps: &mut dyn ProbeSteps) -> Result<MicroBatch> {
     let n_scanned = steps.steps_per_epoch().min(STEPS_SCANNED);
     let mut largest: Option<MicroBatch> = None;
     for step in 0..n_scanned {
@@ -103,7 +125,7 @@ fn part_of(batch: &MicroBatch, n_tokens: usize) -> MicroBatch {
 }
 
 /// Tokens per second of the second step.
-fn speed_of(trainer: &mut Trainer, steps: &mut Steps) -> Result<f64> {
+fn speed_of(trainer: &mut Trainer, steps: &mut dyn ProbeSteps) -> Result<f64> {
     let mut speed = f64::NAN;
     for step in 0..2.min(steps.steps_per_epoch().max(1)) {
         let mut sum = 0;

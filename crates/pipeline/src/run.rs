@@ -5,10 +5,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use pt_core::atomic_file;
 use pt_models::Model;
-use pt_recipe::{Plan, PlannedStage, Recipe};
+use pt_recipe::{LoraInit, Plan, PlannedStage, Recipe};
+use pt_rl::RolloutsFolder;
 use pt_run::{CheckpointStore, Event, RunFolder, StageFolder};
 use pt_text::{ChatTemplate, Tokenizer};
-use pt_train::{Outcome, Recorder, Watcher, fit, resume};
+use pt_train::{MicroBatch, Outcome, Recorder, StepSource, Trainer, Watcher, fit, resume};
 
 use crate::error::{PipelineError, Result};
 use crate::fitting::{LastEval, loop_options, restore_best, retention};
@@ -19,8 +20,10 @@ use crate::prepare::Prepared;
 use crate::probe::flops_per_token;
 use crate::reference;
 use crate::report::{StageReport, TaskGain};
+use crate::rl::{Reference, Rounds, RoundsOptions, Sampler, build_rewards};
 use crate::source::Surroundings;
 use crate::stage::{StageData, planned_schedule, prepare_model, stage_trainer};
+use crate::steps::Steps;
 use crate::tasks::{TaskOptions, TaskScore, measure};
 
 /// Where a run goes.
@@ -101,6 +104,29 @@ enum StageEnd {
     Interrupted { step: u64 },
 }
 
+/// Where a stage's steps come from.
+enum StageSteps<'t> {
+    Data(Box<Steps>),
+    Rounds(Box<Rounds<'t>>),
+}
+
+impl StageSteps<'_> {
+    fn source(&mut self) -> &mut dyn StepSource {
+        match self {
+            StageSteps::Data(steps) => &mut **steps,
+            StageSteps::Rounds(rounds) => &mut **rounds,
+        }
+    }
+
+    /// Removes what an earlier life of the run left of later steps.
+    fn forget_after(&self, steps_done: u64) -> Result<()> {
+        match self {
+            StageSteps::Data(_) => Ok(()),
+            StageSteps::Rounds(rounds) => rounds.forget_after(steps_done),
+        }
+    }
+}
+
 /// A stage's model after the last step, the trainer's state gone.
 struct Trained {
     model: Model,
@@ -108,7 +134,7 @@ struct Trained {
     best_step: Option<u64>,
 }
 
-impl Runner<'_> {
+impl<'a> Runner<'a> {
     fn stage(
         &mut self,
         index: usize,
@@ -133,7 +159,9 @@ impl Runner<'_> {
         if stop.load(Ordering::Relaxed) {
             return self.interrupted(&folder, &store);
         }
-        let Some(trained) = self.train(index, model, data, &folder, &store, watch, stop)? else {
+        let Some(trained) =
+            self.train(index, model, data, template.as_ref(), &folder, &store, watch, stop)?
+        else {
             return self.interrupted(&folder, &store);
         };
         let Trained { model, eval_loss, best_step } = trained;
@@ -160,42 +188,85 @@ impl Runner<'_> {
         &mut self,
         index: usize,
         mut model: Model,
-        mut data: StageData,
+        data: StageData,
+        template: Option<&ChatTemplate>,
         folder: &StageFolder,
         store: &CheckpointStore,
         watch: &mut dyn Watch,
         stop: &AtomicBool,
     ) -> Result<Option<Trained>> {
-        let (planned, section) = (&self.plan.stages[index], &self.recipe.stage[index]);
+        let (planned, section) = (&self.plan.stages[index].clone(), &self.recipe.stage[index].clone());
         prepare_model(&mut model, &self.recipe, section)?;
         let schedule = planned_schedule(&planned.schedule, planned.steps)?;
         let mut trainer = stage_trainer(model, &self.recipe, section, schedule)?;
-        let objective = trainer.objective().needs();
-        if objective.reference_logp {
-            let identity = format!("{} {}", self.plan_hash, folder.label());
-            let path = folder.root().join("reference-logp.bin");
-            let tokens = planned.train.tokens_per_micro_batch as usize;
-            reference::fill(&mut data, &trainer, &identity, path, tokens)?;
-            reference::check_equal(&trainer, &data.steps.micro_batches(0)?)?;
-        }
+        let (mut steps, eval) = self.steps(index, &trainer, data, template, folder)?;
         let mut recorder = Recorder { run: &mut self.folder, stage: folder, store };
-        let n_tokens = resume(&mut trainer, &mut data.steps, &mut recorder, &self.plan_hash)?;
+        let n_tokens = resume(&mut trainer, steps.source(), &mut recorder, &self.plan_hash)?;
+        steps.forget_after(trainer.steps_done())?;
         watch.stage_begun(planned, trainer.steps_done(), flops_per_token(&trainer.model));
         let options = loop_options(planned, self.plan.seed, &self.plan_hash);
         let mut last_eval = LastEval { inner: watch, loss: None };
-        let (steps, eval) = (&mut data.steps, &data.eval);
-        let outcome = fit(&mut trainer, steps, eval, &options, &mut recorder, n_tokens, &mut last_eval, stop);
+        let outcome =
+            fit(&mut trainer, steps.source(), &eval, &options, &mut recorder, n_tokens, &mut last_eval, stop);
         if let Outcome::Interrupted { .. } = outcome? {
             return Ok(None);
         }
         let eval_loss = match last_eval.loss {
             // Resumed after its last step, which was evaluated in the life before.
-            None if !eval.is_empty() => Some(trainer.evaluate(eval)?.loss),
+            None if !eval.is_empty() => Some(trainer.evaluate(&eval)?.loss),
             loss => loss,
         };
         let eval_loss = eval_loss.filter(|loss| loss.is_finite());
         let best_step = restore_best(&mut trainer, store, planned)?;
         Ok(Some(Trained { model: trainer.model, eval_loss, best_step }))
+    }
+
+    /// Where the stage's steps come from, and its held-out rows. What is known of tokens before the first step is filled in.
+    fn steps(
+        &mut self,
+        index: usize,
+        trainer: &Trainer,
+        mut data: StageData,
+        template: Option<&ChatTemplate>,
+        folder: &StageFolder,
+    ) -> Result<(StageSteps<'a>, Vec<MicroBatch>)> {
+        let planned = &self.plan.stages[index];
+        let needs_reference = trainer.objective().needs().reference_logp;
+        let tokens_per_micro_batch = planned.train.tokens_per_micro_batch as usize;
+        let Some(rollout) = planned.rollout.clone() else {
+            if needs_reference {
+                let identity = format!("{} {}", self.plan_hash, folder.label());
+                let path = folder.root().join("reference-logp.bin");
+                reference::fill(&mut data, trainer, &identity, path, tokens_per_micro_batch)?;
+                reference::check_equal(trainer, &data.steps.micro_batches(0)?)?;
+            }
+            return Ok((StageSteps::Data(Box::new(data.steps)), data.eval));
+        };
+        let dtype = engine_dtype(self.recipe.model.dtype);
+        let seed = self.plan.seed;
+        let rewards = build_rewards(&planned.rewards)?;
+        let sampler = Sampler::new(self.tokenizer, template, &rollout, seed, dtype);
+        let reference = match needs_reference || rollout.reward_kl > 0.0 {
+            true => Some(self.reference_of(index, trainer)?),
+            false => None,
+        };
+        let rollouts = RolloutsFolder::open(folder.rollouts_dir(), true)?;
+        let options = RoundsOptions { rollout, tokens_per_micro_batch, dtype, seed, needs_reference };
+        let rounds = Rounds::new(data.steps, data.records, sampler, rewards, reference, rollouts, options)?;
+        Ok((StageSteps::Rounds(Box::new(rounds)), data.eval))
+    }
+
+    /// The reference policy of a stage that samples. An adapter that began without effect is left out of the model; otherwise the
+    /// model is read once more.
+    fn reference_of(&mut self, index: usize, trainer: &Trainer) -> Result<Reference> {
+        let begins_without_effect = self.recipe.stage[index].lora.init == LoraInit::Default;
+        if trainer.model.adapter().is_some() && begins_without_effect {
+            return Ok(Reference::WithoutAdapter);
+        }
+        let mut model = self.input_of(index)?;
+        prepare_model(&mut model, &self.recipe, &self.recipe.stage[index])?;
+        model.freeze();
+        Ok(Reference::Frozen(Box::new(model)))
     }
 
     /// The model a stage starts from, read from disk, so that a resumed run starts from the same bytes: the base, or

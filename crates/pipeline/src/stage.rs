@@ -2,7 +2,7 @@
 
 use pt_data::batches::StepSize;
 use pt_data::mix::{Blend, Stop};
-use pt_data::split;
+use pt_data::{Record, split};
 use pt_recipe::{
     Mask, Packing, PlannedTemplate, Recipe, RowKind, Source, SourceFacts, StageSection, StoppingStrategy,
 };
@@ -22,6 +22,8 @@ pub use crate::trainable::{planned_schedule, prepare_model, quantise_model, stag
 pub struct StageData {
     /// The training steps.
     pub steps: Steps,
+    /// The rows behind the prompts of a stage that samples, by source.
+    pub records: Vec<Vec<Record>>,
     /// The held-out rows.
     pub eval: Vec<MicroBatch>,
     /// The chat template, if the stage has conversations to render.
@@ -81,7 +83,15 @@ pub fn stage_data(
         seed: recipe.seed,
         notes: Vec::new(),
     };
+    let samples = stage.stage_type().rows == RowKind::Prompts;
+    if samples && stage.has_held_out_rows() {
+        return Err(PipelineError::Unsupported {
+            what: "held-out rows of a stage that samples have no loss to be measured".to_owned(),
+            advice: "remove data.eval and data.eval_fraction; name tasks under [stage.eval]".to_owned(),
+        });
+    }
     let (mut train, mut train_facts, mut held_out) = (Vec::new(), Vec::new(), Vec::new());
+    let mut records = Vec::new();
     for source in &stage.data.train {
         let mut rows = read_source(source, surroundings)?;
         if stage.data.eval_fraction > 0.0 {
@@ -96,6 +106,9 @@ pub fn stage_data(
         let (tokenised, facts) = loader.tokenise(source, &rows)?;
         train.push(tokenised);
         train_facts.push(facts);
+        if samples {
+            records.push(rows.records);
+        }
     }
     let (mut eval, mut eval_facts) = (Vec::new(), Vec::new());
     for source in stage.data.eval.iter().flatten() {
@@ -117,7 +130,7 @@ pub fn stage_data(
     let tokens_per_micro_batch = stage.train.tokens_per_micro_batch as usize;
     let steps = Steps::new(train, step_options(recipe, stage))?;
     let eval = eval_micro_batches(&eval, tokens_per_micro_batch)?;
-    Ok(StageData { steps, eval, template, notes, train_facts, eval_facts })
+    Ok(StageData { steps, records, eval, template, notes, train_facts, eval_facts })
 }
 
 struct Loader<'a> {

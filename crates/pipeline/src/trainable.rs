@@ -93,7 +93,7 @@ pub fn stage_trainer(
         max_grad_norm: Some(stage.train.max_grad_norm).filter(|norm| *norm > 0.0),
         seed: recipe.seed,
         groups: Groups { lora_plus_ratio: stage.lora.lora_plus_ratio, ..Groups::default() },
-        temperature: 1.0,
+        temperature: stage.planned_rollout().map_or(1.0, |rollout| rollout.temperature as f32),
     };
     Ok(Trainer::new(model, objective, optimiser.as_ref(), schedule, options)?)
 }

@@ -83,6 +83,54 @@ choice! {
 }
 
 choice! {
+    /// What a sample's reward is compared with.
+    Baseline {
+        /// The mean of its group (GRPO).
+        Group = "group",
+        /// The mean of all samples of the step.
+        Batch = "batch",
+        /// The mean of the group's other samples (RLOO).
+        LeaveOneOut = "leave_one_out",
+        /// Nothing.
+        None = "none",
+    }
+}
+
+choice! {
+    /// What the difference from the baseline is divided by.
+    ScaleRewards {
+        /// The standard deviation of the group's rewards.
+        Group = "group",
+        /// The standard deviation of all rewards of the step.
+        Batch = "batch",
+        /// Nothing (Dr. GRPO, RLOO).
+        None = "none",
+    }
+}
+
+choice! {
+    /// How several rewards become one advantage.
+    RewardAggregation {
+        /// Their weighted sum is normalised.
+        SumThenNormalize = "sum_then_normalize",
+        /// Each is normalised within its group, then they are summed (GDPO).
+        NormalizeThenSum = "normalize_then_sum",
+    }
+}
+
+choice! {
+    /// What alarms may do.
+    AlarmMode {
+        /// Nothing is watched.
+        Off = "off",
+        /// They are recorded, and training goes on.
+        Warn = "warn",
+        /// Grave ones end the stage, or take it back to its last checkpoint.
+        Act = "act",
+    }
+}
+
+choice! {
     /// How an adapter begins.
     LoraInit {
         /// A random, B zero: the model is unchanged at step 0.
@@ -247,8 +295,76 @@ section! {
         objective: ObjectiveSection;
         optimizer: OptimizerSection;
         schedule: ScheduleSection;
+        rollout: RolloutSection;
+        reward: Vec<RewardSection>;
         eval: EvalSection;
     }
+}
+
+section! {
+    /// How replies are sampled and rewards become advantages, for stages that learn from samples (grpo and its kin).
+    RolloutSection at "stage.rollout" as "[stage.rollout]"
+    keys {
+        n: u64, Int { min: 1, max: 4096 }, Value("8"), "4",
+            "Samples of each prompt: the group. (TRL: num_generations.)";
+        max_new_tokens: u64, Int { min: 1, max: 1_000_000 }, Value("256"), "64",
+            "Most tokens of a sample. (TRL: max_completion_length, 512.)";
+        temperature: f64, Float { min: 0.01, max: 10.0 }, Value("1.0"), "0.9",
+            "Divides the logits in sampling and in training alike.";
+        top_k: u64, Int { min: 0, max: 10_000_000 }, Value("0"), "20",
+            "Sample only from the k most probable tokens; 0 is all. Training sees the unfiltered distribution.";
+        top_p: f64, Float { min: 1e-6, max: 1.0 }, Value("1.0"), "0.95",
+            "Sample only from the most probable tokens that together reach this probability.";
+        min_p: f64, Float { min: 0.0, max: 1.0 }, Value("0.0"), "0.05",
+            "Sample only tokens at least this share as probable as the most probable one.";
+        mini_batches: u64, Int { min: 1, max: 4096 }, Value("1"), "2",
+            "Optimiser steps in which the samples of one round are used, each on a part of the groups.";
+        passes: u64, Int { min: 1, max: 64 }, Value("1"), "2",
+            "How often all samples are gone through before new ones are drawn. (TRL: num_iterations.)";
+        baseline: Option<Baseline>, Choice(Baseline::NAMES), Derived { rule: "`leave_one_out` for rloo, `batch` for reinforce_pp, otherwise `group`", example: "\"group\"" }, "\"batch\"",
+            "What is taken off a reward.";
+        scale_rewards: Option<ScaleRewards>, Choice(ScaleRewards::NAMES), Derived { rule: "`none` for dr_grpo and rloo, `batch` for reinforce_pp, otherwise `group`", example: "\"group\"" }, "\"none\"",
+            "What the difference is divided by.";
+        aggregation: RewardAggregation, Choice(RewardAggregation::NAMES), Value("\"sum_then_normalize\""), "\"normalize_then_sum\"",
+            "How several rewards become one advantage. (TRL: multi_objective_aggregation.)";
+        normalize_advantages: bool, Bool, Value("false"), "true",
+            "Whether all advantages of a round are standardised together at the end.";
+        reward_kl: Option<f64>, Float { min: 0.0, max: 1e6 }, Derived { rule: "0.05 for rloo, otherwise 0", example: "0.0" }, "0.1",
+            "What the divergence from the reference policy, summed over a sample, costs of its reward. (The objective's `beta` puts it into the loss instead.)";
+        mask_truncated: bool, Bool, Value("false"), "true",
+            "Whether samples cut at `max_new_tokens` are left out of the loss. (TRL: mask_truncated_completions.)";
+        overlong_cache: u64, Int { min: 0, max: 1_000_000 }, Value("0"), "16",
+            "Tokens before `max_new_tokens` from which on length is punished, softly (DAPO); 0 punishes nothing.";
+        sampling_rounds: Option<u64>, Int { min: 1, max: 100 }, Derived { rule: "10 for dapo, otherwise 1", example: "1" }, "3",
+            "How often a step may sample other prompts in place of groups whose samples are all worth the same; 1 never does.";
+        curriculum: bool, Bool, Value("false"), "true",
+            "Whether prompts are drawn by measured difficulty: those of which some samples succeed and some fail come more often.";
+        alarms: AlarmMode, Choice(AlarmMode::NAMES), Value("\"act\""), "\"warn\"",
+            "What alarms may do: entropy collapse, divergence from the reference, length drift, groups without signal, a hidden reward that falls, one phrase that takes over.";
+    }
+    sections { }
+}
+
+section! {
+    /// One reward of a stage that learns from samples. Its other keys belong to the verifier: see `posttrain list verifiers`.
+    RewardSection at "stage.reward.0" as "[[stage.reward]]"
+    open to ComponentKind::Verifier, default None;
+    keys {
+        r#type: String, Component(ComponentKind::Verifier), Required { example: "\"math\"" }, "\"exact\"",
+            "The verifier.";
+        name: Option<String>, Text, Derived { rule: "the verifier's `type`", example: "\"answer\"" }, "\"right\"",
+            "What it is called in metrics.";
+        weight: Option<f64>, Float { min: -1e6, max: 1e6 }, Derived { rule: "1, or 0 with a `gate` or `hidden`", example: "1.0" }, "0.5",
+            "What its score is multiplied by.";
+        gate: Option<f64>, Float { min: -1e6, max: 1e6 }, Derived { rule: "none", example: "0.0" }, "-1.0",
+            "The whole reward where this verifier does not pass, whatever the others say.";
+        gold: Option<String>, Text, Derived { rule: "the first of `answer`, `solution`, `ground_truth`, `gold`, `target`", example: "\"answer\"" }, "\"solution\"",
+            "The column with the right answer.";
+        hidden: bool, Bool, Value("false"), "true",
+            "Whether it is only watched: a reward that rises while this score falls is an alarm.";
+    }
+    sections { }
+    params params
 }
 
 section! {
@@ -457,6 +573,8 @@ pub const SECTIONS: &[SectionDoc] = &[
     ObjectiveSection::DOC,
     OptimizerSection::DOC,
     ScheduleSection::DOC,
+    RolloutSection::DOC,
+    RewardSection::DOC,
     EvalSection::DOC,
 ];
 
@@ -500,6 +618,14 @@ pub(crate) const TRL_NAMES: &[(&str, &str)] = &[
     ("use_dora", "stage.lora.dora"),
     ("init_lora_weights", "stage.lora.init"),
     ("loss_type", "stage.objective.type"),
+    ("num_generations", "stage.rollout.n"),
+    ("max_completion_length", "stage.rollout.max_new_tokens"),
+    ("num_iterations", "stage.rollout.passes"),
+    ("steps_per_generation", "stage.rollout.mini_batches"),
+    ("mask_truncated_completions", "stage.rollout.mask_truncated"),
+    ("multi_objective_aggregation", "stage.rollout.aggregation"),
+    ("reward_funcs", "stage.reward"),
+    ("reward_weights", "weight of each stage.reward"),
     ("optim", "stage.optimizer.type"),
     ("lr", "stage.optimizer.learning_rate"),
     ("adam_epsilon", "stage.optimizer.eps"),

@@ -24,18 +24,19 @@ mod table;
 mod tree;
 
 pub use keys::{
-    Architecture, DataSection, DecayShape, Dtype, EvalSection, FileFormat, LoraInit, LoraSection, Mask,
-    Method, ModelSection, NewModelSection, ObjectiveSection, OptimizerSection, Packing, QuantSection,
-    QuantType, Recipe, Recompute, SECTIONS, ScheduleSection, ScheduleType, Source, StageSection,
-    StoppingStrategy, TrainSection, Truncation,
+    AlarmMode, Architecture, Baseline, DataSection, DecayShape, Dtype, EvalSection, FileFormat, LoraInit,
+    LoraSection, Mask, Method, ModelSection, NewModelSection, ObjectiveSection, OptimizerSection, Packing,
+    QuantSection, QuantType, Recipe, Recompute, RewardAggregation, RewardSection, RolloutSection, SECTIONS,
+    ScaleRewards, ScheduleSection, ScheduleType, Source, StageSection, StoppingStrategy, TrainSection,
+    Truncation,
 };
 pub use plan::{
     MemoryPart, Mixture, Plan, PlannedComponent, PlannedData, PlannedEval, PlannedFile, PlannedLora,
-    PlannedModel, PlannedNewModel, PlannedQuantization, PlannedSchedule, PlannedSource, PlannedStage,
-    PlannedTemplate, PlannedTrain, StepSize,
+    PlannedModel, PlannedNewModel, PlannedQuantization, PlannedReward, PlannedRollout, PlannedSchedule,
+    PlannedSource, PlannedStage, PlannedTemplate, PlannedTrain, StepSize,
 };
 pub use problem::{Location, Problem, RecipeError, RecipeErrors};
 pub use reference::{documented_keys, recipe_reference_markdown};
-pub use resolve::{Facts, PlanError, SourceFacts, StageFacts, default_intermediate_size};
+pub use resolve::{Facts, PlanError, SourceFacts, StageFacts, TASK_REWARD, default_intermediate_size};
 pub use schema::{Catalogue, Component, ComponentKind, Fallback, KeyDoc, Kind, Params, SectionDoc};
-pub use stage_types::{RowKind, STAGE_TYPE_NAMES, STAGE_TYPES, StageType};
+pub use stage_types::{RolloutDefaults, RowKind, STAGE_TYPE_NAMES, STAGE_TYPES, StageType};

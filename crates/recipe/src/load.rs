@@ -142,7 +142,11 @@ impl Checks<'_, '_> {
         let full = method == Method::Full.as_str();
         let falls_late = schedule == ScheduleType::WarmupStableDecay.as_str();
         let not_qlora = method != Method::Qlora.as_str();
+        let kind = text("type").unwrap_or_default();
+        let from_data = crate::StageType::named(&kind).is_some_and(|kind| kind.rollout.is_none());
         for (key, useless, because) in [
+            ("rollout", from_data, written("type", &kind)),
+            ("reward", from_data, written("type", &kind)),
             ("lora", full, written("train.method", &method)),
             ("quantization", not_qlora, written("train.method", &method)),
             ("quantization.double", !not_qlora && quant != "nf4", written("quantization.type", &quant)),

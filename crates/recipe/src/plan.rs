@@ -1,8 +1,8 @@
 //! What will run, with no option left open.
 
 use crate::keys::{
-    Architecture, DecayShape, Dtype, FileFormat, LoraInit, Mask, Method, Packing, QuantType, Recompute,
-    ScheduleType, StoppingStrategy, Truncation,
+    AlarmMode, Architecture, Baseline, DecayShape, Dtype, FileFormat, LoraInit, Mask, Method, Packing,
+    QuantType, Recompute, RewardAggregation, ScaleRewards, ScheduleType, StoppingStrategy, Truncation,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -107,6 +107,10 @@ pub struct PlannedStage {
     pub optimizer: PlannedComponent,
     /// The learning rate over time.
     pub schedule: PlannedSchedule,
+    /// How replies are sampled; `None` where a stage learns from data.
+    pub rollout: Option<PlannedRollout>,
+    /// What replies are judged by.
+    pub rewards: Vec<PlannedReward>,
     /// Accuracy on generated tasks; no tasks, no measurement.
     pub eval: PlannedEval,
     /// Peak memory, part by part.
@@ -295,6 +299,45 @@ pub struct PlannedSchedule {
     pub decay_shape: DecayShape,
     /// Learning rate at the last step, relative to the peak.
     pub min_ratio: f64,
+}
+
+/// How replies are sampled and rewards become advantages.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs, reason = "documented in keys.rs, under the same names")]
+pub struct PlannedRollout {
+    pub n: u64,
+    pub max_new_tokens: u64,
+    pub temperature: f64,
+    pub top_k: u64,
+    pub top_p: f64,
+    pub min_p: f64,
+    pub mini_batches: u64,
+    pub passes: u64,
+    pub baseline: Baseline,
+    pub scale_rewards: ScaleRewards,
+    pub aggregation: RewardAggregation,
+    pub normalize_advantages: bool,
+    pub reward_kl: f64,
+    pub mask_truncated: bool,
+    pub overlong_cache: u64,
+    pub sampling_rounds: u64,
+    pub curriculum: bool,
+    pub alarms: AlarmMode,
+}
+
+/// What replies are judged by.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs, reason = "documented in keys.rs, under the same names")]
+pub struct PlannedReward {
+    pub name: String,
+    pub r#type: String,
+    pub weight: f64,
+    pub gate: Option<f64>,
+    pub gold: Option<String>,
+    pub hidden: bool,
+    pub params: Value,
 }
 
 /// Accuracy on generated tasks.

@@ -61,6 +61,7 @@ fn accepts(kind: &Kind) -> String {
         Kind::Component(ComponentKind::Objective) => "`posttrain list objectives`".to_owned(),
         Kind::Component(ComponentKind::Optimizer) => "`posttrain list optimizers`".to_owned(),
         Kind::Component(ComponentKind::Layout) => "`posttrain list layouts`".to_owned(),
+        Kind::Component(ComponentKind::Verifier) => "`posttrain list verifiers`".to_owned(),
         Kind::Strings => "string or list of strings".to_owned(),
         Kind::StringTable => "table of strings".to_owned(),
         Kind::Sources => "source or list of sources".to_owned(),

@@ -1,15 +1,18 @@
 //! From a recipe and the facts about its data and model to a plan.
 
 use crate::keys::{
-    Mask, Method, NewModelSection, Recipe, ScheduleSection, ScheduleType, Source, StageSection,
+    Mask, Method, NewModelSection, Recipe, RewardSection, ScheduleSection, ScheduleType, Source, StageSection,
 };
 use crate::plan::{
     MemoryPart, Mixture, Plan, PlannedComponent, PlannedData, PlannedEval, PlannedFile, PlannedLora,
-    PlannedModel, PlannedNewModel, PlannedQuantization, PlannedSchedule, PlannedSource, PlannedStage,
-    PlannedTemplate, PlannedTrain, StepSize,
+    PlannedModel, PlannedNewModel, PlannedQuantization, PlannedReward, PlannedRollout, PlannedSchedule,
+    PlannedSource, PlannedStage, PlannedTemplate, PlannedTrain, StepSize,
 };
 use crate::stage_types::StageType;
 use serde_json::Value;
+
+/// The verifier that asks a generated problem's own check.
+pub const TASK_REWARD: &str = "task";
 
 /// TRL's batch size per device.
 const DEFAULT_ROWS_PER_STEP: u64 = 8;
@@ -198,6 +201,37 @@ impl StageSection {
         }
     }
 
+    /// How replies are sampled, every option decided; `None` for a stage that learns from data.
+    pub fn planned_rollout(&self) -> Option<PlannedRollout> {
+        plan_rollout(self)
+    }
+
+    /// The rewards, every option decided. A stage that names none is judged by its generated tasks' own checks.
+    pub fn planned_rewards(&self) -> Vec<PlannedReward> {
+        if self.stage_type().rollout.is_none() {
+            return Vec::new();
+        }
+        let planned = |reward: &RewardSection| PlannedReward {
+            name: reward.name.clone().unwrap_or_else(|| reward.r#type.clone()),
+            r#type: reward.r#type.clone(),
+            weight: reward.weight.unwrap_or(if reward.hidden || reward.gate.is_some() { 0.0 } else { 1.0 }),
+            gate: reward.gate,
+            gold: reward.gold.clone(),
+            hidden: reward.hidden,
+            params: Value::Object(reward.params.values().clone()),
+        };
+        let task = || PlannedReward {
+            name: TASK_REWARD.to_owned(),
+            r#type: TASK_REWARD.to_owned(),
+            weight: 1.0,
+            gate: None,
+            gold: None,
+            hidden: false,
+            params: Value::Object(serde_json::Map::new()),
+        };
+        if self.reward.is_empty() { vec![task()] } else { self.reward.iter().map(planned).collect() }
+    }
+
     /// Whether there are rows to measure the held-out loss on.
     pub fn has_held_out_rows(&self) -> bool {
         self.data.eval.is_some() || self.data.eval_fraction > 0.0
@@ -286,6 +320,8 @@ fn plan_stage(number: u32, stage: &StageSection, facts: &StageFacts) -> Result<P
             params: facts.optimizer.clone(),
         },
         schedule,
+        rollout: plan_rollout(stage),
+        rewards: stage.planned_rewards(),
         eval: PlannedEval {
             tasks: stage.eval_tasks(),
             n: stage.eval.n,
@@ -295,6 +331,30 @@ fn plan_stage(number: u32, stage: &StageSection, facts: &StageFacts) -> Result<P
         memory: facts.memory.clone(),
         expected_seconds: facts.expected_seconds,
         name,
+    })
+}
+
+fn plan_rollout(stage: &StageSection) -> Option<PlannedRollout> {
+    let (defaults, rollout) = (stage.stage_type().rollout?, &stage.rollout);
+    Some(PlannedRollout {
+        n: rollout.n,
+        max_new_tokens: rollout.max_new_tokens,
+        temperature: rollout.temperature,
+        top_k: rollout.top_k,
+        top_p: rollout.top_p,
+        min_p: rollout.min_p,
+        mini_batches: rollout.mini_batches,
+        passes: rollout.passes,
+        baseline: rollout.baseline.unwrap_or(defaults.baseline),
+        scale_rewards: rollout.scale_rewards.unwrap_or(defaults.scale_rewards),
+        aggregation: rollout.aggregation,
+        normalize_advantages: rollout.normalize_advantages,
+        reward_kl: rollout.reward_kl.unwrap_or(defaults.reward_kl),
+        mask_truncated: rollout.mask_truncated,
+        overlong_cache: rollout.overlong_cache,
+        sampling_rounds: rollout.sampling_rounds.unwrap_or(defaults.sampling_rounds),
+        curriculum: rollout.curriculum,
+        alarms: rollout.alarms,
     })
 }
 

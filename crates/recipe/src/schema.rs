@@ -49,6 +49,8 @@ pub enum ComponentKind {
     Optimizer,
     /// How the columns of a row are understood.
     Layout,
+    /// What a reply is worth.
+    Verifier,
 }
 
 /// What a key means when it is not written.
@@ -115,6 +117,8 @@ impl KeyDoc {
             }
             "stage.data.stopping_strategy" => &["data.train.0.weight=1"],
             path if path.starts_with("stage.lora.") => &["train.method=lora"],
+            path if path.starts_with("stage.rollout.") => &["type=grpo"],
+            path if path.starts_with("stage.reward.") => &["type=grpo"],
             _ => &[],
         };
         needed.iter().map(|set| format!("stage.{stage}.{set}")).collect()
@@ -163,6 +167,8 @@ pub struct Catalogue {
     pub optimizers: Vec<Component>,
     /// Dataset layouts; they own no keys.
     pub layouts: Vec<Component>,
+    /// Verifiers.
+    pub verifiers: Vec<Component>,
 }
 
 impl Catalogue {
@@ -172,6 +178,7 @@ impl Catalogue {
             ComponentKind::Objective => &self.objectives,
             ComponentKind::Optimizer => &self.optimizers,
             ComponentKind::Layout => &self.layouts,
+            ComponentKind::Verifier => &self.verifiers,
         }
     }
 }

@@ -1,6 +1,6 @@
 //! The catalogue of stage types: what `type` of a `[[stage]]` may be, and the defaults it brings.
 
-use crate::keys::{Method, Packing};
+use crate::keys::{Baseline, Method, Packing, ScaleRewards};
 
 /// What rows a type of stage trains on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,6 +41,21 @@ pub struct StageType {
     pub trains_all_tokens: bool,
     /// What it trains on.
     pub rows: RowKind,
+    /// What it decides about samples, for a stage that learns from them.
+    pub rollout: Option<RolloutDefaults>,
+}
+
+/// What a type of stage decides about samples when the recipe does not.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct RolloutDefaults {
+    /// Default `rollout.baseline`.
+    pub baseline: Baseline,
+    /// Default `rollout.scale_rewards`.
+    pub scale_rewards: ScaleRewards,
+    /// Default `rollout.reward_kl`.
+    pub reward_kl: f64,
+    /// Default `rollout.sampling_rounds`.
+    pub sampling_rounds: u64,
 }
 
 impl StageType {
@@ -70,6 +85,7 @@ pub const STAGE_TYPES: &[StageType] = &[
         packing: Packing::Wrapped,
         trains_all_tokens: true,
         rows: RowKind::Text,
+        rollout: None,
     },
     StageType {
         name: "sft",
@@ -81,6 +97,7 @@ pub const STAGE_TYPES: &[StageType] = &[
         packing: Packing::Bfd,
         trains_all_tokens: false,
         rows: RowKind::Text,
+        rollout: None,
     },
     aligning(
         "dpo",
@@ -108,6 +125,36 @@ pub const STAGE_TYPES: &[StageType] = &[
         learning_rate_full: 1e-5,
         ..aligning("prm", "a process reward model from labelled steps", RowKind::Steps)
     },
+    sampling("grpo", "samples and verifiers: group-relative policy optimisation", GROUPED),
+    sampling(
+        "dapo",
+        "samples and verifiers: GRPO with a loss per token, a higher upper clip, and groups without signal sampled again",
+        RolloutDefaults { sampling_rounds: 10, ..GROUPED },
+    ),
+    sampling(
+        "dr_grpo",
+        "samples and verifiers: GRPO without what favours long wrong answers",
+        RolloutDefaults { scale_rewards: ScaleRewards::None, ..GROUPED },
+    ),
+    sampling("bnpo", "samples and verifiers: GRPO normalised by the step's tokens", GROUPED),
+    sampling("gspo", "samples and verifiers: ratios of whole sequences", GROUPED),
+    sampling("cispo", "samples and verifiers: clipped importance weights", GROUPED),
+    sampling("sapo", "samples and verifiers: soft gates in place of clipping", GROUPED),
+    sampling(
+        "rloo",
+        "samples and verifiers: REINFORCE with the other samples as baseline",
+        RolloutDefaults {
+            baseline: Baseline::LeaveOneOut,
+            scale_rewards: ScaleRewards::None,
+            reward_kl: 0.05,
+            ..GROUPED
+        },
+    ),
+    sampling(
+        "reinforce_pp",
+        "samples and verifiers: REINFORCE++, advantages standardised over the step",
+        RolloutDefaults { baseline: Baseline::Batch, scale_rewards: ScaleRewards::Batch, ..GROUPED },
+    ),
 ];
 
 /// A stage that learns from comparisons; the objective has the stage's name. The learning rate is TRL's.
@@ -122,8 +169,22 @@ const fn aligning(name: &'static str, doc: &'static str, rows: RowKind) -> Stage
         packing: Packing::Bfd,
         trains_all_tokens: false,
         rows,
+        rollout: None,
     }
 }
+
+/// A stage that learns from its own samples; the objective has the stage's name. The learning rate is TRL's.
+const fn sampling(name: &'static str, doc: &'static str, rollout: RolloutDefaults) -> StageType {
+    StageType { rollout: Some(rollout), ..aligning(name, doc, RowKind::Prompts) }
+}
+
+/// Compared with its group, in units of the group's spread.
+const GROUPED: RolloutDefaults = RolloutDefaults {
+    baseline: Baseline::Group,
+    scale_rewards: ScaleRewards::Group,
+    reward_kl: 0.0,
+    sampling_rounds: 1,
+};
 
 /// The names of [`STAGE_TYPES`].
 pub const STAGE_TYPE_NAMES: &[&str] = &{

@@ -1,0 +1,24 @@
+//! Stages that learn from their own samples: prompts in, groups of replies sampled, judged, and given advantages.
+//!
+//! ```text
+//! prompts --sample--> groups --judge--> rewards --pt-rl--> advantages --> micro-batches
+//!    ^                  |                  |
+//!    +--- other prompts in place of groups without signal (dynamic sampling)
+//! ```
+//!
+//! On-policy and synchronous: the samples of a round are drawn with the weights that the round begins with, by the trainer's own
+//! kernels. A round is a pure function of those weights, the plan and the curriculum, so a resumed run samples the same.
+
+mod batches;
+mod judge;
+mod probe;
+mod reference;
+mod sampler;
+mod source;
+
+pub(crate) use batches::{group_examples, pack_groups};
+pub use judge::{LOCAL_VERIFIERS, LocalVerifier, build_rewards};
+pub(crate) use probe::{LongestRounds, decode_speed};
+pub(crate) use reference::Reference;
+pub(crate) use sampler::Sampler;
+pub(crate) use source::{Rounds, RoundsOptions};

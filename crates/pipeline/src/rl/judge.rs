@@ -1,0 +1,196 @@
+//! Rewards of a stage: the verifiers it names, each with the column that holds the right answer.
+
+use pt_core::catalogue::CatalogueError;
+use pt_data::Record;
+use pt_recipe::{PlannedReward, TASK_REWARD};
+use pt_verify::{Question, RewardSpec, Rewards, Scored, Verdict, Verifier};
+
+use crate::error::Result;
+
+/// A verifier that lives here because it needs what no lower crate knows.
+pub struct LocalVerifier {
+    /// Its name in recipes.
+    pub name: &'static str,
+    /// One line.
+    pub summary: &'static str,
+    /// What of a row it reads.
+    pub reads: &'static str,
+}
+
+/// Verifiers beside those of `pt_verify`.
+pub const LOCAL_VERIFIERS: &[LocalVerifier] = &[LocalVerifier {
+    name: TASK_REWARD,
+    summary: "the check that a generated problem brings along",
+    reads: "the `check` column of generated rows",
+}];
+
+/// A generated problem's own check.
+#[derive(Debug)]
+struct Task;
+
+impl Verifier for Task {
+    fn name(&self) -> &'static str {
+        TASK_REWARD
+    }
+
+    fn verify(&self, question: &Question<'_>) -> Verdict {
+        match pt_tasks::check_row(question.row, question.reply) {
+            Ok(verdict) if verdict.passed() => Verdict::pass(verdict.reason),
+            Ok(verdict) => Verdict::fail(verdict.reason),
+            Err(problem) => Verdict::skip(problem.to_string()),
+        }
+    }
+}
+
+/// The columns that are looked at for the right answer, in this order.
+const GOLD_COLUMNS: &[&str] = &["answer", "solution", "ground_truth", "gold", "target"];
+
+/// A verifier whose right answers are in a column of its own choice.
+#[derive(Debug)]
+struct WithGold {
+    inner: Box<dyn Verifier>,
+    column: Option<String>,
+}
+
+impl WithGold {
+    fn asked<'q>(&self, question: &Question<'q>) -> Question<'q> {
+        let gold = match &self.column {
+            Some(column) => question.row.get(column),
+            None => GOLD_COLUMNS.iter().find_map(|column| question.row.get(*column)),
+        };
+        Question { gold, ..*question }
+    }
+}
+
+impl Verifier for WithGold {
+    fn name(&self) -> &'static str {
+        self.inner.name()
+    }
+
+    fn verify(&self, question: &Question<'_>) -> Verdict {
+        self.inner.verify(&self.asked(question))
+    }
+
+    fn verify_all(&self, questions: &[Question<'_>]) -> Vec<Verdict> {
+        let asked: Vec<Question<'_>> = questions.iter().map(|question| self.asked(question)).collect();
+        self.inner.verify_all(&asked)
+    }
+}
+
+/// What a stage's replies are judged by.
+#[derive(Debug)]
+pub struct StageRewards {
+    rewards: Rewards,
+    /// Rewards that are only watched.
+    hidden: Vec<bool>,
+}
+
+/// The option that carries a reward's column with the right answer to where its verifier is built.
+const GOLD: &str = "gold";
+
+/// Builds the verifiers a plan names.
+///
+/// # Errors
+/// [`PipelineError::Reward`] if one is not understood.
+pub fn build_rewards(planned: &[PlannedReward]) -> Result<StageRewards> {
+    let spec = |reward: &PlannedReward| -> RewardSpec {
+        let mut options = toml::Table::try_from(&reward.params).expect("parameters read from TOML are TOML");
+        if let Some(column) = &reward.gold {
+            options.insert(GOLD.to_owned(), column.clone().into());
+        }
+        RewardSpec {
+            r#type: reward.r#type.clone(),
+            name: Some(reward.name.clone()),
+            weight: Some(reward.weight),
+            gate: reward.gate,
+            clip: None,
+            options,
+        }
+    };
+    let specs: Vec<RewardSpec> = planned.iter().map(spec).collect();
+    let rewards = Rewards::with(&specs, build_verifier)?;
+    Ok(StageRewards { rewards, hidden: planned.iter().map(|reward| reward.hidden).collect() })
+}
+
+/// A verifier of any catalogue, with the column of its right answers.
+fn build_verifier(
+    kind: &str,
+    options: &toml::Table,
+) -> std::result::Result<Box<dyn Verifier>, CatalogueError> {
+    let mut options = options.clone();
+    let column = options.remove(GOLD).and_then(|column| column.as_str().map(str::to_owned));
+    let inner: Box<dyn Verifier> = if kind == TASK_REWARD {
+        pt_core::catalogue::check_options("verifier", TASK_REWARD, &[], &options)?;
+        Box::new(Task)
+    } else {
+        pt_verify::build(kind, &options)?
+    };
+    Ok(Box::new(WithGold { inner, column }))
+}
+
+/// A reply to be judged.
+pub struct Judged<'a> {
+    /// The row that asked.
+    pub record: &'a Record,
+    /// The reply, special tokens removed.
+    pub text: &'a str,
+    /// Whether it was cut at the token limit.
+    pub is_truncated: bool,
+}
+
+impl StageRewards {
+    /// The rewards' names, in order.
+    pub fn names(&self) -> Vec<&str> {
+        self.rewards.names()
+    }
+
+    /// The rewards' weights, in order.
+    pub fn weights(&self) -> Vec<f64> {
+        self.rewards.weights()
+    }
+
+    /// The mean score of the rewards that are only watched.
+    pub fn hidden_score<'s>(&self, scored: impl Iterator<Item = &'s Scored>) -> Option<f64> {
+        let verdicts = scored.flat_map(|scored| scored.verdicts.iter().zip(&self.hidden));
+        let scores: Vec<f64> =
+            verdicts.filter(|(_, hidden)| **hidden).filter_map(|(verdict, _)| verdict.score).collect();
+        (!scores.is_empty()).then(|| scores.iter().sum::<f64>() / scores.len() as f64)
+    }
+
+    /// Judges all replies, in order.
+    pub fn judge(&self, replies: &[Judged<'_>]) -> Vec<Scored> {
+        let prompts: Vec<String> = replies.iter().map(|reply| prompt_text(reply.record)).collect();
+        let questions: Vec<Question<'_>> = replies
+            .iter()
+            .zip(&prompts)
+            .map(|(reply, prompt)| Question {
+                prompt,
+                reply: reply.text,
+                gold: None,
+                row: &reply.record.extra,
+                is_truncated: reply.is_truncated,
+            })
+            .collect();
+        self.rewards.score(&questions)
+    }
+}
+
+/// The last user turn of the prompt, or the whole of it.
+pub(crate) fn prompt_text(record: &Record) -> String {
+    use pt_data::{Body, Content};
+    let prompt = match &record.body {
+        Body::PromptOnly { prompt }
+        | Body::PromptCompletion { prompt, .. }
+        | Body::Unpaired { prompt, .. } => prompt,
+        Body::Preference { prompt: Some(prompt), .. } => prompt,
+        _ => return String::new(),
+    };
+    match prompt {
+        Content::Text(text) => text.clone(),
+        Content::Messages(messages) => {
+            let last = messages.iter().rev().find(|message| message.role == "user").or(messages.last());
+            last.and_then(|message| message.content.clone()).unwrap_or_default()
+        }
+        Content::Segments(segments) => segments.iter().map(|segment| segment.text.as_str()).collect(),
+    }
+}
