@@ -11,6 +11,9 @@
 //! computes them: a layer stores all its keys before the first query looks. The samples of one request share its whole
 //! prompt, the last block being copied when a sample first writes to it.
 
+mod schedule;
+mod sequence;
+
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -21,10 +24,11 @@ use pt_engine::{Batch, CachedSpan, Dtype, KvCache, LogprobOptions, Tape, Tensor}
 use pt_models::Model;
 use rayon::prelude::*;
 
-use crate::blocks::{BLOCK_TOKENS, Blocks, ROOT};
-use crate::sampling::{Drawn, History, NoToken, draw};
-use crate::stop::{Detokenise, Found, Text};
-use crate::{FinishReason, Request, RolloutError, Sample, SamplingParams, Stop};
+use self::sequence::{Sequence, cache_rows, end_of, finish};
+use crate::blocks::{BLOCK_TOKENS, Blocks};
+use crate::sampling::{Drawn, NoToken, draw};
+use crate::stop::Detokenise;
+use crate::{Request, RolloutError, Sample, SamplingParams};
 
 /// How an engine runs. None of it changes what is sampled.
 #[derive(Clone)]
@@ -156,26 +160,6 @@ struct Group {
 struct Computed {
     blocks: Vec<u32>,
     logits: Arc<[f32]>,
-}
-
-/// A sample that has begun.
-struct Sequence {
-    /// Prompt and sample.
-    tokens: Vec<u32>,
-    n_prompt: usize,
-    /// Blocks of its positions, in order; none while it waits.
-    blocks: Vec<u32>,
-    /// Positions whose keys and values are in the blocks.
-    n_computed: usize,
-    /// Blocks that others can find.
-    n_published: usize,
-    /// Whether it has not drawn a token since its blocks were last empty.
-    prefills: bool,
-    logprobs: Vec<f32>,
-    filtered_logprobs: Vec<f32>,
-    top_logprobs: Vec<Vec<(u32, f32)>>,
-    history: History,
-    text: Option<Text>,
 }
 
 /// The part of a sequence that is computed in a pass.
@@ -326,195 +310,6 @@ impl<'m> Engine<'m> {
         Ok(())
     }
 
-    /// The next tokens of all that have begun, oldest first; the youngest lose their blocks where there are too few.
-    fn plan_running(&mut self) -> Vec<Planned> {
-        let mut plan = Vec::new();
-        let mut budget = self.options.max_prefill_tokens.max(1);
-        let keys: Vec<Key> = self.running.keys().copied().collect();
-        for key in keys {
-            self.match_prefix(key);
-            let Some(sequence) = self.running.get(&key) else { continue };
-            let n_left = sequence.tokens.len() - sequence.n_computed;
-            let n_tokens = if sequence.prefills { n_left.min(budget) } else { n_left };
-            if n_tokens == 0 || !self.make_room(key, n_tokens) {
-                continue;
-            }
-            if self.running[&key].prefills {
-                budget -= n_tokens;
-            }
-            self.occupy(key, n_tokens);
-            plan.push(Planned { key, n_tokens });
-        }
-        plan
-    }
-
-    /// Begins samples that wait, oldest first, while there is room for all that they have so far.
-    fn admit(&mut self, plan: &mut Vec<Planned>) {
-        let planned: usize = plan.iter().filter(|p| self.running[&p.key].prefills).map(|p| p.n_tokens).sum();
-        let mut budget = self.options.max_prefill_tokens.max(1) - planned;
-        let mut from = (0, 0);
-        while self.running.len() < self.options.max_sequences.max(1) && budget > 0 {
-            let Some((&key, sequence)) = self.waiting.range(from..).next() else { break };
-            let group = &self.groups[&key.0];
-            let is_new = sequence.is_none();
-            if is_new && (group.is_prefilling || group.prompt.is_some()) {
-                // It begins from the prompt of its group, when that is computed.
-                from = (key.0 + 1, 0);
-                continue;
-            }
-            let sequence = self.waiting.remove(&key).flatten().unwrap_or_else(|| self.begin(key, Vec::new()));
-            self.running.insert(key, sequence);
-            self.match_prefix(key);
-            if !self.has_room_for_all(key) {
-                let sequence = self.remove(key).expect("it was just put there");
-                self.waiting.insert(key, (!is_new).then_some(sequence));
-                break;
-            }
-            self.groups.get_mut(&key.0).expect("samples have a request").is_prefilling |= is_new;
-            let sequence = &self.running[&key];
-            let n_tokens = (sequence.tokens.len() - sequence.n_computed).min(budget);
-            budget -= n_tokens;
-            self.occupy(key, n_tokens);
-            plan.push(Planned { key, n_tokens });
-        }
-    }
-
-    /// Whether a sample that was just admitted has room for all its tokens so far, and each of the others for some more.
-    /// The only one always has, once the prompts that are kept are let go.
-    fn has_room_for_all(&mut self, key: Key) -> bool {
-        let sequence = &self.running[&key];
-        let n_needed = sequence.tokens.len().div_ceil(BLOCK_TOKENS) - sequence.blocks.len();
-        if self.running.len() == 1 {
-            while self.blocks.n_available() < n_needed && self.drop_prompt() {}
-            return true;
-        }
-        n_needed + self.running.len() <= self.blocks.n_available()
-    }
-
-    fn begin(&self, key: Key, blocks: Vec<u32>) -> Sequence {
-        let group = &self.groups[&key.0];
-        let tokens = group.request.prompt_ids.clone();
-        let (n_prompt, params) = (tokens.len(), &*group.params);
-        Sequence {
-            n_computed: if blocks.is_empty() { 0 } else { n_prompt },
-            n_published: if self.shares && !blocks.is_empty() { n_prompt / BLOCK_TOKENS } else { 0 },
-            prefills: true,
-            n_prompt,
-            blocks,
-            logprobs: Vec::new(),
-            filtered_logprobs: Vec::new(),
-            top_logprobs: Vec::new(),
-            history: History::new(&tokens, params),
-            text: (!params.stop.is_empty()).then(|| Text::new(n_prompt)),
-            tokens,
-        }
-    }
-
-    /// Takes over the blocks that hold a sequence's next tokens, but for the last token: its logits are asked for.
-    fn match_prefix(&mut self, key: Key) {
-        let Some(sequence) = self.running.get_mut(&key).filter(|sequence| sequence.prefills) else { return };
-        if !self.shares || sequence.n_computed != sequence.blocks.len() * BLOCK_TOKENS {
-            return;
-        }
-        while sequence.n_computed + BLOCK_TOKENS < sequence.tokens.len() {
-            let before = sequence.blocks.last().map_or(ROOT, |&block| self.blocks.id(block));
-            let tokens = &sequence.tokens[sequence.n_computed..sequence.n_computed + BLOCK_TOKENS];
-            let Some(block) = self.blocks.find(before, tokens) else { return };
-            self.blocks.share(block);
-            sequence.blocks.push(block);
-            sequence.n_computed += BLOCK_TOKENS;
-            sequence.n_published += 1;
-            self.stats.shared_tokens += BLOCK_TOKENS as u64;
-        }
-    }
-
-    /// Blocks that the next `n_tokens` of a sequence need, a copy of a shared last one included.
-    fn n_needed(&self, sequence: &Sequence, n_tokens: usize) -> usize {
-        let n_blocks = (sequence.n_computed + n_tokens).div_ceil(BLOCK_TOKENS);
-        n_blocks - sequence.blocks.len() + usize::from(self.writes_to_shared(sequence))
-    }
-
-    fn writes_to_shared(&self, sequence: &Sequence) -> bool {
-        let at = sequence.n_computed / BLOCK_TOKENS;
-        !sequence.n_computed.is_multiple_of(BLOCK_TOKENS) && self.blocks.is_shared(sequence.blocks[at])
-    }
-
-    /// Makes as many blocks available as the sequence needs. False if it lost its own.
-    fn make_room(&mut self, key: Key, n_tokens: usize) -> bool {
-        while self.n_needed(&self.running[&key], n_tokens) > self.blocks.n_available() {
-            if self.drop_prompt() {
-                continue;
-            }
-            let youngest = *self.running.keys().next_back().expect("this one runs");
-            self.preempt(youngest);
-            if youngest == key {
-                return false;
-            }
-        }
-        true
-    }
-
-    /// Lets go of the youngest prompt that is kept for samples to come.
-    fn drop_prompt(&mut self) -> bool {
-        let prompt = self.groups.values_mut().rev().find_map(|group| group.prompt.take());
-        prompt.iter().for_each(|prompt| self.release(&prompt.blocks));
-        prompt.is_some()
-    }
-
-    fn preempt(&mut self, key: Key) {
-        self.stats.preemptions += 1;
-        let sequence = self.remove(key).expect("what is pre-empted runs");
-        let has_drawn = sequence.tokens.len() > sequence.n_prompt;
-        self.waiting.insert(key, has_drawn.then_some(sequence));
-    }
-
-    /// Takes a sequence out and its blocks from it.
-    fn remove(&mut self, key: Key) -> Option<Sequence> {
-        let mut sequence = self.running.remove(&key)?;
-        self.release(&std::mem::take(&mut sequence.blocks));
-        if sequence.prefills && sequence.tokens.len() == sequence.n_prompt {
-            self.groups.get_mut(&key.0).expect("samples have a request").is_prefilling = false;
-        }
-        (sequence.n_computed, sequence.n_published, sequence.prefills) = (0, 0, true);
-        Some(sequence)
-    }
-
-    /// The last block first: see [`Blocks`].
-    fn release(&mut self, blocks: &[u32]) {
-        blocks.iter().rev().for_each(|&block| self.blocks.release(block));
-    }
-
-    /// Gives a sequence the blocks of its next tokens, and makes known those that will be full.
-    fn occupy(&mut self, key: Key, n_tokens: usize) {
-        let sequence = self.running.get_mut(&key).expect("what is planned runs");
-        let n_after = sequence.n_computed + n_tokens;
-        let at = sequence.n_computed / BLOCK_TOKENS;
-        let n_own = sequence.n_computed % BLOCK_TOKENS;
-        let copied = (n_own > 0 && self.blocks.is_shared(sequence.blocks[at])).then(|| {
-            let old = std::mem::replace(&mut sequence.blocks[at], self.blocks.take());
-            self.blocks.release(old);
-            (old, sequence.blocks[at])
-        });
-        while sequence.blocks.len() * BLOCK_TOKENS < n_after {
-            sequence.blocks.push(self.blocks.take());
-        }
-        let n_rows = self.blocks.len() * BLOCK_TOKENS;
-        if n_rows > self.cache.rows() {
-            let doubled = (2 * self.cache.rows()).min(self.blocks.most() * BLOCK_TOKENS);
-            self.cache.grow(n_rows.max(doubled));
-        }
-        if let Some((from, to)) = copied {
-            self.cache.copy_rows(from as usize * BLOCK_TOKENS, to as usize * BLOCK_TOKENS, n_own);
-        }
-        while self.shares && (sequence.n_published + 1) * BLOCK_TOKENS <= n_after {
-            let i = sequence.n_published;
-            let before = if i == 0 { ROOT } else { self.blocks.id(sequence.blocks[i - 1]) };
-            let tokens = &sequence.tokens[i * BLOCK_TOKENS..(i + 1) * BLOCK_TOKENS];
-            sequence.blocks[i] = self.blocks.publish(before, tokens, sequence.blocks[i]);
-            sequence.n_published += 1;
-        }
-    }
-
     /// Computes what is planned. Returns the logits after the last token of each sequence that has no more, and which
     /// sequences those are.
     fn forward(&mut self, plan: &[Planned]) -> (Option<Tensor>, Vec<(Key, usize)>) {
@@ -556,58 +351,6 @@ impl<'m> Engine<'m> {
         let hidden = self.model.arch.hidden(&mut tape, false);
         let options = LogprobOptions { temperature: 1.0, ..self.model.arch.logprob_options() };
         (!last_rows.is_empty()).then(|| tape.logits(&hidden, self.model.arch.head(), last_rows, &options))
-    }
-
-    /// Keeps a prompt that was just computed, if other samples of it have not begun.
-    fn keep_prompt(&mut self, key: Key, logits: &Tensor, row: usize) {
-        let sequence = &self.running[&key];
-        let group = self.groups.get_mut(&key.0).expect("samples have a request");
-        if sequence.tokens.len() > sequence.n_prompt {
-            return;
-        }
-        group.is_prefilling = false;
-        let others = self.waiting.range((key.0, 0)..(key.0 + 1, 0));
-        if group.prompt.is_some() || !others.into_iter().any(|(_, sequence)| sequence.is_none()) {
-            return;
-        }
-        sequence.blocks.iter().for_each(|&block| self.blocks.share(block));
-        group.prompt =
-            Some(Computed { blocks: sequence.blocks.clone(), logits: logits.row_to_f32(row).into() });
-    }
-
-    /// Begins samples whose prompt is there, while there is a block for each that runs.
-    fn fork(&mut self, sources: &mut BTreeMap<Key, Arc<[f32]>>) {
-        let ids: Vec<u64> =
-            self.groups.iter().filter(|(_, group)| group.prompt.is_some()).map(|(id, _)| *id).collect();
-        for id in ids {
-            let keys: Vec<Key> = self
-                .waiting
-                .range((id, 0)..(id + 1, 0))
-                .filter(|(_, sequence)| sequence.is_none())
-                .map(|(key, _)| *key)
-                .collect();
-            let n_keys = keys.len();
-            let mut n_begun = 0;
-            for key in keys {
-                let has_room = self.running.is_empty() || self.running.len() < self.blocks.n_available();
-                if self.running.len() >= self.options.max_sequences.max(1) || !has_room {
-                    break;
-                }
-                let prompt = self.groups[&id].prompt.as_ref().expect("chosen by it");
-                let blocks = prompt.blocks.clone();
-                sources.insert(key, prompt.logits.clone());
-                blocks.iter().for_each(|&block| self.blocks.share(block));
-                let sequence = self.begin(key, blocks);
-                self.stats.shared_tokens += sequence.n_prompt as u64;
-                self.waiting.remove(&key);
-                self.running.insert(key, sequence);
-                n_begun += 1;
-            }
-            if n_begun == n_keys {
-                let prompt = self.groups.get_mut(&id).and_then(|group| group.prompt.take());
-                prompt.iter().for_each(|prompt| self.release(&prompt.blocks));
-            }
-        }
     }
 
     /// A token for every sequence whose logits are there: in a row of this pass, or after its group's prompt.
@@ -693,51 +436,6 @@ impl<'m> Engine<'m> {
         }
         sequence
     }
-}
-
-/// Why a sample ends.
-struct End {
-    finish_reason: FinishReason,
-    stop: Option<Stop>,
-    found: Option<Found>,
-}
-
-fn end_of(params: &SamplingParams, token: u32, n_tokens: usize, found: Option<Found>) -> Option<End> {
-    let by = |stop, found| Some(End { finish_reason: FinishReason::Stop, stop: Some(stop), found });
-    if n_tokens >= params.min_new_tokens {
-        if !params.ignore_eos && params.stop_token_ids.contains(&token) {
-            return by(Stop::Token(token), None);
-        }
-        if let Some(found) = found {
-            return by(Stop::Text { which: found.which, n_bytes: found.n_bytes }, Some(found));
-        }
-    }
-    let is_long = n_tokens >= params.max_new_tokens;
-    is_long.then_some(End { finish_reason: FinishReason::Length, stop: None, found: None })
-}
-
-fn finish(sequence: Sequence, end: End, params: &SamplingParams) -> Sample {
-    let mut token_ids = sequence.tokens;
-    token_ids.drain(..sequence.n_prompt);
-    Sample {
-        token_ids,
-        logprobs: sequence.logprobs,
-        filtered_logprobs: params.changes_distribution().then_some(sequence.filtered_logprobs),
-        top_logprobs: sequence.top_logprobs,
-        finish_reason: end.finish_reason,
-        stop: end.stop,
-        text: sequence.text.map(|text| text.finish(end.found)),
-    }
-}
-
-/// Cache rows of the first `n` positions.
-fn cache_rows(blocks: &[u32], n: usize) -> Vec<u32> {
-    let mut rows = Vec::with_capacity(n);
-    for (i, &block) in blocks.iter().take(n.div_ceil(BLOCK_TOKENS)).enumerate() {
-        let first = block * BLOCK_TOKENS as u32;
-        rows.extend(first..first + (n - i * BLOCK_TOKENS).min(BLOCK_TOKENS) as u32);
-    }
-    rows
 }
 
 /// Whether keys depend on how long their sequence is (`pt_models`, `rope.rs`): then a prefix of another is not the same.
