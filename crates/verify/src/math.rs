@@ -574,7 +574,7 @@ mod tests {
 
     /// A random expression of `x`, numbers and functions.
     fn expression(draws: &mut Draws, depth: usize) -> String {
-        let mut part = |draws: &mut Draws| expression(draws, depth - 1);
+        let part = |draws: &mut Draws| expression(draws, depth - 1);
         match draws.below(if depth == 0 { 4 } else { 11 }) {
             0 => draws.between(1, 20).to_string(),
             1 => "x".to_owned(),

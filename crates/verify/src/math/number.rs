@@ -124,7 +124,7 @@ impl Rational {
 
     /// The real `n`-th root where it is rational.
     pub(super) fn root(&self, n: u32) -> Option<Rational> {
-        if n == 0 || (n % 2 == 0 && self.is_negative()) {
+        if n == 0 || (n.is_multiple_of(2) && self.is_negative()) {
             return None;
         }
         let exact = |x: &BigInt| {
@@ -136,15 +136,6 @@ impl Rational {
 
     pub(super) fn floor(&self) -> Rational {
         Rational::integer(self.num.div_floor(&self.den))
-    }
-
-    /// The nearest multiple of `10^-digits`, halves away from zero.
-    pub(super) fn rounded(&self, digits: u32) -> Rational {
-        let scale = BigInt::from(10).pow(digits);
-        let doubled = (&self.num * &scale * BigInt::from(2)).abs() + &self.den;
-        let rounded = doubled.div_floor(&(&self.den * BigInt::from(2)));
-        let signed = if self.is_negative() { -rounded } else { rounded };
-        Rational::new(signed, scale).expect("a power of ten is not zero")
     }
 }
 
@@ -194,14 +185,5 @@ mod tests {
         assert_eq!(ratio(2, 1).root(2), None);
         assert_eq!(ratio(-2, 3).pow(-3), Some(ratio(-27, 8)));
         assert_eq!(ratio(0, 1).pow(-1), None);
-    }
-
-    #[test]
-    fn rounding_takes_halves_away_from_zero() {
-        for (num, den, digits, rounded) in
-            [(145, 11, 2, (1318, 100)), (5, 2, 0, (3, 1)), (-5, 2, 0, (-3, 1)), (-1, 3, 1, (-3, 10))]
-        {
-            assert_eq!(ratio(num, den).rounded(digits), ratio(rounded.0, rounded.1), "{num}/{den}");
-        }
     }
 }
