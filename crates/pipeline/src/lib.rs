@@ -34,7 +34,7 @@ mod verify;
 pub use error::{PipelineError, PlanChange, Result};
 pub use invariance::{LayoutResult, verify_invariance};
 pub use output::write_model;
-pub use prepare::{Prepared, catalogue, check_fits, load_recipe, prepare};
+pub use prepare::{Prepared, catalogue, check_fits, load_recipe, prepare, prepare_again};
 pub use probe::{flops_per_token, matrix_peak};
 pub use report::{StageReport, TaskGain};
 pub use run::{RunOptions, RunOutcome, Watch, run};

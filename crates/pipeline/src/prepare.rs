@@ -77,6 +77,15 @@ pub struct Prepared {
 /// # Errors
 /// Whatever is wrong with data, model or options, before anything is trained.
 pub fn prepare(recipe: Recipe, surroundings: &Surroundings) -> Result<Prepared> {
+    prepare_again(recipe, surroundings, None)
+}
+
+/// As [`prepare`], for a recipe that has been planned before: where the plan comes out the same, its measurements are taken over
+/// instead of made again.
+///
+/// # Errors
+/// As [`prepare`].
+pub fn prepare_again(recipe: Recipe, surroundings: &Surroundings, known: Option<&Plan>) -> Result<Prepared> {
     let tokenizer = load_tokenizer(&recipe, surroundings, || first_texts(&recipe, surroundings))?;
     let mut stages = Vec::with_capacity(recipe.stage.len());
     for stage in &recipe.stage {
@@ -93,6 +102,9 @@ pub fn prepare(recipe: Recipe, surroundings: &Surroundings) -> Result<Prepared> 
     };
     // A first plan decides the steps, on which the schedule and so the probe depend; the second one has the estimates.
     let draft = with_tasks(&recipe, recipe.resolve(&facts)?)?;
+    if let Some(plan) = known.and_then(|known| measured_before(&recipe, &facts, &draft, known)) {
+        return Ok(Prepared { recipe, plan, tokenizer: Arc::new(tokenizer), stages });
+    }
     for (i, stage) in recipe.stage.iter().enumerate() {
         let steps = draft.stages[i].steps;
         stages[i].steps.check_targets(steps)?;
@@ -110,6 +122,24 @@ pub fn prepare(recipe: Recipe, surroundings: &Surroundings) -> Result<Prepared> 
         planned.eval.tasks = draft.eval.tasks;
     }
     Ok(Prepared { recipe, plan, tokenizer: Arc::new(tokenizer), stages })
+}
+
+/// The plan with the measurements of one made before, if it is the same but for them.
+fn measured_before(recipe: &Recipe, facts: &Facts, draft: &Plan, known: &Plan) -> Option<Plan> {
+    let mut facts = facts.clone();
+    if facts.stages.len() != known.stages.len() {
+        return None;
+    }
+    for (stage, known) in facts.stages.iter_mut().zip(&known.stages) {
+        stage.trainable_parameters = known.trainable_parameters;
+        stage.memory = known.memory.clone();
+        stage.expected_seconds = known.expected_seconds;
+    }
+    let mut plan = recipe.resolve(&facts).ok()?;
+    for (planned, draft) in plan.stages.iter_mut().zip(&draft.stages) {
+        planned.eval.tasks = draft.eval.tasks.clone();
+    }
+    (plan.hash() == known.hash()).then_some(plan)
 }
 
 /// Leaves out the sources of raw text among the tasks that a recipe did not name itself, and refuses tasks that could

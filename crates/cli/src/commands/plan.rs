@@ -4,10 +4,12 @@ use std::io::Write;
 use std::path::PathBuf;
 
 use anyhow::Context as _;
-use pt_pipeline::{Prepared, check_fits, load_recipe, prepare};
+use pt_pipeline::{Prepared, check_fits, load_recipe, prepare_again};
+use pt_recipe::Plan;
 
 use crate::Context;
 use crate::environment::available_memory_bytes;
+use crate::hub::ensure_recipe;
 use crate::ui::note;
 
 /// Reads, tokenises and audits all data, finds the model, takes two steps of every stage as a measurement, and shows
@@ -29,7 +31,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<()> {
-    let prepared = prepared(&args.recipe, &args.sets, context)?;
+    let prepared = prepared(&args.recipe, &args.sets, None, context)?;
     let text = if args.json {
         serde_json::to_string_pretty(&prepared.plan)? + "\n"
     } else {
@@ -39,15 +41,18 @@ pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<()> {
     check_memory(&prepared)
 }
 
-/// A recipe resolved on its data and model.
+/// A recipe resolved on its data and model; a plan made before saves measuring again.
 pub(super) fn prepared(
     recipe: &std::path::Path,
     sets: &[String],
+    known: Option<&Plan>,
     context: &Context,
 ) -> anyhow::Result<Prepared> {
     let recipe = load_recipe(recipe, sets)?;
+    ensure_recipe(&recipe, &context.environment)?;
     note("reading data and measuring a step of each stage ...");
-    prepare(recipe, &context.environment.surroundings()).context("the recipe cannot run as it is")
+    prepare_again(recipe, &context.environment.surroundings(), known)
+        .context("the recipe cannot run as it is")
 }
 
 /// Refuses a plan that does not fit this machine.

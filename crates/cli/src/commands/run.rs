@@ -49,7 +49,8 @@ pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<()> {
     if let Some(out) = &args.out {
         check_folder(out, args.resume)?;
     }
-    let prepared = prepared(&args.recipe, &args.sets, context)?;
+    let known = args.out.as_ref().filter(|_| args.resume).and_then(|out| known_plan(out));
+    let prepared = prepared(&args.recipe, &args.sets, known.as_ref(), context)?;
     note(&prepared.plan.to_table());
     check_memory(&prepared)?;
     let out = match &args.out {
@@ -75,6 +76,11 @@ pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<()> {
             Ok(())
         }
     }
+}
+
+/// The plan of the run that is to go on; what is wrong with it is said when its folder is opened.
+fn known_plan(out: &Path) -> Option<Plan> {
+    serde_json::from_slice(&std::fs::read(out.join("plan.json")).ok()?).ok()
 }
 
 /// Before anything is read: a folder that is taken, or nothing to go on with.
