@@ -10,6 +10,7 @@ use pt_pipeline::model::{chat_template, load_model, locate_model, tokenizer_at};
 use pt_text::{ChatTemplate, Tokenizer};
 
 use crate::environment::Environment;
+use crate::hub::ensure_model;
 use crate::ui;
 
 /// Storage types by the names of recipes.
@@ -46,10 +47,10 @@ pub(crate) struct TextArgs {
 #[derive(clap::Args, Clone, Debug)]
 #[command(next_help_heading = "Model")]
 pub(crate) struct ModelArgs {
-    /// A Hugging Face model folder, a model in the local hub cache, or a llama2.c file
+    /// A Hugging Face model folder, a model on the hub (`owner/name`), or a llama2.c file
     #[arg(long, value_name = "MODEL")]
     pub(crate) model: String,
-    /// Branch, tag or commit of a model in the hub cache
+    /// Branch, tag or commit of a model on the hub
     #[arg(long, value_name = "NAME", default_value = "main")]
     pub(crate) revision: String,
     /// A folder with a PEFT adapter for the model
@@ -103,7 +104,10 @@ impl TextArgs {
         environment: &Environment,
     ) -> anyhow::Result<(Tokenizer, Option<ChatTemplate>)> {
         let tokenizer = match (&self.tokenizer, model) {
-            (Some(name), _) => tokenizer_at(&locate_model(name, "main", &environment.surroundings())?)?,
+            (Some(name), _) => {
+                ensure_model(name, "main", environment)?;
+                tokenizer_at(&locate_model(name, "main", &environment.surroundings())?)?
+            }
             (None, Some(model)) => {
                 // Beside a llama2.c file lies its tokenizer; the file itself is none.
                 let folder = if model.is_dir() { model } else { model.parent().unwrap_or(Path::new(".")) };
@@ -121,11 +125,12 @@ impl TextArgs {
 }
 
 impl ModelArgs {
-    /// Where the model is.
+    /// Where the model is; one that is only on the hub is downloaded.
     ///
     /// # Errors
     /// If it is neither there nor in the hub cache.
     pub(crate) fn locate(&self, environment: &Environment) -> anyhow::Result<PathBuf> {
+        ensure_model(&self.model, &self.revision, environment)?;
         Ok(locate_model(&self.model, &self.revision, &environment.surroundings())?)
     }
 

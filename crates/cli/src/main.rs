@@ -9,6 +9,7 @@
 
 mod commands;
 mod environment;
+mod hub;
 mod loading;
 mod rows;
 mod ui;
@@ -30,8 +31,8 @@ const FAILURE: u8 = 1;
 const ABOUT: &str = "\
 Post-train language models: fine-tune, score, sample and inspect, on this machine alone.
 
-Models are Hugging Face folders (config.json, *.safetensors, tokenizer.json), names of models in the local hub cache, \
-or llama2.c files. Data are JSONL, JSON, Parquet, CSV or text files, hub datasets in the local cache, or problems \
+Models are Hugging Face folders (config.json, *.safetensors, tokenizer.json), names of models on the hub (downloaded \
+once), or llama2.c files. Data are JSONL, JSON, Parquet, CSV or text files, hub datasets, or problems \
 made on the spot (`generated:arithmetic?n=100`).";
 
 const AFTER: &str = "\
@@ -42,11 +43,12 @@ First steps:
   posttrain score --model MODEL --data data.jsonl --out scores.jsonl
   posttrain generate --model MODEL --data prompts.jsonl --out samples.jsonl
   posttrain chat --model MODEL
+  posttrain serve --model MODEL
 
 `posttrain COMMAND --help` explains a command, with examples.
 
 Exit status: 0 success, 1 failure, 2 wrong usage.
-Environment: HF_HOME (hub cache), XDG_CACHE_HOME, NO_COLOR, COLUMNS.";
+Environment: HF_HOME (hub cache), HF_HUB_OFFLINE, HF_ENDPOINT, HF_TOKEN, HTTPS_PROXY, XDG_CACHE_HOME, NO_COLOR, COLUMNS.";
 
 /// What is written on the command line.
 #[derive(Parser)]
@@ -68,6 +70,9 @@ struct GlobalOptions {
     /// Use no better instruction set than this, to compare or to reproduce another machine [default: the best]
     #[arg(long, global = true, value_name = "NAME", value_parser = Isa::ALL.map(Isa::name).to_vec())]
     isa: Option<String>,
+    /// Download nothing: models and datasets of the hub come from the local cache
+    #[arg(long, global = true)]
+    offline: bool,
     /// Colours: `auto` uses them on a terminal, unless NO_COLOR is set
     #[arg(long, global = true, value_enum, default_value = "auto", value_name = "WHEN")]
     color: When,
@@ -95,7 +100,7 @@ pub(crate) struct Context {
 }
 
 fn main() -> ExitCode {
-    let environment = Environment::read();
+    let mut environment = Environment::read();
     let cli = match parse(environment.no_color) {
         Ok(cli) => cli,
         // Help and version come this way too, with status 0. Nothing can be done if they cannot be printed.
@@ -104,6 +109,7 @@ fn main() -> ExitCode {
             return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(FAILURE));
         }
     };
+    environment.offline |= cli.global.offline;
     let style = |is_terminal: bool| {
         Style::new(match cli.global.color {
             When::Always => true,

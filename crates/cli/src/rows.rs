@@ -10,6 +10,7 @@ use pt_text::template::Message as TemplateMessage;
 use serde_json::Value;
 
 use crate::environment::Environment;
+use crate::hub::ensure_dataset;
 
 /// How the rows of a source are found and understood.
 #[derive(clap::Args, Clone, Debug, Default)]
@@ -69,6 +70,7 @@ impl ReadArgs {
         let mut rows = if GeneratedSource::is_generated(source) {
             self.generate(source, &columns)?
         } else {
+            ensure_dataset(source, environment)?;
             let options = LayoutOptions { layout: self.layout.clone(), columns };
             let (location, options_of_reader) = self.reader(source, environment);
             let loaded = load(location, &options_of_reader, &options)?;

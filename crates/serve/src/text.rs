@@ -1,5 +1,7 @@
 //! From what a request holds to token ids, and from ids to what they read as.
 
+use std::sync::Arc;
+
 use pt_text::{ChatTemplate, Conversation, MaskPolicy, Masker, Message, Origin, Tokenizer};
 use serde_json::{Map, Value};
 
@@ -11,7 +13,7 @@ const CONTEXT_TOKENS: usize = 8;
 /// The tokenizer with all that belongs to it.
 pub struct TextSide {
     /// The tokenizer.
-    pub tokenizer: Tokenizer,
+    pub tokenizer: Arc<Tokenizer>,
     /// The chat template, if there is one.
     pub template: Option<ChatTemplate>,
     /// Tokens that end a reply.

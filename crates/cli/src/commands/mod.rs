@@ -14,6 +14,7 @@ mod merge;
 mod plan;
 mod run;
 mod score;
+mod serve;
 mod verify_invariance;
 mod verify_resume;
 
@@ -36,6 +37,8 @@ pub(crate) enum Command {
     Generate(generate::Args),
     /// Talk with a model
     Chat(chat::Args),
+    /// Answer the OpenAI protocol with a model
+    Serve(serve::Args),
     /// Fold an adapter into its model, and prove that nothing changed
     Merge(merge::Args),
     /// Look at data, convert, curate and mix them
@@ -60,6 +63,7 @@ impl Command {
             Command::Score(args) => score::run(args, context),
             Command::Generate(args) => generate::run(args, context),
             Command::Chat(args) => chat::run(args, context),
+            Command::Serve(args) => serve::run(args, context),
             Command::Merge(args) => merge::run(args, context),
             Command::Data(args) => data::run(args, context),
             Command::List(args) => list::run(args, context),

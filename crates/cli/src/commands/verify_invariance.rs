@@ -7,6 +7,7 @@ use anyhow::bail;
 use pt_pipeline::load_recipe;
 
 use crate::Context;
+use crate::hub::ensure_recipe;
 use crate::ui::note;
 
 /// Takes the first step of a recipe's first stage and computes its loss and gradient laid out in every way: as the
@@ -27,6 +28,7 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<()> {
     let recipe = load_recipe(&args.recipe, &args.sets)?;
+    ensure_recipe(&recipe, &context.environment)?;
     note("computing one step in eight layouts ...");
     let results = pt_pipeline::verify_invariance(&recipe, &context.environment.surroundings())?;
     let mut out = std::io::stdout().lock();

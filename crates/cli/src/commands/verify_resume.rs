@@ -8,6 +8,7 @@ use pt_pipeline::load_recipe;
 
 use crate::Context;
 use crate::environment::default_run_folder;
+use crate::hub::ensure_recipe;
 use crate::ui::note;
 
 /// Runs a recipe once without a stop, and once stopped in the middle of its first stage and resumed, then compares
@@ -33,6 +34,7 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<()> {
     let recipe = load_recipe(&args.recipe, &args.sets)?;
+    ensure_recipe(&recipe, &context.environment)?;
     let dir = args.out.clone().unwrap_or_else(|| default_run_folder("verify-resume"));
     let surroundings = context.environment.surroundings();
     let mut progress = |what: &str| note(&format!("{what} ..."));

@@ -42,7 +42,8 @@ pub fn command(dir: &Path, args: &[&str]) -> Command {
         .args(args)
         .current_dir(dir)
         .env("HF_HOME", dir.join("hf"))
-        .env("XDG_CACHE_HOME", dir.join("cache"));
+        .env("XDG_CACHE_HOME", dir.join("cache"))
+        .env("HF_HUB_OFFLINE", "1");
     command.env_remove("NO_COLOR").env("COLUMNS", "100");
     command
 }

@@ -28,7 +28,7 @@ pub fn text_side() -> TextSide {
         template: Some(ChatTemplate::new(TEMPLATE).unwrap()),
         context: 2000,
         vocabulary: tokenizer.vocab_size(),
-        tokenizer,
+        tokenizer: std::sync::Arc::new(tokenizer),
     }
 }
 
