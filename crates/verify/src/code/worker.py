@@ -281,6 +281,9 @@ def run_answer(plan, read, write, ready):
     answer = read_frame(0)
     os.write(ready, b"x")
     confine(plan, {read, write})
+    # Not before the judge has read the tests: killed in the middle of that, it would leave them in the line, to be taken for the
+    # next request.
+    read_exactly(read, 1)
     peer = Peer(read, write, False)
     module = types.ModuleType("answer")
     sys.modules["answer"] = module
@@ -304,9 +307,11 @@ def called(tree):
     return {node.func.id for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)}
 
 
-def run_judge(plan, read, write, results):
+def run_judge(plan, read, write, results, ready):
     """The judge's process: runs the tests, and asks the answer's process for what they call."""
     tests = read_frame(0)
+    os.write(ready, b"x")
+    os.write(write, b"x")
     confine(plan, {read, write, results})
     report = lambda value: write_all(results, json.dumps(value).encode() + b"\n")
     parts = [tests["setup"]] + tests["tests"]
@@ -474,9 +479,11 @@ def one_run():
         for fd in (ready_end, answer_in, to_judge):
             os.close(fd)
         wait_ready(ready)
-        fork(run_judge, plan, judge_in, to_answer, results_end)
-        for fd in (judge_in, to_answer, results_end):
+        ready, ready_end = os.pipe()
+        fork(run_judge, plan, judge_in, to_answer, results_end, ready_end)
+        for fd in (judge_in, to_answer, results_end, ready_end):
             os.close(fd)
+        wait_ready(ready)
         kept, over = gather([results], deadline, plan["output"])
         os.close(results)
         head, body = {"over": over}, b"".join(kept[results])
