@@ -1,0 +1,40 @@
+//! AI feedback: critique and revision to supervised data, judged pairs to preference data, and audits of judges.
+//!
+//! ```text
+//! Constitution --draw--> principles
+//! prompts --revise--> reply -> (critique -> revision) x rounds --> rows for SFT          (stage 1)
+//! pairs   --judge---> votes in both orders, by principle      --> rows for DPO, reward  (stage 2)
+//! labelled pairs --audit--> figures against thresholds --> an audit file, without which `llm_judge` is no reward
+//! ```
+//!
+//! Both stages are Constitutional AI (Bai et al. 2022, arXiv:2212.08073). Whoever answers is a [`Chat`]: a model of this
+//! machine ([`LocalChat`]) or an OpenAI-compatible server ([`ServerChat`]). Answers are kept on disk by content, so that a
+//! run that was killed goes on where it was and ends in the same bytes. A call that fails, or an answer that is
+//! nonsense, is data: counted, with its reason.
+//!
+//! Left out: red-team prompts (bring your own, or generate them with `posttrain generate`), critiques of images.
+
+mod chat;
+mod constitution;
+mod error;
+mod figures;
+mod judge;
+mod local;
+mod pairs;
+mod revise;
+mod server;
+mod verdict;
+mod wording;
+
+pub use chat::{Answer, Answers, Ask, AskOptions, Chat, Counted, Tally, Token, Turn};
+pub use constitution::{Constitution, Principle, RevisionExample};
+pub use error::{FeedbackError, Result};
+pub use figures::{Figures, Observation, Share};
+pub use judge::{
+    Choice, JudgeOptions, JudgeReport, Judged, JudgedBy, Judgement, Judgements, Order, Outcome, Row, Vote,
+    judge,
+};
+pub use local::LocalChat;
+pub use pairs::{Candidate, Pair, pairs_of, sample_pairs};
+pub use revise::{Chain, Failure, ReviseOptions, ReviseReport, Revised, RevisedBy, Step, revise};
+pub use server::ServerChat;
