@@ -14,6 +14,7 @@ use crate::builder::{Builder, Inventory, ParamSpec};
 use crate::error::{ModelError, Result};
 use crate::model::CausalLm;
 use crate::options::{Options, parse_object};
+use crate::score_head::{ScoreHead, ScoreHeadKind, n_labels};
 
 /// Largest vocabulary believed; every published one is below a tenth of it.
 const MAX_VOCABULARY: usize = 1 << 23;
@@ -62,6 +63,8 @@ pub struct ModelConfig {
     pub tied: bool,
     /// How linear layers are stored, if quantised.
     pub quantisation: Option<StoredQuantisation>,
+    /// The score head, if it is a classifier's configuration.
+    pub score_head: Option<ScoreHead>,
     file: String,
     raw: Map<String, Value>,
     ignored: Vec<String>,
@@ -82,7 +85,23 @@ impl ModelConfig {
     /// # Errors
     /// As [`ModelConfig::parse`].
     pub fn from_map(file: &str, raw: Map<String, Value>, ignored: &[String]) -> Result<ModelConfig> {
-        let architecture = find_architecture(&Options::new(file, &raw))?;
+        let config = ModelConfig::of_any(file, raw, ignored)?;
+        match config.score_head {
+            None => Ok(config),
+            Some(_) => Err(Options::new(file, &config.raw).unsupported(
+                "architectures",
+                &format!("{} (a classifier has no head over the vocabulary)", config.class_name),
+            )),
+        }
+    }
+
+    /// The same, also of a classifier: a reward model.
+    ///
+    /// # Errors
+    /// As [`ModelConfig::parse`].
+    pub(crate) fn of_any(file: &str, raw: Map<String, Value>, ignored: &[String]) -> Result<ModelConfig> {
+        let (architecture, kind) = find_architecture(&Options::new(file, &raw))?;
+        let score_head = kind.map(|kind| ScoreHead { kind, n_outputs: n_labels(&raw) });
         let mut config = ModelConfig {
             model_type: architecture.model_type.to_owned(),
             class_name: architecture.class_name.to_owned(),
@@ -97,6 +116,7 @@ impl ModelConfig {
             norm_eps: 0.0,
             tied: false,
             quantisation: None,
+            score_head,
             file: file.to_owned(),
             raw,
             ignored: ignored.to_owned(),
@@ -130,6 +150,13 @@ impl ModelConfig {
     /// The catalogue's entry.
     pub fn architecture(&self) -> &'static Architecture {
         self.architecture
+    }
+
+    /// Names the token that fills up batches, if the file names none: transformers' classifiers do not score batches without.
+    pub fn default_pad_token(&mut self, id: u32) {
+        if token_ids(self.raw.get("pad_token_id")).is_empty() {
+            self.raw.insert("pad_token_id".to_owned(), json!(id));
+        }
     }
 
     /// The tokens that end a sequence, by `eos_token_id` (a number or a list).
@@ -191,7 +218,9 @@ impl ModelConfig {
         self.max_positions =
             options.size("max_position_embeddings", 1..=MAX_POSITIONS)?.unwrap_or(defaults.max_positions);
         self.norm_eps = options.positive("rms_norm_eps")?.unwrap_or(defaults.norm_eps) as f32;
-        self.tied = options.flag("tie_word_embeddings")?.unwrap_or(defaults.tied);
+        // A classifier has no head over the vocabulary: none is read, and none is asked.
+        self.tied =
+            options.flag("tie_word_embeddings")?.unwrap_or(defaults.tied) || self.score_head.is_some();
         self.quantisation = read_quantisation(options)?;
         options.only("attention_dropout", "0: dropout exists in adapters only", |v| v.as_f64() == Some(0.0))
     }
@@ -236,6 +265,7 @@ const IGNORABLE: &[&str] = &[
     "auto_map",
     "bos_token_id",
     "cache_implementation",
+    "classifier_dropout",
     "decoder_start_token_id",
     "diversity_penalty",
     "do_sample",
@@ -256,6 +286,7 @@ const IGNORABLE: &[&str] = &[
     "min_length",
     "num_beam_groups",
     "num_beams",
+    "num_labels",
     "num_return_sequences",
     "output_attentions",
     "output_hidden_states",
@@ -284,7 +315,7 @@ fn is_ignorable(key: &str) -> bool {
     IGNORABLE.contains(&key) || key.starts_with('_') || key.starts_with("unsloth_")
 }
 
-fn find_architecture(options: &Options<'_>) -> Result<&'static Architecture> {
+fn find_architecture(options: &Options<'_>) -> Result<(&'static Architecture, Option<ScoreHeadKind>)> {
     let names: Vec<&str> = arch::ARCHITECTURES.iter().map(|a| a.model_type).collect();
     let expected = format!("one of {}", names.join(", "));
     let found = options.text("model_type")?.ok_or_else(|| options.missing("model_type", &expected))?;
@@ -297,12 +328,14 @@ fn find_architecture(options: &Options<'_>) -> Result<&'static Architecture> {
             hint: pt_core::suggest::hint(found, &names),
         });
     };
-    // A reward model or a classifier has another head; it is not a language model.
     let class = options.texts("architectures")?.and_then(|classes| classes.first().copied());
-    if class.is_some_and(|class| class != architecture.class_name) {
-        return Err(options.unsupported("architectures", architecture.class_name));
+    let Some(class) = class.filter(|class| *class != architecture.class_name) else {
+        return Ok((architecture, None));
+    };
+    match architecture.classifier_kind(class) {
+        Some(kind) => Ok((architecture, Some(kind))),
+        None => Err(options.unsupported("architectures", architecture.class_name)),
     }
-    Ok(architecture)
 }
 
 /// Only how weights are stored matters: products are always taken with decoded weights, so the outlier columns of

@@ -24,6 +24,7 @@ mod model;
 mod options;
 mod rope;
 mod save;
+mod score_head;
 mod shards;
 
 pub use adapter::{Adapter, AllLinear, LoraConfig, LoraInit, PeftConfig, Targets};
@@ -32,8 +33,9 @@ pub use builder::{Builder, ParamSpec, Role, WeightSource};
 pub use config::{ModelConfig, StoredQuantisation};
 pub use error::{ModelError, Result};
 pub use init::NewModel;
-pub use load::{LoadOptions, Quantise, load, load_config, quantised};
+pub use load::{LoadOptions, Quantise, load, load_any_config, load_config, quantised};
 pub use model::{CausalLm, Model};
 pub use options::Options;
 pub use rope::Rope;
 pub use save::{SaveOptions, save, save_into};
+pub use score_head::{ScoreHead, ScoreHeadKind};

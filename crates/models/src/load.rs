@@ -20,6 +20,7 @@ use crate::error::{ModelError, Result};
 use crate::file::WeightFile;
 use crate::model::Model;
 use crate::options::parse_object;
+use crate::score_head::{SCORE_BIAS, SCORE_HEAD, ScoreHead};
 use crate::shards::open_files;
 
 /// Names listed in an error before it says how many there are.
@@ -32,6 +33,8 @@ pub struct LoadOptions {
     pub dtype: Option<Dtype>,
     /// Quantise the linear layers of the decoder while loading.
     pub quantise: Option<Quantise>,
+    /// Accept a reward model, too: transformers' sequence or token classification.
+    pub score_head: bool,
     /// Keys of config.json that may have any value, because the user knows that they change nothing.
     pub ignored_options: Vec<String>,
 }
@@ -58,14 +61,33 @@ pub fn load_config(dir: &Path, ignored_options: &[String]) -> Result<ModelConfig
     ModelConfig::parse(&path.display().to_string(), &text, ignored_options)
 }
 
+/// Reads `config.json`, also of a classifier.
+///
+/// # Errors
+/// As [`load_config`].
+pub fn load_any_config(dir: &Path, ignored_options: &[String]) -> Result<ModelConfig> {
+    let path = dir.join("config.json");
+    let text = std::fs::read_to_string(&path).map_err(ModelError::io(&path, "reading"))?;
+    let file = path.display().to_string();
+    ModelConfig::of_any(&file, parse_object(&file, &text)?, ignored_options)
+}
+
 /// Reads a model directory.
 ///
 /// # Errors
 /// Any [`ModelError`] of configuration or files.
 pub fn load(dir: &Path, options: &LoadOptions) -> Result<Model> {
-    let config = load_config(dir, &options.ignored_options)?;
+    let config = match options.score_head {
+        true => load_any_config(dir, &options.ignored_options)?,
+        false => load_config(dir, &options.ignored_options)?,
+    };
     let mut checkpoint = Checkpoint::open(dir, &config, options)?;
     let mut model = Model::build(config, &mut checkpoint)?;
+    if let Some(head) = model.config.score_head {
+        let values = checkpoint.score_head(head)?;
+        model.add_score_head(head.kind, &values)?;
+        model.freeze();
+    }
     let path = dir.join("generation_config.json");
     if path.exists() {
         let text = std::fs::read_to_string(&path).map_err(ModelError::io(&path, "reading"))?;
@@ -108,14 +130,49 @@ impl Checkpoint {
         checkpoint.check_missing(dir, &specs)?;
         checkpoint.check_extra(dir, config, &specs)?;
         checkpoint.check_shapes(&specs)?;
+        if let Some(head) = config.score_head {
+            checkpoint.check_score_head(dir, head, config.hidden_size)?;
+        }
         if config.tied {
             checkpoint.check_tied_head(&specs)?;
         }
         Ok(checkpoint)
     }
 
+    /// The values of a score head, whose bias must be zero.
+    fn score_head(&mut self, head: ScoreHead) -> Result<Vec<f32>> {
+        if self.file_of.contains_key(SCORE_BIAS) {
+            let file = self.file(SCORE_BIAS);
+            if file.values::<f32>(SCORE_BIAS)?.iter().any(|value| *value != 0.0) {
+                let problem = format!(
+                    "`{SCORE_BIAS}` is not zero, and score heads here have no bias; train the process reward model \
+                     with `token_classification_bias` set to false, or here"
+                );
+                return Err(ModelError::BadFile { file: file.path.clone(), problem });
+            }
+        }
+        debug_assert!(head.n_outputs > 0, "a head has outputs");
+        Ok(self.file(SCORE_HEAD).values::<f32>(SCORE_HEAD)?.to_vec())
+    }
+
     fn file(&mut self, name: &str) -> &mut WeightFile {
         &mut self.files[self.file_of[name]]
+    }
+
+    fn check_score_head(&self, dir: &Path, head: ScoreHead, width: usize) -> Result<()> {
+        let Some(&file) = self.file_of.get(SCORE_HEAD) else {
+            return Err(ModelError::MissingTensors {
+                dir: dir.to_owned(),
+                count: 1,
+                first: vec![SCORE_HEAD.to_owned()],
+                hint: "config.json describes a classifier; its head was not saved".to_owned(),
+            });
+        };
+        self.files[file].expect_shape(SCORE_HEAD, &[head.n_outputs, width])?;
+        match self.file_of.get(SCORE_BIAS) {
+            Some(&file) => self.files[file].expect_shape(SCORE_BIAS, &[head.n_outputs]),
+            None => Ok(()),
+        }
     }
 
     fn check_missing(&self, dir: &Path, specs: &[ParamSpec]) -> Result<()> {
@@ -149,7 +206,8 @@ impl Checkpoint {
         let belongs = |name: &String| {
             roles.contains_key(name.as_str())
                 || name.ends_with("rotary_emb.inv_freq")
-                || (config.tied && name == HEAD)
+                || (config.tied && config.score_head.is_none() && name == HEAD)
+                || (config.score_head.is_some() && [SCORE_HEAD, SCORE_BIAS].contains(&name.as_str()))
                 || (self.stored.is_some() && is_beside_linear(name, &roles))
         };
         let mut extra: Vec<&String> = self.file_of.keys().filter(|name| !belongs(name)).collect();

@@ -1,6 +1,6 @@
 //! A model: its parameters, and the architecture that uses them.
 
-use pt_engine::{Dtype, Linear, LogprobOptions, Param, ParamId, Params, Tape, Var, Weight};
+use pt_engine::{Dtype, Linear, LogprobOptions, ParamId, Params, Tape, Var};
 use serde_json::Value;
 
 use crate::adapter::Adapter;
@@ -8,9 +8,7 @@ use crate::builder::{Builder, WeightSource};
 use crate::config::ModelConfig;
 use crate::error::{ModelError, Result};
 use crate::load::{Quantise, quantised};
-
-/// The score head's name, as in transformers' sequence classification.
-pub(crate) const SCORE_HEAD: &str = "score.weight";
+use crate::score_head::ScoreHeadKind;
 
 /// A causal language model's forward pass over parameters kept elsewhere.
 ///
@@ -50,7 +48,7 @@ pub struct Model {
     /// `generation_config.json`, if the directory had one.
     pub generation_config: Option<Value>,
     pub(crate) adapter: Option<Adapter>,
-    pub(crate) score_head: Option<ParamId>,
+    pub(crate) score_head: Option<(ParamId, ScoreHeadKind)>,
 }
 
 impl Model {
@@ -74,34 +72,6 @@ impl Model {
     /// The attached adapter.
     pub fn adapter(&self) -> Option<&Adapter> {
         self.adapter.as_ref()
-    }
-
-    /// The score head `[n_outputs, hidden]`, for rewards, values and step labels.
-    pub fn score_head(&self) -> Option<ParamId> {
-        self.score_head
-    }
-
-    /// Adds a score head of these values, `[n_outputs, hidden]`, that trains; one that is there already is replaced by it if it
-    /// has the same shape.
-    ///
-    /// # Panics
-    /// If the values do not fit the hidden size, or another shape is there already.
-    pub fn add_score_head(&mut self, values: &[f32]) -> ParamId {
-        let width = self.config.hidden_size;
-        assert!(!values.is_empty() && values.len().is_multiple_of(width), "a score head has whole rows");
-        let shape = vec![values.len() / width, width];
-        let weight = Weight::from_f32(values);
-        let id = match self.score_head {
-            Some(id) => {
-                let param = self.params.get_mut(id);
-                assert_eq!(param.shape, shape, "a score head keeps its number of outputs");
-                (param.weight, param.trainable) = (weight, true);
-                id
-            }
-            None => self.params.add(Param { name: SCORE_HEAD.to_owned(), shape, weight, trainable: true }),
-        };
-        self.score_head = Some(id);
-        id
     }
 
     /// Lets every parameter train.

@@ -19,6 +19,7 @@ use serde_json::{Map, Value, json};
 use crate::config::StoredQuantisation;
 use crate::error::{ModelError, PUBLISHING, Result};
 use crate::model::{Model, torch_name};
+use crate::score_head::{SCORE_BIAS, ScoreHead, ScoreHeadKind};
 
 /// How weights are written.
 #[derive(Clone, Debug)]
@@ -68,10 +69,11 @@ pub fn save_into(model: &Model, folder: &Path, options: &SaveOptions) -> Result<
     }
     let (tensors, dtype) = (stored_tensors(model, options)?, main_dtype(model, options));
     write_shards(folder, tensors, options.max_shard_bytes)?;
-    write_json(
-        &folder.join("config.json"),
-        &Value::Object(model.config.to_json(torch_name(dtype), quantisation(model)?)),
-    )?;
+    let mut config = model.config.to_json(torch_name(dtype), quantisation(model)?);
+    if let Some(head) = model.classifier() {
+        head.describe(model.config.architecture(), &mut config);
+    }
+    write_json(&folder.join("config.json"), &Value::Object(config))?;
     if let Some(value) =
         model.generation_config.clone().or_else(|| default_generation_config(model.config.raw()))
     {
@@ -214,7 +216,16 @@ fn quantisation(model: &Model) -> Result<Option<StoredQuantisation>> {
 
 fn stored_tensors<'m>(model: &'m Model, options: &SaveOptions) -> Result<Vec<(String, Stored<'m>)>> {
     let mut tensors = Vec::new();
-    for (_, param) in model.params.iter() {
+    let classifier = model.classifier();
+    let language_head = model.arch.head();
+    for (id, param) in model.params.iter() {
+        let is_left_out = match classifier {
+            Some(_) => id == language_head && !model.config.tied,
+            None => model.score_head() == Some(id),
+        };
+        if is_left_out {
+            continue;
+        }
         match &param.weight {
             Weight::Nf4(matrix) => {
                 let dict = matrix.to_state_dict(&param.name, torch_name(main_dtype(model, options)));
@@ -232,6 +243,14 @@ fn stored_tensors<'m>(model: &'m Model, options: &SaveOptions) -> Result<Vec<(St
                 tensors.push((param.name.clone(), Stored::Float(param, dtype)));
             }
         }
+    }
+    if let Some(ScoreHead { kind: ScoreHeadKind::Token, n_outputs }) = classifier {
+        let zeros = RawTensor::from_f32(&vec![0.0; n_outputs]);
+        let stored = match main_dtype(model, options) {
+            Dtype::F32 => zeros,
+            Dtype::Bf16 => RawTensor { dtype: RawDtype::Bf16, bytes: vec![0; 2 * n_outputs], ..zeros },
+        };
+        tensors.push((SCORE_BIAS.to_owned(), Stored::Raw(stored)));
     }
     Ok(tensors)
 }

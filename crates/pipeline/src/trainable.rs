@@ -1,10 +1,10 @@
 //! What of a model trains in a stage, and the trainer over it.
 
 use pt_core::rng::Stream;
-use pt_models::{LoraConfig, LoraInit, Model, Quantise, Targets};
+use pt_models::{LoraConfig, LoraInit, Model, Quantise, ScoreHeadKind, Targets};
 use pt_objectives::Objective;
 use pt_optim::{Groups, Schedule, ScheduleConfig};
-use pt_recipe::{Method, PlannedSchedule, QuantType, Recipe, Recompute, StageSection};
+use pt_recipe::{Method, PlannedSchedule, QuantType, Recipe, Recompute, RowKind, StageSection};
 use pt_train::{Trainer, TrainerOptions};
 
 use crate::error::Result;
@@ -16,14 +16,30 @@ use crate::model::engine_dtype;
 /// If a target names no layer, or the weights cannot be quantised.
 pub fn prepare_model(model: &mut Model, recipe: &Recipe, stage: &StageSection) -> Result<()> {
     prepare_weights(model, recipe, stage)?;
-    let n_outputs = objective_of(stage)?.needs().score_outputs;
-    if n_outputs > 0 && model.score_head().is_none() {
-        let n = n_outputs * model.config.hidden_size;
-        let stream = Stream::new(recipe.seed, "score head");
-        let values: Vec<f32> =
-            (0..n as u64).map(|i| (stream.at(i).normal() * SCORE_HEAD_DEVIATION) as f32).collect();
-        model.add_score_head(&values);
+    let needs = objective_of(stage)?.needs();
+    if needs.score_outputs == 0 {
+        return Ok(());
     }
+    if needs.no_logp && !model.config.tied {
+        // A classifier is written without it.
+        let head = model.arch.head();
+        model.params.get_mut(head).trainable = false;
+    }
+    let kind = match stage.stage_type().rows {
+        RowKind::ScoredPairs => ScoreHeadKind::Sequence,
+        RowKind::Steps => ScoreHeadKind::Token,
+        _ => ScoreHeadKind::Value,
+    };
+    let values = match model.score_head() {
+        // A reward model that is trained on.
+        Some(id) => model.params.get(id).weight.to_f32(),
+        None => {
+            let n = (needs.score_outputs * model.config.hidden_size) as u64;
+            let stream = Stream::new(recipe.seed, "score head");
+            (0..n).map(|i| (stream.at(i).normal() * SCORE_HEAD_DEVIATION) as f32).collect()
+        }
+    };
+    model.add_score_head(kind, &values)?;
     Ok(())
 }
 

@@ -61,18 +61,22 @@ impl Model {
         float_weight(&weight, dtype)
     }
 
-    /// Adapters were declared last, so the ids of the base model's parameters stay.
+    /// Adapters were declared last, so the ids of the base model's parameters stay. Only a score head may stand behind them.
     fn drop_adapter_params(&mut self, targets: &[Linear]) {
         let first = targets.iter().filter_map(|l| l.lora.as_ref()).map(|lora| lora.a.index()).min();
         let n_base = first.unwrap_or(self.params.len());
         let mut params = Params::default();
-        for (_, param) in self.params.iter_mut().take(n_base) {
-            params.add(Param {
+        let head = self.score_head();
+        for (id, param) in self.params.iter_mut().filter(|(id, _)| id.index() < n_base || head == Some(*id)) {
+            let moved = params.add(Param {
                 name: std::mem::take(&mut param.name),
                 shape: std::mem::take(&mut param.shape),
                 weight: std::mem::replace(&mut param.weight, Weight::from_f32(&[])),
                 trainable: param.trainable,
             });
+            if let (true, Some((_, kind))) = (head == Some(id), self.score_head) {
+                self.score_head = Some((moved, kind));
+            }
         }
         self.params = params;
         self.arch.linears_mut().into_iter().for_each(|linear| linear.lora = None);

@@ -21,6 +21,7 @@ use crate::error::{ModelError, Result};
 use crate::file::WeightFile;
 use crate::model::Model;
 use crate::save::{Stored, write_json, write_tensors};
+use crate::score_head::{SCORE_BIAS, SCORE_HEAD, ScoreHeadKind};
 
 const WEIGHTS: &str = "adapter_model.safetensors";
 
@@ -48,9 +49,16 @@ impl Model {
         for linear in linears.iter().filter(|linear| parts.contains_key(&linear.name)) {
             layers.push((&linear.name, read_layer(&mut file, linear, &parts[&linear.name], &config)?));
         }
+        let head = match config.score_head {
+            Some(kind) => Some((kind, read_score_head(&mut file, self.config.hidden_size)?)),
+            None => None,
+        };
         self.freeze();
         for (module, layer) in layers {
             self.attach_layer(module, layer);
+        }
+        if let Some((kind, values)) = head {
+            self.add_score_head(kind, &values)?;
         }
         self.adapter = Some(Adapter { config: config.lora, pissa: Vec::new() });
         Ok(())
@@ -73,6 +81,13 @@ impl Model {
         let mut tensors = Vec::new();
         for linear in &linears {
             tensors.extend(self.layer_tensors(linear, adapter)?);
+        }
+        if let (Some(head), Some(id)) = (self.classifier(), self.score_head()) {
+            tensors.push((peft_name(SCORE_HEAD), Stored::Float(self.params.get(id), Dtype::F32)));
+            if head.kind == ScoreHeadKind::Token {
+                let zeros = RawTensor::from_f32(&vec![0.0; head.n_outputs]);
+                tensors.push((peft_name(SCORE_BIAS), Stored::Raw(zeros)));
+            }
         }
         write_tensors(&folder.join(WEIGHTS), tensors)?;
         write_json(&folder.join(CONFIG), &Value::Object(self.peft_json(adapter, &linears, base_model)))
@@ -140,9 +155,14 @@ impl Model {
             }
         }
         let targets = self.target_names(config, linears);
+        let (task_type, modules_to_save) = match self.classifier().map(|head| head.kind) {
+            Some(ScoreHeadKind::Sequence) => ("SEQ_CLS", json!(["score"])),
+            Some(ScoreHeadKind::Token) => ("TOKEN_CLS", json!(["score"])),
+            Some(ScoreHeadKind::Value) | None => ("CAUSAL_LM", Value::Null),
+        };
         let value = json!({
             "peft_type": "LORA",
-            "task_type": "CAUSAL_LM",
+            "task_type": task_type,
             "base_model_name_or_path": base_model,
             "revision": null,
             "inference_mode": true,
@@ -155,7 +175,7 @@ impl Model {
             "bias": "none",
             "fan_in_fan_out": false,
             "init_lora_weights": true,
-            "modules_to_save": null,
+            "modules_to_save": modules_to_save,
             "layers_to_transform": null,
             "layers_pattern": null,
             "rank_pattern": ranks,
@@ -167,6 +187,26 @@ impl Model {
             _ => unreachable!("an object was written above"),
         }
     }
+}
+
+/// A tensor's name in an adapter's file.
+fn peft_name(name: &str) -> String {
+    format!("base_model.model.{name}")
+}
+
+/// The head of a classifier, saved whole beside its adapter.
+fn read_score_head(file: &mut WeightFile, width: usize) -> Result<Vec<f32>> {
+    let (name, bias) = (peft_name(SCORE_HEAD), peft_name(SCORE_BIAS));
+    let path = file.path.display().to_string();
+    let Some(rows) = file.info(&name).and_then(|info| info.shape.first().copied()) else {
+        return Err(ModelError::adapter(format!("{path}: a classifier's adapter has no `{name}`")));
+    };
+    file.expect_shape(&name, &[rows, width])?;
+    if file.info(&bias).is_some() && file.values::<f32>(&bias)?.iter().any(|value| *value != 0.0) {
+        let problem = format!("{path}: `{bias}` is not zero, and score heads here have no bias");
+        return Err(ModelError::adapter(problem));
+    }
+    Ok(file.values::<f32>(&name)?.to_vec())
 }
 
 /// A whole number where it is one: PEFT declares alpha as an integer.
@@ -197,6 +237,9 @@ fn sort_tensors(file: &WeightFile, config: &PeftConfig) -> Result<BTreeMap<Strin
             ))
         };
         let rest = name.strip_prefix("base_model.model.").ok_or_else(unknown)?;
+        if config.score_head.is_some() && [SCORE_HEAD, SCORE_BIAS].contains(&rest) {
+            continue;
+        }
         // Older releases of PEFT end the magnitude's name in `.weight`.
         let split = |suffix: &str| rest.strip_suffix(suffix);
         let (module, slot): (&str, fn(&mut Parts) -> &mut Option<String>) =

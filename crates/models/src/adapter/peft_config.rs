@@ -8,6 +8,7 @@ use serde_json::Value;
 use super::{AllLinear, LoraConfig, LoraInit, Targets, is_path_end};
 use crate::error::{ModelError, Result};
 use crate::options::{Options, parse_object};
+use crate::score_head::ScoreHeadKind;
 
 /// The file's name.
 pub(super) const CONFIG: &str = "adapter_config.json";
@@ -23,6 +24,8 @@ pub struct PeftConfig {
     pub alpha_pattern: BTreeMap<String, f64>,
     /// The model it was trained on, where it says so.
     pub base_model: Option<String>,
+    /// The score head that it brings along, for a classifier.
+    pub score_head: Option<ScoreHeadKind>,
 }
 
 impl PeftConfig {
@@ -43,10 +46,20 @@ impl PeftConfig {
         if !o.has("peft_type") {
             return Err(o.missing("peft_type", "LORA"));
         }
-        o.only("task_type", "CAUSAL_LM", |v| v == "CAUSAL_LM")?;
+        let tasks = ["CAUSAL_LM", "SEQ_CLS", "TOKEN_CLS"];
+        o.only("task_type", &tasks.join(", "), |v| tasks.iter().any(|task| v == *task))?;
+        let score_head = match o.text("task_type")? {
+            Some("SEQ_CLS") => Some(ScoreHeadKind::Sequence),
+            Some("TOKEN_CLS") => Some(ScoreHeadKind::Token),
+            _ => None,
+        };
         o.only("bias", "none: biases do not train", |v| v == "none")?;
-        o.only("modules_to_save", "null: whole modules beside the adapter are not read", |v| {
-            v.as_array().is_some_and(Vec::is_empty)
+        // PEFT adds both names of a classifier's head by itself.
+        let heads = ["score", "classifier"];
+        o.only("modules_to_save", "null, or the score head of a classifier", |v| {
+            v.as_array().is_some_and(|names| {
+                names.is_empty() || score_head.is_some() && names.iter().all(|n| heads.iter().any(|h| n == h))
+            })
         })?;
         // How the values came to be does not matter once they are read, except where the base weights changed with
         // them (PiSSA, OLoRA, CorDA, LoftQ): those adapters are only right on the changed base, which is not here.
@@ -75,6 +88,7 @@ impl PeftConfig {
             })?,
             alpha_pattern: read_pattern(o, "alpha_pattern", |v| v.as_f64().filter(|x| *x > 0.0))?,
             base_model: o.text("base_model_name_or_path")?.map(str::to_owned),
+            score_head,
             lora,
         };
         o.finish("a LoRA adapter", |key| IGNORABLE.contains(&key))?;

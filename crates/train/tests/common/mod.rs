@@ -8,6 +8,7 @@ use std::sync::atomic::AtomicBool;
 use pt_core::rng::Stream;
 use pt_engine::{Dtype, Profile};
 use pt_models::{LoadOptions, LoraConfig, Model, NewModel, load};
+use pt_objectives::Objective;
 use pt_optim::{Groups, ScheduleConfig};
 use pt_run::{BestBy, Retention, RunFolder};
 use pt_train::{
@@ -99,8 +100,11 @@ impl Setup {
     }
 
     pub fn try_trainer(&self, model: Model) -> Result<Trainer> {
-        let objective =
-            pt_objectives::build("cross_entropy", &self.objective_options.parse().unwrap()).unwrap();
+        let options = self.objective_options.parse().unwrap();
+        self.trainer_of(model, pt_objectives::build("cross_entropy", &options).unwrap())
+    }
+
+    pub fn trainer_of(&self, model: Model, objective: Box<dyn Objective>) -> Result<Trainer> {
         let optimiser =
             pt_optim::build(self.optimiser, &self.optimiser_options.parse().unwrap(), SEED).unwrap();
         let schedule = ScheduleConfig::from_table(&self.schedule.parse().unwrap()).unwrap();
