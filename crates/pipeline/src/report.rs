@@ -11,6 +11,9 @@ use crate::tasks::TaskScore;
 /// What a stage did; also its `outcome.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct StageReport {
+    /// Identifies everything that decided the result: another run with a stage of this key may take it over.
+    #[serde(default)]
+    pub key: String,
     /// Steps taken.
     pub steps: u64,
     /// Held-out loss at the end, where there are held-out rows.

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use pt_core::atomic_file;
 use pt_models::Model;
-use pt_recipe::{LoraInit, Plan, PlannedStage, Recipe};
+use pt_recipe::{LoraInit, Plan, PlannedStage, Recipe, RowKind};
 use pt_rl::RolloutsFolder;
 use pt_run::{CheckpointStore, Event, RunFolder, StageFolder};
 use pt_text::{ChatTemplate, Tokenizer};
@@ -20,7 +20,9 @@ use crate::prepare::Prepared;
 use crate::probe::flops_per_token;
 use crate::reference;
 use crate::report::{StageReport, TaskGain};
-use crate::rl::{Reference, Rounds, RoundsOptions, Sampler, build_rewards};
+use crate::reuse;
+use crate::reward_report::report_rewards;
+use crate::rl::{Reference, Rounds, RoundsOptions, Sampler, build_credit, build_rewards};
 use crate::source::Surroundings;
 use crate::stage::{StageData, planned_schedule, prepare_model, stage_trainer};
 use crate::steps::Steps;
@@ -33,6 +35,8 @@ pub struct RunOptions {
     pub out: PathBuf,
     /// Continue the run that is there.
     pub resume: bool,
+    /// Runs whose complete stages may be taken over where they are the same.
+    pub reuse: Vec<PathBuf>,
 }
 
 /// Sees what happens; can change nothing.
@@ -75,7 +79,15 @@ pub fn run(
     let folder = open_folder(&prepared.plan, options)?;
     let Prepared { recipe, plan, tokenizer, stages } = prepared;
     let plan_hash = plan.hash();
-    let mut runner = Runner { recipe, plan, plan_hash, tokenizer: &tokenizer, surroundings, folder };
+    let mut runner = Runner {
+        recipe,
+        plan,
+        plan_hash,
+        tokenizer: &tokenizer,
+        surroundings,
+        folder,
+        reuse: options.reuse.clone(),
+    };
     let mut reports = Vec::new();
     for (index, data) in stages.into_iter().enumerate() {
         match runner.stage(index, data, watch, stop)? {
@@ -97,6 +109,7 @@ struct Runner<'a> {
     tokenizer: &'a Tokenizer,
     surroundings: &'a Surroundings,
     folder: RunFolder,
+    reuse: Vec<PathBuf>,
 }
 
 enum StageEnd {
@@ -125,11 +138,26 @@ impl StageSteps<'_> {
             StageSteps::Rounds(rounds) => rounds.forget_after(steps_done),
         }
     }
+
+    /// Moves what was sampled for later steps out of the way: an alarm undid them.
+    fn set_aside_after(&self, steps_done: u64) -> Result<()> {
+        match self {
+            StageSteps::Data(_) => Ok(()),
+            StageSteps::Rounds(rounds) => rounds.set_aside_after(steps_done),
+        }
+    }
+
+    /// Whether an alarm ended training in the life of the run before.
+    fn is_halted(&self) -> bool {
+        matches!(self, StageSteps::Rounds(rounds) if rounds.is_halted())
+    }
 }
 
 /// A stage's model after the last step, the trainer's state gone.
 struct Trained {
     model: Model,
+    /// Steps whose effect it has.
+    steps: u64,
     eval_loss: Option<f64>,
     best_step: Option<u64>,
 }
@@ -145,6 +173,19 @@ impl<'a> Runner<'a> {
         let planned = self.plan.stages[index].clone();
         let folder = self.folder.stage(planned.number, &planned.name)?;
         if let Some(report) = folder.outcome()?.and_then(|outcome| serde_json::from_value(outcome).ok()) {
+            return Ok(StageEnd::Complete(report));
+        }
+        let key = reuse::stage_key(&self.plan, index, self.tokenizer);
+        let needs_model = index + 1 < self.plan.stages.len();
+        if let Some((run, report)) = reuse::find(&self.reuse, &planned, &key, needs_model) {
+            watch.note(&format!(
+                "{}: taken over from {}, where it was carried out",
+                planned.name,
+                run.display()
+            ));
+            reuse::adopt(&run, &mut self.folder, &folder)?;
+            folder.finish(&report)?;
+            watch.stage_ended(&planned, &report);
             return Ok(StageEnd::Complete(report));
         }
         let store = folder.checkpoints(retention(&planned, !data.eval.is_empty()))?;
@@ -164,13 +205,13 @@ impl<'a> Runner<'a> {
         else {
             return self.interrupted(&folder, &store);
         };
-        let Trained { model, eval_loss, best_step } = trained;
+        let Trained { model, steps, eval_loss, best_step } = trained;
         let after = self.measured(&planned, &folder, "after", &model, template.as_ref(), watch)?;
         let output = self.write_output(index, model, &folder, template.as_ref())?;
         let gains = TaskGain::of_all(&before, &after);
-        let report = StageReport { steps: planned.steps, eval_loss, best_step, gains, output };
+        let report = StageReport { key, steps, eval_loss, best_step, gains, output };
         folder.finish(&report)?;
-        self.folder.event(&Event::StageEnded { stage: folder.label().to_owned(), steps: planned.steps })?;
+        self.folder.event(&Event::StageEnded { stage: folder.label().to_owned(), steps })?;
         watch.stage_ended(&planned, &report);
         Ok(StageEnd::Complete(report))
     }
@@ -206,10 +247,40 @@ impl<'a> Runner<'a> {
         watch.stage_begun(planned, trainer.steps_done(), flops_per_token(&trainer.model));
         let options = loop_options(planned, self.plan.seed, &self.plan_hash);
         let mut last_eval = LastEval { inner: watch, loss: None };
-        let outcome =
-            fit(&mut trainer, steps.source(), &eval, &options, &mut recorder, n_tokens, &mut last_eval, stop);
-        if let Outcome::Interrupted { .. } = outcome? {
-            return Ok(None);
+        let outcome = match steps.is_halted() {
+            // Resumed after an alarm, before the stage was complete.
+            true => Outcome::Alarmed { step: trainer.steps_done() },
+            false => fit(
+                &mut trainer,
+                steps.source(),
+                &eval,
+                &options,
+                &mut recorder,
+                n_tokens,
+                &mut last_eval,
+                stop,
+            )?,
+        };
+        let steps_done = match outcome {
+            Outcome::Interrupted { .. } => return Ok(None),
+            Outcome::Finished => trainer.steps_done(),
+            Outcome::Alarmed { step } => step,
+            Outcome::BackToStart => {
+                trainer.model = self.input_of(index)?;
+                prepare_model(&mut trainer.model, &self.recipe, section)?;
+                0
+            }
+        };
+        if steps_done < planned.steps {
+            steps.set_aside_after(steps_done)?;
+            let message = format!("an alarm ended the stage; its model is that of step {steps_done}");
+            last_eval.inner.note(&message);
+            return Ok(Some(Trained {
+                model: trainer.model,
+                steps: steps_done,
+                eval_loss: None,
+                best_step: None,
+            }));
         }
         let eval_loss = match last_eval.loss {
             // Resumed after its last step, which was evaluated in the life before.
@@ -218,7 +289,12 @@ impl<'a> Runner<'a> {
         };
         let eval_loss = eval_loss.filter(|loss| loss.is_finite());
         let best_step = restore_best(&mut trainer, store, planned)?;
-        Ok(Some(Trained { model: trainer.model, eval_loss, best_step }))
+        if section.stage_type().rows == RowKind::ScoredPairs {
+            let dtype = engine_dtype(self.recipe.model.dtype);
+            let lines = report_rewards(&trainer.model, &eval, dtype, &folder.eval_dir())?;
+            lines.iter().for_each(|line| last_eval.inner.note(line));
+        }
+        Ok(Some(Trained { model: trainer.model, steps: steps_done, eval_loss, best_step }))
     }
 
     /// Where the stage's steps come from, and its held-out rows. What is known of tokens before the first step is filled in.
@@ -246,13 +322,26 @@ impl<'a> Runner<'a> {
         let seed = self.plan.seed;
         let rewards = build_rewards(&planned.rewards)?;
         let sampler = Sampler::new(self.tokenizer, template, &rollout, seed, dtype);
-        let reference = match needs_reference || rollout.reward_kl > 0.0 {
-            true => Some(self.reference_of(index, trainer)?),
-            false => None,
+        let credit = build_credit(planned, seed)?;
+        let reads_reference = needs_reference || rollout.reward_kl > 0.0 || credit.reads_reference();
+        let reference = match (credit.samples_reference(), reads_reference) {
+            (true, _) => Some(Reference::Frozen(Box::new(self.frozen_input(index)?))),
+            (false, true) => Some(self.reference_of(index, trainer)?),
+            (false, false) => None,
         };
         let rollouts = RolloutsFolder::open(folder.rollouts_dir(), true)?;
         let options = RoundsOptions { rollout, tokens_per_micro_batch, dtype, seed, needs_reference };
-        let rounds = Rounds::new(data.steps, data.records, sampler, rewards, reference, rollouts, options)?;
+        let rounds = Rounds::new(
+            data.steps,
+            data.records,
+            sampler,
+            rewards,
+            reference,
+            credit,
+            data.ptx,
+            rollouts,
+            options,
+        )?;
         Ok((StageSteps::Rounds(Box::new(rounds)), data.eval))
     }
 
@@ -263,16 +352,29 @@ impl<'a> Runner<'a> {
         if trainer.model.adapter().is_some() && begins_without_effect {
             return Ok(Reference::WithoutAdapter);
         }
+        Ok(Reference::Frozen(Box::new(self.frozen_input(index)?)))
+    }
+
+    /// The model a stage starts from, once more, prepared as the one that trains.
+    fn frozen_input(&mut self, index: usize) -> Result<Model> {
         let mut model = self.input_of(index)?;
         prepare_model(&mut model, &self.recipe, &self.recipe.stage[index])?;
         model.freeze();
-        Ok(Reference::Frozen(Box::new(model)))
+        Ok(model)
+    }
+
+    /// The last stage before this one whose model is a language model: reward models are not trained on.
+    fn language_model_before(&self, index: usize) -> Option<usize> {
+        let writes_scorer = |i: &usize| {
+            matches!(self.recipe.stage[*i].stage_type().rows, RowKind::ScoredPairs | RowKind::Steps)
+        };
+        (0..index).rev().find(|i| !writes_scorer(i))
     }
 
     /// The model a stage starts from, read from disk, so that a resumed run starts from the same bytes: the base, or
-    /// what the stage before wrote.
+    /// what the last stage before wrote that is a language model.
     fn input_of(&mut self, index: usize) -> Result<Model> {
-        let Some(before) = index.checked_sub(1) else {
+        let Some(before) = self.language_model_before(index) else {
             return load_base(&self.recipe, self.tokenizer, self.surroundings);
         };
         let planned = &self.plan.stages[before];
@@ -348,7 +450,7 @@ impl<'a> Runner<'a> {
     /// What an adapter of this stage belongs to: as the recipe names it, or the model of the stage before, seen from
     /// the adapter's folder, so that a run folder can be moved.
     fn base_of(&self, index: usize) -> Option<String> {
-        match index.checked_sub(1) {
+        match self.language_model_before(index) {
             None => self.recipe.model.base.clone(),
             Some(before) => Some(format!("../../{}/model", Plan::stage_label(&self.plan.stages[before]))),
         }

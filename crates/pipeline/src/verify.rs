@@ -38,7 +38,7 @@ pub fn verify_resume(
     progress: &mut dyn FnMut(&str),
 ) -> Result<Verdict> {
     let never = AtomicBool::new(false);
-    let whole = RunOptions { out: dir.join("whole"), resume: false };
+    let whole = RunOptions { out: dir.join("whole"), resume: false, reuse: Vec::new() };
     progress("running without a stop");
     let prepared = prepare(recipe.clone(), surroundings)?;
     let steps = prepared.plan.stages[0].steps;
@@ -51,7 +51,7 @@ pub fn verify_resume(
     let stopped_at = if stop_after == 0 { steps / 2 } else { stop_after.min(steps - 1) };
     run(prepared, &whole, surroundings, &mut Quiet, &never)?;
 
-    let mut resumed = RunOptions { out: dir.join("resumed"), resume: false };
+    let mut resumed = RunOptions { out: dir.join("resumed"), resume: false, reuse: Vec::new() };
     progress(&format!("running again, stopping after step {stopped_at} of {steps}"));
     let stop = AtomicBool::new(false);
     let mut stopper = StopAfter { step: stopped_at, stop: &stop };

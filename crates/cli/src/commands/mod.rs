@@ -15,6 +15,8 @@ mod plan;
 mod run;
 mod score;
 mod serve;
+mod sweep;
+mod verify;
 mod verify_invariance;
 mod verify_resume;
 
@@ -27,10 +29,14 @@ pub(crate) enum Command {
     Run(run::Args),
     /// What a recipe would do: data, tokens, steps, memory, time
     Plan(plan::Args),
+    /// Run a verifier over a file of replies, against labels
+    Verify(verify::Args),
     /// Prove that a run that is stopped and resumed ends in the same bytes
     VerifyResume(verify_resume::Args),
     /// Prove that micro-batches, packing and recomputation change no gradient
     VerifyInvariance(verify_invariance::Args),
+    /// Run variants of a recipe, and compare them
+    Sweep(sweep::Args),
     /// Log-probabilities of every token of given texts
     Score(score::Args),
     /// Sample continuations of many prompts
@@ -58,8 +64,10 @@ impl Command {
         match self {
             Command::Run(args) => run::run(args, context),
             Command::Plan(args) => plan::run(args, context),
+            Command::Verify(args) => verify::run(args, context),
             Command::VerifyResume(args) => verify_resume::run(args, context),
             Command::VerifyInvariance(args) => verify_invariance::run(args, context),
+            Command::Sweep(args) => sweep::run(args, context),
             Command::Score(args) => score::run(args, context),
             Command::Generate(args) => generate::run(args, context),
             Command::Chat(args) => chat::run(args, context),

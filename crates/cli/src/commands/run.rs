@@ -40,6 +40,13 @@ pub(crate) struct Args {
     /// Go on with the run in --out
     #[arg(long, requires = "out")]
     resume: bool,
+    /// Take over stages that are the same from these runs, instead of running them again (may be repeated) [default: the other runs
+    /// in runs/, where --out is not given]
+    #[arg(long, value_name = "RUN")]
+    reuse: Vec<PathBuf>,
+    /// Run every stage, whatever other runs have done
+    #[arg(long, conflicts_with = "reuse")]
+    fresh: bool,
     /// Show where the time of each stage's steps went, by operation
     #[arg(long)]
     profile: bool,
@@ -58,7 +65,7 @@ pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<()> {
         None => default_run_folder(&prepared.plan.name),
     };
     let stop = stop_on_interrupt()?;
-    let options = RunOptions { out: out.clone(), resume: args.resume };
+    let options = RunOptions { out: out.clone(), resume: args.resume, reuse: reusable(args, &out) };
     let plan = prepared.plan.clone();
     let peak = matrix_peak(model::engine_dtype(prepared.recipe.model.dtype));
     let mut view = TrainingView::new(context.errors, peak, args.profile);
@@ -76,6 +83,22 @@ pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<()> {
             Ok(())
         }
     }
+}
+
+/// Runs whose stages may be taken over: those named, or the ones beside a run folder that was chosen here.
+fn reusable(args: &Args, out: &Path) -> Vec<PathBuf> {
+    if args.fresh || args.out.is_some() || !args.reuse.is_empty() {
+        return args.reuse.clone();
+    }
+    let beside = out.parent().and_then(|parent| std::fs::read_dir(parent).ok());
+    let mut runs: Vec<PathBuf> = beside
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(|run| run != out)
+        .collect();
+    runs.sort();
+    runs
 }
 
 /// The plan of the run that is to go on; what is wrong with it is said when its folder is opened.
@@ -97,7 +120,7 @@ fn check_folder(out: &Path, resume: bool) -> anyhow::Result<()> {
 }
 
 /// Asks the run to stop between steps; a second signal ends the program.
-fn stop_on_interrupt() -> anyhow::Result<Arc<AtomicBool>> {
+pub(super) fn stop_on_interrupt() -> anyhow::Result<Arc<AtomicBool>> {
     let stop = Arc::new(AtomicBool::new(false));
     let handle = stop.clone();
     ctrlc::set_handler(move || {

@@ -82,8 +82,20 @@ pub fn refusal(text: &str, sets: &[&str]) -> String {
 
 /// Runs a recipe into `out`; resumes it if it is there.
 pub fn go(text: &str, sets: &[&str], out: &Path, seen: &mut Seen) -> Result<RunOutcome> {
+    go_reusing(text, sets, out, &[], seen)
+}
+
+/// The same, with runs whose stages may be taken over.
+pub fn go_reusing(
+    text: &str,
+    sets: &[&str],
+    out: &Path,
+    reuse: &[PathBuf],
+    seen: &mut Seen,
+) -> Result<RunOutcome> {
     let prepared = prepare(recipe(text, sets), &nothing_around())?;
-    let options = RunOptions { out: out.to_owned(), resume: out.join("plan.json").exists() };
+    let options =
+        RunOptions { out: out.to_owned(), resume: out.join("plan.json").exists(), reuse: reuse.to_vec() };
     let stop = AtomicBool::new(false);
     seen.asked = None;
     // The flag is shared with the watcher, as it is with the handler of Ctrl-C.
@@ -163,7 +175,7 @@ impl Watching<'_> {
 
 /// Names of the stages as the recipes here have them.
 fn known(name: &str) -> &'static str {
-    ["pretrain", "sft", "sft-2", "sft-3"].into_iter().find(|known| *known == name).unwrap_or("other")
+    ["pretrain", "sft", "sft-2", "sft-3", "grpo"].into_iter().find(|known| *known == name).unwrap_or("other")
 }
 
 impl Watcher for Watching<'_> {

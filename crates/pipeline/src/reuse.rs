@@ -1,0 +1,107 @@
+//! Stages that another run has carried out already: the same plan up to there, the same tokenizer, so the same result.
+//!
+//! A stage's *key* is a hash of everything that decides what it makes: the plan of all stages up to it, and the tokenizer, which may
+//! have been trained on the text of later ones too. A complete stage of the same key in another run folder is taken over: its files
+//! are linked (or copied where that is not possible), its metrics written again. Checkpoints stay behind; a complete stage needs none.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use pt_core::hash;
+use pt_recipe::{Plan, PlannedStage};
+use pt_run::{RunFolder, StageFolder};
+use pt_text::Tokenizer;
+
+use crate::error::{PipelineError, Result};
+use crate::report::StageReport;
+
+/// Left behind: what only an unfinished stage needs.
+const NOT_TAKEN: &[&str] = &["checkpoints", "outcome.json", "reference-logp.bin"];
+
+/// The key of stage `index`.
+pub(crate) fn stage_key(plan: &Plan, index: usize, tokenizer: &Tokenizer) -> String {
+    let upto = Plan { stages: plan.stages[..=index].to_vec(), ..plan.clone() };
+    hash::of_parts([upto.hash().as_bytes(), tokenizer.content_hash().as_bytes()])
+}
+
+/// A run that has carried out the stage, and what it found; the first of `candidates`, in order.
+pub(crate) fn find(
+    candidates: &[PathBuf],
+    planned: &PlannedStage,
+    key: &str,
+    needs_model: bool,
+) -> Option<(PathBuf, StageReport)> {
+    let label = Plan::stage_label(planned);
+    candidates.iter().find_map(|run| {
+        let stage = run.join("stages").join(&label);
+        let report: StageReport = serde_json::from_slice(&fs::read(stage.join("outcome.json")).ok()?).ok()?;
+        let has_model = !needs_model || stage.join("model").is_dir();
+        (report.key == key && has_model).then(|| (run.clone(), report))
+    })
+}
+
+/// Takes the stage over from `run`. It is complete once its outcome is written, which the caller does last.
+///
+/// # Errors
+/// Files that cannot be read or written.
+pub(crate) fn adopt(run: &Path, folder: &mut RunFolder, stage: &StageFolder) -> Result<()> {
+    let from = run.join("stages").join(stage.label());
+    for entry in fs::read_dir(&from).map_err(PipelineError::io("read", &from))? {
+        let entry = entry.map_err(PipelineError::io("read", &from))?;
+        let name = entry.file_name();
+        if name.to_str().is_some_and(|name| NOT_TAKEN.contains(&name) || name.starts_with('.')) {
+            continue;
+        }
+        let to = stage.root().join(&name);
+        link_all(&entry.path(), &to).map_err(PipelineError::io("take over", &to))?;
+    }
+    folder.resume_at(stage, 0)?;
+    copy_lines(&run.join("metrics.jsonl"), stage, |step, values| folder.log_metrics(stage, step, values))?;
+    copy_lines(&run.join("timing.jsonl"), stage, |step, values| folder.log_timing(stage, step, values))?;
+    Ok(folder.sync()?)
+}
+
+/// The same files under another name; what was there is replaced.
+fn link_all(from: &Path, to: &Path) -> io::Result<()> {
+    if from.is_dir() {
+        fs::create_dir_all(to)?;
+        for entry in fs::read_dir(from)? {
+            let entry = entry?;
+            link_all(&entry.path(), &to.join(entry.file_name()))?;
+        }
+        return Ok(());
+    }
+    match fs::remove_file(to) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    // Published files are replaced, never written into, so two runs may share one.
+    fs::hard_link(from, to).or_else(|_| fs::copy(from, to).map(drop))
+}
+
+/// Calls `log(step, values)` for every line of the stage.
+fn copy_lines(
+    path: &Path,
+    stage: &StageFolder,
+    mut log: impl FnMut(u64, Vec<(&str, f64)>) -> pt_run::Result<()>,
+) -> Result<()> {
+    let Ok(text) = fs::read_to_string(path) else { return Ok(()) };
+    for line in text.lines() {
+        let Ok(serde_json::Value::Object(line)) = serde_json::from_str(line) else { continue };
+        if line.get("stage").and_then(|label| label.as_str()) != Some(stage.label()) {
+            continue;
+        }
+        let Some(step) = line.get("step").and_then(serde_json::Value::as_u64) else { continue };
+        let number = |value: &serde_json::Value| match value.as_str() {
+            Some("NaN") => Some(f64::NAN),
+            Some("inf") => Some(f64::INFINITY),
+            Some("-inf") => Some(f64::NEG_INFINITY),
+            _ => value.as_f64(),
+        };
+        let values = line.iter().filter(|(key, _)| !matches!(key.as_str(), "stage" | "step"));
+        let values = values.filter_map(|(key, value)| Some((key.as_str(), number(value)?))).collect();
+        log(step, values)?;
+    }
+    Ok(())
+}
