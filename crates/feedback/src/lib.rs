@@ -14,18 +14,22 @@
 //!
 //! Left out: red-team prompts (bring your own, or generate them with `posttrain generate`), critiques of images.
 
+mod audit;
 mod chat;
 mod constitution;
 mod error;
 mod figures;
 mod judge;
+mod llm_judge;
 mod local;
 mod pairs;
+mod report;
 mod revise;
 mod server;
 mod verdict;
 mod wording;
 
+pub use audit::{Audit, Check, GradeOptions, Kind, Subject, Thresholds, audit_grader, audit_scores};
 pub use chat::{Answer, Answers, Ask, AskOptions, Chat, Counted, Tally, Token, Turn};
 pub use constitution::{Constitution, Principle, RevisionExample};
 pub use error::{FeedbackError, Result};
@@ -34,7 +38,11 @@ pub use judge::{
     Choice, JudgeOptions, JudgeReport, Judged, JudgedBy, Judgement, Judgements, Order, Outcome, Row, Vote,
     judge,
 };
+pub use llm_judge::{
+    LLM_JUDGE, LLM_JUDGE_OPTIONS, LLM_JUDGE_READS, LLM_JUDGE_SUMMARY, build_llm_judge, read_key,
+};
 pub use local::LocalChat;
 pub use pairs::{Candidate, Pair, pairs_of, sample_pairs};
+pub use report::Page;
 pub use revise::{Chain, Failure, ReviseOptions, ReviseReport, Revised, RevisedBy, Step, revise};
 pub use server::ServerChat;
