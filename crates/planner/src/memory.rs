@@ -37,7 +37,7 @@ const BLOCK_ROWS: u64 = 1024;
 /// Scratch in which the one-pass head holds a block's weights over the vocabulary.
 const STEP_BYTES: u64 = 64 << 20;
 /// Scratch of the threads: panels of a product, tiles of attention.
-const THREAD_SCRATCH_BYTES: u64 = 2 << 20;
+const THREAD_SCRATCH_BYTES: u64 = 512 << 10;
 
 /// What trains.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -263,7 +263,7 @@ fn head_peak(shape: &Shape, training: &Training) -> (u64, u64) {
     let (rows, logits) = if training.one_pass_head && !training.adapts() {
         let blocks = n.div_ceil((STEP_BYTES / (v * e)).max(1)).max(1);
         let rows = n.div_ceil(blocks).next_multiple_of(2);
-        (rows, c(rows * v * e) + c(rows * chunk * 4).max(c(rows * chunk * e) + c(chunk * rows * e)))
+        (rows, c(rows * v * e) + c(rows * chunk * 4))
     } else {
         let rows = n.min(BLOCK_ROWS);
         // Logits, their weights, and these packed once more.

@@ -42,7 +42,7 @@ fn case(method: Method, dtype: Dtype) -> Case {
         optimiser: "adamw",
         options: "",
         recompute: false,
-        tokens: 768,
+        tokens: 640,
     }
 }
 
@@ -157,9 +157,9 @@ fn memory_is_within_a_tenth_of_what_is_measured() {
         ("wide full bf16", Case { sizes: WIDE, ..case(Full, bf16) }),
         ("wide untied f32", Case { sizes: WIDE, tied: false, ..case(Full, f32) }),
         ("wide lora f32", Case { sizes: WIDE, ..case(Lora, f32) }),
-        ("deep full bf16", Case { sizes: DEEP, tokens: 1536, ..case(Full, bf16) }),
-        ("deep qlora f32", Case { sizes: DEEP, tokens: 1536, ..case(Qlora, f32) }),
-        ("deep again bf16", Case { sizes: DEEP, tokens: 1536, recompute: true, ..case(Full, bf16) }),
+        ("deep full bf16", Case { sizes: DEEP, tokens: 896, ..case(Full, bf16) }),
+        ("deep qlora f32", Case { sizes: DEEP, tokens: 896, ..case(Qlora, f32) }),
+        ("deep again bf16", Case { sizes: DEEP, tokens: 896, recompute: true, ..case(Full, bf16) }),
         ("8-bit state", Case { optimiser: "adamw8bit", ..case(Full, bf16) }),
         ("bf16 state", Case { options: "state = 'bf16'\nbf16_params = 'stochastic'", ..case(Full, bf16) }),
         ("muon", Case { optimiser: "muon", ..case(Full, f32) }),
