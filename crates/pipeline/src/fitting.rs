@@ -3,7 +3,7 @@
 use pt_engine::Profile;
 use pt_recipe::PlannedStage;
 use pt_run::{BestBy, CheckpointStore, Retention};
-use pt_train::{EvalStats, LoopOptions, StepStats, Trainer, Watcher};
+use pt_train::{Alarm, EvalStats, LoopOptions, StepStats, Trainer, Watcher};
 
 use crate::error::Result;
 use crate::run::Watch;
@@ -60,5 +60,9 @@ impl Watcher for LastEval<'_> {
 
     fn saved(&mut self, steps_done: u64) {
         self.inner.saved(steps_done);
+    }
+
+    fn alarm(&mut self, steps_done: u64, alarm: &Alarm) {
+        self.inner.alarm(steps_done, alarm);
     }
 }

@@ -172,6 +172,10 @@ fn trial(doc: &KeyDoc, dir: &Path) -> Trial {
         // Three per cent of twelve steps, the default, is one step; so is the documented alternative.
         "stage.schedule.warmup_ratio" => trial.change = set("0.3"),
         "stage.eval.tasks" => trial.change = set("[\"generated:digits?level=1-2\"]"),
+        // A reward that is only watched, or only a gate, needs another beside it.
+        "stage.reward.0.gate" | "stage.reward.0.hidden" => {
+            trial.beside.push("stage.0.reward.1.type=exact".to_owned());
+        }
         path if path.starts_with("stage.eval.") => trial.text = Some(format!("{}{SFT}", on_base())),
         _ => {}
     }

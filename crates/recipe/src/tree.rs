@@ -125,24 +125,46 @@ fn apply_set(root: &mut Node, set: &str) -> Result<(), Problem> {
     let path = path.trim();
     let mut node = &mut *root;
     let mut walked = String::new();
-    for part in path.split('.') {
-        node = step_into(node, part, &at)
+    let parts: Vec<&str> = path.split('.').collect();
+    for (i, part) in parts.iter().enumerate() {
+        let inside = parts.get(i + 1).copied();
+        node = step_into(node, part, inside, &at)
             .map_err(|message| problem(path, format!("at `{walked}`: {message}")))?;
-        walked = if walked.is_empty() { part.to_owned() } else { format!("{walked}.{part}") };
+        walked = if walked.is_empty() { (*part).to_owned() } else { format!("{walked}.{part}") };
     }
     *node = set_value(text.trim(), &at);
     Ok(())
 }
 
-fn step_into<'n>(node: &'n mut Node, part: &str, at: &Location) -> Result<&'n mut Node, String> {
+/// The node called `part`; where a table lacks it, it is a new table, or a new list if what comes `inside` it is an
+/// index. An index one past the end of a list of tables makes a new item.
+fn step_into<'n>(
+    node: &'n mut Node,
+    part: &str,
+    inside: Option<&str>,
+    at: &Location,
+) -> Result<&'n mut Node, String> {
     let described = node.describe();
     match &mut node.value {
-        NodeValue::Table(table) => Ok(table.entry(part, at)),
+        NodeValue::Table(table) => {
+            let is_new = table.get(part).is_none();
+            let node = table.entry(part, at);
+            if is_new && inside.is_some_and(|inside| inside.parse::<usize>().is_ok()) {
+                node.value = NodeValue::List(Vec::new());
+            }
+            Ok(node)
+        }
         NodeValue::List(items) => {
             let n = items.len();
             let index = part.parse().ok().or_else(|| items.iter().position(|item| is_called(item, part)));
+            if index == Some(n) && items.iter().all(|item| item.table().is_some()) {
+                items.push(Node { value: NodeValue::Table(Table::default()), at: at.clone() });
+            }
             index.and_then(|i: usize| items.get_mut(i)).ok_or_else(|| {
-                format!("there are {n} items, and `{part}` is neither an index from 0 nor the name of one")
+                format!(
+                    "there are {n} items, and `{part}` is neither an index from 0 nor the name of one; \
+                     `{n}` would add one"
+                )
             })
         }
         _ => Err(format!("{described} has no `{part}` inside; write it as a table to set its parts")),
@@ -271,6 +293,8 @@ mod tests {
             ),
             ("model.base=a/b=c", "model.base", serde_json::json!("a/b=c")),
             ("model.base=\"quoted\"", "model.base", serde_json::json!("quoted")),
+            ("stage.0.reward.0.type=math", "stage.0.reward.0.type", serde_json::json!("math")),
+            ("stage.2.type=sft", "stage.2.type", serde_json::json!("sft")),
         ] {
             let mut root = parse(TEXT).unwrap();
             assert_eq!(apply_sets(&mut root, &[set.to_owned()]), [], "{set}");
@@ -283,7 +307,8 @@ mod tests {
     fn sets_that_lead_nowhere_are_problems() {
         for (set, part) in [
             ("seed", "expected KEY=VALUE"),
-            ("stage.2.train.steps=1", "there are 2 items, and `2` is neither"),
+            ("stage.3.train.steps=1", "there are 2 items, and `3` is neither"),
+            ("stage.0.reward.1.type=math", "there are 0 items, and `1` is neither"),
             ("stage.dpo.train.steps=1", "`dpo` is neither an index"),
             ("seed.x=1", "at `seed`: the integer 1 has no `x` inside"),
         ] {

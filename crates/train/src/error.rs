@@ -39,15 +39,6 @@ pub enum TrainError {
     /// Nothing in the model is trainable.
     #[error("no parameter of the model is trainable: attach an adapter or train in full")]
     NoParameters,
-    /// An alarm asked for the weights of a checkpoint, and none was saved.
-    #[error(
-        "an alarm after step {step} asked to go back to the last checkpoint, but none was saved; set `save_every`, or let the \
-         alarm stop instead of rolling back"
-    )]
-    NothingToRollBackTo {
-        /// Steps done.
-        step: u64,
-    },
     /// From where steps come from.
     #[error(transparent)]
     Source(#[from] SourceError),

@@ -9,7 +9,7 @@ use pt_run::{CheckpointState, CheckpointStore, Event, RunFolder, StageFolder};
 
 use pt_models::Model;
 
-use crate::error::{Result, SourceResult, TrainError};
+use crate::error::{Result, SourceResult};
 use crate::example::MicroBatch;
 use crate::trainer::{EvalStats, StepStats, Trainer};
 
@@ -52,7 +52,8 @@ pub trait StepSource {
 /// What one step trains on.
 #[derive(Clone, Debug, Default)]
 pub struct StepData {
-    /// The step, cut to fit memory.
+    /// The step, cut to fit memory. None at all: there is nothing to learn in this step, and it changes neither the weights nor
+    /// the optimiser's state.
     pub micro_batches: Vec<MicroBatch>,
     /// What the source has to say of it, by name.
     pub metrics: Vec<(String, f64)>,
@@ -69,6 +70,8 @@ impl From<Vec<MicroBatch>> for StepData {
 pub struct Alarm {
     /// What happens now.
     pub action: AlarmAction,
+    /// The first step, from 0, in which it was seen: weights that have taken it are not to be trusted.
+    pub since_step: u64,
     /// What was seen, and what to do.
     pub reason: String,
 }
@@ -80,7 +83,7 @@ pub enum AlarmAction {
     Warn,
     /// Training ends here; the weights are kept as they are.
     Stop,
-    /// Training ends here, and the weights are those of the newest checkpoint before.
+    /// Training ends here, and the weights are those of the newest checkpoint before it began.
     RollBack,
 }
 
@@ -109,6 +112,10 @@ pub trait Watcher {
     fn eval(&mut self, steps_done: u64, stats: &EvalStats);
     /// A checkpoint was published.
     fn saved(&mut self, steps_done: u64);
+    /// The step source raised an alarm.
+    fn alarm(&mut self, steps_done: u64, alarm: &Alarm) {
+        let _ = (steps_done, alarm);
+    }
 }
 
 /// How the loop ended.
@@ -126,6 +133,9 @@ pub enum Outcome {
         /// Steps that count.
         step: u64,
     },
+    /// An alarm asked for weights of before it began, and no checkpoint is as old: what counts is the model that the stage began
+    /// with, which the trainer no longer has.
+    BackToStart,
 }
 
 /// Where the loop writes.
@@ -197,9 +207,10 @@ pub fn fit(
 ) -> Result<Outcome> {
     let mut run = Loop { trainer, options, recorder, watcher, n_tokens };
     while run.trainer.steps_done() < options.steps {
-        let action = run.step(source)?;
-        if action == Some(AlarmAction::RollBack) {
-            return run.roll_back();
+        let alarm = run.step(source)?;
+        let action = alarm.as_ref().map(|alarm| alarm.action);
+        if let Some(alarm) = alarm.filter(|alarm| alarm.action == AlarmAction::RollBack) {
+            return run.roll_back(alarm.since_step);
         }
         let metrics = run.evaluate(eval)?;
         let stopping = stop.load(Ordering::Relaxed) || action == Some(AlarmAction::Stop);
@@ -235,12 +246,15 @@ impl Loop<'_, '_> {
         self.is_last() || (every > 0 && self.trainer.steps_done().is_multiple_of(every))
     }
 
-    /// Takes and logs a step; returns the gravest thing an alarm asks for.
-    fn step(&mut self, source: &mut dyn StepSource) -> Result<Option<AlarmAction>> {
+    /// Takes and logs a step; returns the gravest alarm.
+    fn step(&mut self, source: &mut dyn StepSource) -> Result<Option<Alarm>> {
         let start = Instant::now();
         let step_idx = self.trainer.steps_done();
         let data = source.step(step_idx, &self.trainer.model)?;
-        let (mut stats, profile) = self.trainer.step(&data.micro_batches)?;
+        let (mut stats, profile) = match data.micro_batches.as_slice() {
+            [] => (self.trainer.skip_step(), Profile::default()),
+            micro_batches => self.trainer.step(micro_batches)?,
+        };
         stats.metrics.extend(data.metrics);
         let (done, elapsed_s) = (self.trainer.steps_done(), start.elapsed().as_secs_f64());
         self.n_tokens += stats.n_tokens;
@@ -251,18 +265,28 @@ impl Loop<'_, '_> {
         let alarms = source.after_step(step_idx, &stats)?;
         for alarm in &alarms {
             self.recorder.run.event(&Event::Warning { message: format!("step {done}: {}", alarm.reason) })?;
+            self.watcher.alarm(done, alarm);
         }
-        let gravity = |action: &AlarmAction| *action as u8;
-        Ok(alarms.into_iter().map(|alarm| alarm.action).max_by_key(gravity))
+        // Of equally grave ones, that which began first.
+        let gravity = |alarm: &Alarm| (alarm.action as u8, std::cmp::Reverse(alarm.since_step));
+        Ok(alarms.into_iter().max_by_key(gravity))
     }
 
-    /// Puts the newest checkpoint's weights in place of those that an alarm was raised about.
-    fn roll_back(self) -> Result<Outcome> {
-        let Some(mut checkpoint) = self.recorder.store.latest_valid()?.checkpoint else {
-            return Err(TrainError::NothingToRollBackTo { step: self.trainer.steps_done() });
+    /// Puts the weights of the newest checkpoint from before step `since_step` in place; later checkpoints are removed. What a
+    /// step sees of the model it sees before it changes it, so that the weights which step `since_step` began with are to blame too.
+    fn roll_back(self, since_step: u64) -> Result<Outcome> {
+        let store = self.recorder.store;
+        let before: Vec<u64> = store.steps()?.into_iter().filter(|step| *step < since_step).collect();
+        let found =
+            before.into_iter().rev().find_map(|step| CheckpointStore::load(&store.path_of(step)).ok());
+        let Some(mut checkpoint) = found else {
+            store.discard_after(0)?;
+            return Ok(Outcome::BackToStart);
         };
+        let step = checkpoint.state.step;
         self.trainer.import_params(&mut checkpoint)?;
-        Ok(Outcome::Alarmed { step: checkpoint.state.step })
+        store.discard_after(step)?;
+        Ok(Outcome::Alarmed { step })
     }
 
     /// Measures and logs the held-out loss if it is due. Returns what decides which checkpoint is best: nothing if it

@@ -227,6 +227,13 @@ impl Trainer {
         Ok((stats, profile))
     }
 
+    /// Counts a step in which there is nothing to learn: weights and optimiser stay as they are, the schedule goes on.
+    pub fn skip_step(&mut self) -> StepStats {
+        self.steps_done += 1;
+        let learning_rate = self.schedule.lr(self.options.learning_rate, self.steps_done);
+        StepStats { learning_rate, ..StepStats::default() }
+    }
+
     /// Forward, objective and backward over a whole step; leaves the gradients in place of older ones.
     ///
     /// # Errors
