@@ -42,6 +42,7 @@ First steps:
   posttrain data inspect data.jsonl --model MODEL     see which tokens would train
   posttrain score --model MODEL --data data.jsonl --out scores.jsonl
   posttrain generate --model MODEL --data prompts.jsonl --out samples.jsonl
+  posttrain eval --model MODEL --benchmarks gsm8k,mmlu --data-dir DIR
   posttrain chat --model MODEL
   posttrain serve --model MODEL
 

@@ -8,6 +8,8 @@ mod data_decontaminate;
 mod data_inspect;
 mod data_mix;
 mod doctor;
+mod eval;
+mod gate;
 mod generate;
 mod list;
 mod merge;
@@ -37,6 +39,10 @@ pub(crate) enum Command {
     VerifyInvariance(verify_invariance::Args),
     /// Run variants of a recipe, and compare them
     Sweep(sweep::Args),
+    /// Measure models by benchmarks, with intervals
+    Eval(Box<eval::Args>),
+    /// Fail when a model lost more than is allowed
+    Gate(gate::Args),
     /// Log-probabilities of every token of given texts
     Score(score::Args),
     /// Sample continuations of many prompts
@@ -68,6 +74,8 @@ impl Command {
             Command::VerifyResume(args) => verify_resume::run(args, context),
             Command::VerifyInvariance(args) => verify_invariance::run(args, context),
             Command::Sweep(args) => sweep::run(args, context),
+            Command::Eval(args) => eval::run(args, context),
+            Command::Gate(args) => gate::run(args, context),
             Command::Score(args) => score::run(args, context),
             Command::Generate(args) => generate::run(args, context),
             Command::Chat(args) => chat::run(args, context),
