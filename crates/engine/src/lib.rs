@@ -27,6 +27,7 @@ pub use cache::KvCache;
 pub use linear::{Linear, Lora};
 pub use ops::attention::AttentionShape;
 pub use ops::gated::Activation;
+pub use ops::linear_divergence::{DivergenceOptions, Teacher};
 pub use ops::linear_logprob::{LogprobGrad, LogprobOptions, Logprobs};
 pub use ops::rope::Angles;
 pub use params::{Elements, ElementsMut, Grads, Param, ParamId, Params, Weight};

@@ -20,6 +20,8 @@
 //! Sums over the vocabulary run in chunks of constant size, merged in order: they do not depend on threads, on the
 //! other rows, or on whether the row was scored here or sampled from [`Tape::logits`].
 
+pub(super) use self::head::skip;
+
 mod head;
 mod stats;
 
@@ -71,7 +73,7 @@ impl LogprobOptions {
     }
 
     /// Turns products with the head into logits.
-    fn make_logits(&self, products: &mut [f32]) {
+    pub(super) fn make_logits(&self, products: &mut [f32]) {
         if (self.temperature, self.softcap, self.scale) != (1.0, None, 1.0) {
             to_logits(products, self);
         }
@@ -79,7 +81,7 @@ impl LogprobOptions {
 
     /// d logit / d product, given the logit.
     #[inline(always)]
-    fn slope(&self, logit: f32) -> f32 {
+    pub(super) fn slope(&self, logit: f32) -> f32 {
         let outer = match self.softcap {
             Some(cap) => {
                 let t = logit * self.temperature / cap;
@@ -269,7 +271,7 @@ impl LinearLogprob {
 }
 
 /// Gradients of the selected rows at their places among all rows.
-fn scatter(d_selected: &[f32], rows: &[u32], n_rows: usize, selected: &Tensor) -> Tensor {
+pub(super) fn scatter(d_selected: &[f32], rows: &[u32], n_rows: usize, selected: &Tensor) -> Tensor {
     let width = selected.cols();
     let mut d_hidden = Tensor::zeros(selected.dtype(), n_rows, width);
     crate::tensor::with_elems!(mut d_hidden, |values| {
@@ -290,7 +292,7 @@ pt_kernels::kernel! {
 }
 
 /// The rows of `hidden` with the given indices.
-fn select_rows(hidden: &Tensor, rows: &[u32]) -> Tensor {
+pub(super) fn select_rows(hidden: &Tensor, rows: &[u32]) -> Tensor {
     let width = hidden.cols();
     let mut selected = Tensor::dirty(hidden.dtype(), rows.len(), width);
     match (&hidden.data, &mut selected.data) {

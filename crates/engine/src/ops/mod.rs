@@ -6,6 +6,7 @@ pub mod embedding;
 pub mod gated;
 pub mod head_norm;
 pub mod linear;
+pub mod linear_divergence;
 pub mod linear_logprob;
 pub mod rms_norm;
 pub mod rope;

@@ -428,7 +428,7 @@ impl<'a> Head<'a> {
     }
 }
 
-fn skip(values: Values<'_>, elements: usize) -> Values<'_> {
+pub(in crate::ops) fn skip(values: Values<'_>, elements: usize) -> Values<'_> {
     match values {
         Values::F32(v) => Values::F32(&v[elements..]),
         Values::Bf16(v) => Values::Bf16(&v[elements..]),
