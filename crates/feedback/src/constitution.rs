@@ -30,8 +30,8 @@ use toml::Spanned;
 
 use crate::error::{FeedbackError, Result};
 
-/// The constitution that is used where none is named.
-const DEFAULT: &str = include_str!("../constitution.toml");
+/// The constitution that is used where none is named, as its file.
+pub const BUILT_IN: &str = include_str!("../constitution.toml");
 /// What it is called in messages.
 const DEFAULT_NAME: &str = "the built-in constitution";
 
@@ -210,7 +210,7 @@ impl Reader<'_> {
 impl Default for Constitution {
     /// The built-in one.
     fn default() -> Self {
-        Constitution::parse(DEFAULT, DEFAULT_NAME).expect("the built-in constitution is checked by a test")
+        Constitution::parse(BUILT_IN, DEFAULT_NAME).expect("the built-in constitution is checked by a test")
     }
 }
 

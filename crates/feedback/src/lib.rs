@@ -31,7 +31,7 @@ mod wording;
 
 pub use audit::{Audit, Check, GradeOptions, Kind, Subject, Thresholds, audit_grader, audit_scores};
 pub use chat::{Answer, Answers, Ask, AskOptions, Chat, Counted, Tally, Token, Turn};
-pub use constitution::{Constitution, Principle, RevisionExample};
+pub use constitution::{BUILT_IN, Constitution, Principle, RevisionExample};
 pub use error::{FeedbackError, Result};
 pub use figures::{Figures, Observation, Share};
 pub use judge::{

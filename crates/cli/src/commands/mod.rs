@@ -10,6 +10,7 @@ mod data_mix;
 mod doctor;
 mod eval;
 mod gate;
+mod feedback;
 mod generate;
 mod list;
 mod merge;
@@ -51,6 +52,8 @@ pub(crate) enum Command {
     Chat(chat::Args),
     /// Answer the OpenAI protocol with a model
     Serve(serve::Args),
+    /// Feedback of a model by a constitution: revisions, preferences, audits of judges
+    Feedback(feedback::Args),
     /// Fold an adapter into its model, and prove that nothing changed
     Merge(merge::Args),
     /// Look at data, convert, curate and mix them
@@ -80,6 +83,7 @@ impl Command {
             Command::Generate(args) => generate::run(args, context),
             Command::Chat(args) => chat::run(args, context),
             Command::Serve(args) => serve::run(args, context),
+            Command::Feedback(args) => feedback::run(args, context),
             Command::Merge(args) => merge::run(args, context),
             Command::Data(args) => data::run(args, context),
             Command::List(args) => list::run(args, context),
