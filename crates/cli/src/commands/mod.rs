@@ -15,6 +15,7 @@ mod generate;
 mod list;
 mod merge;
 mod plan;
+mod report;
 mod run;
 mod score;
 mod serve;
@@ -22,6 +23,7 @@ mod sweep;
 mod verify;
 mod verify_invariance;
 mod verify_resume;
+mod why;
 
 use crate::Context;
 
@@ -34,6 +36,10 @@ pub(crate) enum Command {
     Plan(plan::Args),
     /// Run a verifier over a file of replies, against labels
     Verify(verify::Args),
+    /// What a run was worth: an HTML page, or a model card
+    Report(report::Args),
+    /// Why two runs differ
+    Why(why::Args),
     /// Prove that a run that is stopped and resumed ends in the same bytes
     VerifyResume(verify_resume::Args),
     /// Prove that micro-batches, packing and recomputation change no gradient
@@ -74,6 +80,8 @@ impl Command {
             Command::Run(args) => run::run(args, context),
             Command::Plan(args) => plan::run(args, context),
             Command::Verify(args) => verify::run(args, context),
+            Command::Report(args) => report::run(args, context),
+            Command::Why(args) => why::run(args, context),
             Command::VerifyResume(args) => verify_resume::run(args, context),
             Command::VerifyInvariance(args) => verify_invariance::run(args, context),
             Command::Sweep(args) => sweep::run(args, context),

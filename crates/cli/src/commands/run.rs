@@ -14,7 +14,7 @@ use crate::environment::default_run_folder;
 use crate::ui::{Style, TrainingView, note};
 
 /// Plans a recipe, then runs its stages one after the other into a run folder: plan.json, metrics.jsonl, TensorBoard
-/// files, checkpoints, and each stage's model or adapter as a Hugging Face folder.
+/// files, checkpoints, each stage's model or adapter as a Hugging Face folder, and a report.html about it all.
 ///
 /// Ctrl-C finishes the step, saves it and stops; a second Ctrl-C stops at once. `--resume` goes on, with the same
 /// bytes as if the run had never stopped, also after a crash.
@@ -50,6 +50,9 @@ pub(crate) struct Args {
     /// Show where the time of each stage's steps went, by operation
     #[arg(long)]
     profile: bool,
+    /// Write no report.html into the run folder when the run is finished
+    #[arg(long)]
+    no_report: bool,
 }
 
 pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<()> {
@@ -75,7 +78,11 @@ pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<()> {
     match outcome {
         RunOutcome::Finished(reports) => {
             planned_against_actual(&plan, &view, context.errors).iter().for_each(|line| note(line));
-            finish(&out, &reports, plan.model.base.as_deref())
+            finish(&out, &reports, plan.model.base.as_deref())?;
+            if !args.no_report {
+                super::report::after_run(&out);
+            }
+            Ok(())
         }
         RunOutcome::Interrupted { stage, step } => {
             note(&format!("stopped after step {step} of {stage}, which is saved; go on with"));
