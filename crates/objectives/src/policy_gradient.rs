@@ -310,7 +310,8 @@ impl Objective for PolicyGradient {
     }
 
     fn state(&self) -> Vec<f64> {
-        vec![self.entropy_coef, self.last_entropy]
+        // A checkpoint's JSON has no infinity.
+        vec![self.entropy_coef, self.last_entropy.min(f64::MAX)]
     }
 
     fn set_state(&mut self, state: &[f64]) {

@@ -12,7 +12,8 @@ use serde_json::{Map, Value};
 
 use crate::error::{PipelineError, Result};
 use crate::model::{chat_template, template_date};
-use crate::replies::tokenise_replies;
+use crate::replies::{label_balance, tokenise_replies};
+use crate::row_fit::check_rows_fit;
 use crate::source::{SourceRows, Surroundings, read_source};
 use crate::steps::{StepOptions, Steps, eval_micro_batches};
 use crate::tokenise::{TokeniseOptions, TokenisedSource, tokenise};
@@ -26,12 +27,15 @@ pub struct StageData {
     pub records: Vec<Vec<Record>>,
     /// The held-out rows.
     pub eval: Vec<MicroBatch>,
+    /// Text that trains beside the samples (PPO-ptx).
+    pub ptx: Option<Steps>,
     /// The chat template, if the stage has conversations to render.
     pub template: Option<ChatTemplate>,
     /// What a person should know.
     pub notes: Vec<String>,
     pub(crate) train_facts: Vec<SourceFacts>,
     pub(crate) eval_facts: Vec<SourceFacts>,
+    pub(crate) ptx_facts: Vec<SourceFacts>,
 }
 
 impl StageData {
@@ -74,6 +78,7 @@ pub fn stage_data(
     tokenizer: &Tokenizer,
     surroundings: &Surroundings,
 ) -> Result<StageData> {
+    check_rows_fit(stage)?;
     let template = chat_template(stage.data.chat_template.as_deref(), tokenizer)?;
     let mut loader = Loader {
         stage,
@@ -83,7 +88,8 @@ pub fn stage_data(
         seed: recipe.seed,
         notes: Vec::new(),
     };
-    let samples = stage.stage_type().rows == RowKind::Prompts;
+    let kind = stage.stage_type().rows;
+    let samples = kind == RowKind::Prompts;
     if samples && stage.has_held_out_rows() {
         return Err(PipelineError::Unsupported {
             what: "held-out rows of a stage that samples have no loss to be measured".to_owned(),
@@ -103,7 +109,7 @@ pub fn stage_data(
             rows = SourceRows { records: rows.records, identity, layout: held.layout, files: rows.files };
             held_out.push((source, held));
         }
-        let (tokenised, facts) = loader.tokenise(source, &rows)?;
+        let (tokenised, facts) = loader.tokenise(source, &rows, kind)?;
         train.push(tokenised);
         train_facts.push(facts);
         if samples {
@@ -113,12 +119,19 @@ pub fn stage_data(
     let (mut eval, mut eval_facts) = (Vec::new(), Vec::new());
     for source in stage.data.eval.iter().flatten() {
         let rows = read_source(source, surroundings)?;
-        let (tokenised, facts) = loader.tokenise(source, &rows)?;
+        let (tokenised, facts) = loader.tokenise(source, &rows, kind)?;
         eval.push(tokenised);
         eval_facts.push(facts);
     }
     for (source, rows) in &held_out {
-        eval.push(loader.tokenise(source, rows)?.0);
+        eval.push(loader.tokenise(source, rows, kind)?.0);
+    }
+    let (mut ptx, mut ptx_facts) = (Vec::new(), Vec::new());
+    for source in stage.ppo.ptx.iter().flatten() {
+        let rows = read_source(source, surroundings)?;
+        let (tokenised, facts) = loader.tokenise(source, &rows, RowKind::Text)?;
+        ptx.push(tokenised);
+        ptx_facts.push(facts);
     }
     let mut notes = loader.notes;
     if template.as_ref().is_some_and(ChatTemplate::reads_clock) {
@@ -128,9 +141,17 @@ pub fn stage_data(
         ));
     }
     let tokens_per_micro_batch = stage.train.tokens_per_micro_batch as usize;
-    let steps = Steps::new(train, step_options(recipe, stage))?;
+    notes.extend(label_balance(stage, &train));
+    let mut steps = Steps::new(train, step_options(recipe, stage))?;
+    if kind == RowKind::Pairs {
+        steps.watch_displacement();
+    }
     let eval = eval_micro_batches(&eval, tokens_per_micro_batch)?;
-    Ok(StageData { steps, records, eval, template, notes, train_facts, eval_facts })
+    let ptx = match ptx.is_empty() {
+        true => None,
+        false => Some(Steps::new(ptx, ptx_options(recipe, stage))?),
+    };
+    Ok(StageData { steps, records, eval, ptx, template, notes, train_facts, eval_facts, ptx_facts })
 }
 
 struct Loader<'a> {
@@ -143,7 +164,12 @@ struct Loader<'a> {
 }
 
 impl Loader<'_> {
-    fn tokenise(&mut self, source: &Source, rows: &SourceRows) -> Result<(TokenisedSource, SourceFacts)> {
+    fn tokenise(
+        &mut self,
+        source: &Source,
+        rows: &SourceRows,
+        kind: RowKind,
+    ) -> Result<(TokenisedSource, SourceFacts)> {
         let (has_prompt, is_conversation) = rows.records.first().map_or((false, false), kind_of);
         let options = TokeniseOptions {
             tokenizer: self.tokenizer,
@@ -155,7 +181,6 @@ impl Loader<'_> {
             truncation: self.stage.data.truncation,
             stage: &self.stage.r#type,
         };
-        let kind = self.stage.stage_type().rows;
         let tokenised = match kind {
             RowKind::Text => tokenise(rows, &options, self.surroundings)?,
             _ => {
@@ -233,6 +258,17 @@ fn step_options(recipe: &Recipe, stage: &StageSection) -> StepOptions {
         tokens_per_micro_batch: stage.train.tokens_per_micro_batch as usize,
         shuffle: stage.data.shuffle,
         seed: recipe.seed,
+    }
+}
+
+/// Text beside the samples: a number of rows in every step.
+fn ptx_options(recipe: &Recipe, stage: &StageSection) -> StepOptions {
+    let sources = stage.ppo.ptx.iter().flatten();
+    StepOptions {
+        blend: Blend::Repeats(sources.map(|source| source.repeats.unwrap_or(1.0)).collect()),
+        packing: Packing::Bfd,
+        step_size: StepSize::Rows(stage.ppo.ptx_rows_per_step as usize),
+        ..step_options(recipe, stage)
     }
 }
 

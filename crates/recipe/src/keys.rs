@@ -119,6 +119,16 @@ choice! {
 }
 
 choice! {
+    /// How the divergence of a token is estimated for its reward, with r = log p_ref - log p.
+    RewardKl {
+        /// -r: without bias.
+        K1 = "k1",
+        /// e^r - r - 1: never negative, with less spread.
+        K3 = "k3",
+    }
+}
+
+choice! {
     /// What alarms may do.
     AlarmMode {
         /// Nothing is watched.
@@ -297,6 +307,8 @@ section! {
         schedule: ScheduleSection;
         rollout: RolloutSection;
         reward: Vec<RewardSection>;
+        ppo: PpoSection;
+        online: OnlineSection;
         eval: EvalSection;
     }
 }
@@ -305,7 +317,7 @@ section! {
     /// How replies are sampled and rewards become advantages, for stages that learn from samples (grpo and its kin).
     RolloutSection at "stage.rollout" as "[stage.rollout]"
     keys {
-        n: u64, Int { min: 1, max: 4096 }, Value("8"), "4",
+        n: Option<u64>, Int { min: 1, max: 4096 }, Derived { rule: "1 for ppo, 2 for online_dpo, xpo and nash_md, otherwise 8", example: "8" }, "4",
             "Samples of each prompt: the group. (TRL: num_generations.)";
         max_new_tokens: u64, Int { min: 1, max: 1_000_000 }, Value("256"), "64",
             "Most tokens of a sample. (TRL: max_completion_length, 512.)";
@@ -319,8 +331,8 @@ section! {
             "Sample only tokens at least this share as probable as the most probable one.";
         mini_batches: u64, Int { min: 1, max: 4096 }, Value("1"), "2",
             "Optimiser steps in which the samples of one round are used, each on a part of the groups.";
-        passes: u64, Int { min: 1, max: 64 }, Value("1"), "2",
-            "How often all samples are gone through before new ones are drawn. (TRL: num_iterations.)";
+        passes: Option<u64>, Int { min: 1, max: 64 }, Derived { rule: "4 for ppo, otherwise 1", example: "1" }, "2",
+            "How often all samples are gone through before new ones are drawn. (TRL: num_iterations; for PPO, num_ppo_epochs.)";
         baseline: Option<Baseline>, Choice(Baseline::NAMES), Derived { rule: "`leave_one_out` for rloo, `batch` for reinforce_pp, otherwise `group`", example: "\"group\"" }, "\"batch\"",
             "What is taken off a reward.";
         scale_rewards: Option<ScaleRewards>, Choice(ScaleRewards::NAMES), Derived { rule: "`none` for dr_grpo and rloo, `batch` for reinforce_pp, otherwise `group`", example: "\"group\"" }, "\"none\"",
@@ -333,6 +345,8 @@ section! {
             "What the divergence from the reference policy, summed over a sample, costs of its reward. (The objective's `beta` puts it into the loss instead.)";
         mask_truncated: bool, Bool, Value("false"), "true",
             "Whether samples cut at `max_new_tokens` are left out of the loss. (TRL: mask_truncated_completions.)";
+        missing_eos_penalty: f64, Float { min: 0.0, max: 1e6 }, Value("0.0"), "1.0",
+            "Taken off the reward of a sample that did not end by itself. (TRL: none.)";
         overlong_cache: u64, Int { min: 0, max: 1_000_000 }, Value("0"), "16",
             "Tokens before `max_new_tokens` from which on length is punished, softly (DAPO); 0 punishes nothing.";
         sampling_rounds: Option<u64>, Int { min: 1, max: 100 }, Derived { rule: "10 for dapo, otherwise 1", example: "1" }, "3",
@@ -341,6 +355,46 @@ section! {
             "Whether prompts are drawn by measured difficulty: those of which some samples succeed and some fail come more often.";
         alarms: AlarmMode, Choice(AlarmMode::NAMES), Value("\"act\""), "\"warn\"",
             "What alarms may do: entropy collapse, divergence from the reference, length drift, groups without signal, a hidden reward that falls, one phrase that takes over.";
+    }
+    sections { }
+}
+
+section! {
+    /// How rewards become advantages of tokens, for ppo. The value loss's options belong to the objective.
+    PpoSection at "stage.ppo" as "[stage.ppo]"
+    keys {
+        kl_coef: f64, Float { min: 0.0, max: 1e6 }, Value("0.05"), "0.1",
+            "What a token's divergence from the reference policy costs of its reward; the first value, with `kl_target`.";
+        kl_target: Option<f64>, Float { min: 1e-9, max: 1e9 }, Derived { rule: "none: `kl_coef` stays as it is", example: "6.0" }, "3.0",
+            "The divergence, summed over a sample, that `kl_coef` is moved to reach (Ziegler et al. 2019).";
+        kl_horizon: f64, Float { min: 1.0, max: 1e12 }, Value("10000.0"), "500.0",
+            "With `kl_target`: over how many samples a divergence twice the target would double `kl_coef`, were errors not limited to a fifth.";
+        kl_estimator: RewardKl, Choice(RewardKl::NAMES), Value("\"k1\""), "\"k3\"",
+            "How the divergence of a token is estimated.";
+        gamma: f64, Float { min: 0.0, max: 1.0 }, Value("1.0"), "0.99",
+            "Discount of later rewards.";
+        lam: f64, Float { min: 0.0, max: 1.0 }, Value("0.95"), "1.0",
+            "How far generalised advantage estimation trusts rewards rather than values: 0 looks one token ahead, 1 to the end.";
+        whiten_rewards: bool, Bool, Value("false"), "true",
+            "Whether the rewards of a round are divided by their deviation.";
+        whiten_advantages: bool, Bool, Value("true"), "false",
+            "Whether the advantages of a round are standardised. (TRL always does.)";
+        ptx: Option<Vec<Source>>, Sources, Derived { rule: "none", example: "[\"data/text.jsonl\"]" }, "[\"generated:raw?chars=4000&seed=9\"]",
+            "Sources of text whose cross-entropy is added to every step, with the objective's `ptx_coef`, so that the policy does not forget it (PPO-ptx).";
+        ptx_rows_per_step: u64, Int { min: 1, max: 1_000_000 }, Value("8"), "4",
+            "Rows of `ptx` in every optimiser step.";
+    }
+    sections { }
+}
+
+section! {
+    /// What sets the online methods apart: online_dpo, xpo, nash_md, rejection.
+    OnlineSection at "stage.online" as "[stage.online]"
+    keys {
+        mixture_coef: f64, RATIO, Value("0.5"), "0.25",
+            "nash_md: the reference policy's share in the geometric mixture that the policy plays against.";
+        min_reward: Option<f64>, Float { min: -1e9, max: 1e9 }, Derived { rule: "none: every group's best sample trains", example: "1.0" }, "0.5",
+            "rejection: the least reward of a sample that trains.";
     }
     sections { }
 }
@@ -575,6 +629,8 @@ pub const SECTIONS: &[SectionDoc] = &[
     ScheduleSection::DOC,
     RolloutSection::DOC,
     RewardSection::DOC,
+    PpoSection::DOC,
+    OnlineSection::DOC,
     EvalSection::DOC,
 ];
 
@@ -621,6 +677,10 @@ pub(crate) const TRL_NAMES: &[(&str, &str)] = &[
     ("num_generations", "stage.rollout.n"),
     ("max_completion_length", "stage.rollout.max_new_tokens"),
     ("num_iterations", "stage.rollout.passes"),
+    ("num_ppo_epochs", "stage.rollout.passes"),
+    ("num_mini_batches", "stage.rollout.mini_batches"),
+    ("response_length", "stage.rollout.max_new_tokens"),
+    ("cliprange", "stage.objective.epsilon"),
     ("steps_per_generation", "stage.rollout.mini_batches"),
     ("mask_truncated_completions", "stage.rollout.mask_truncated"),
     ("multi_objective_aggregation", "stage.rollout.aggregation"),

@@ -25,18 +25,18 @@ mod tree;
 
 pub use keys::{
     AlarmMode, Architecture, Baseline, DataSection, DecayShape, Dtype, EvalSection, FileFormat, LoraInit,
-    LoraSection, Mask, Method, ModelSection, NewModelSection, ObjectiveSection, OptimizerSection, Packing,
-    QuantSection, QuantType, Recipe, Recompute, RewardAggregation, RewardSection, RolloutSection, SECTIONS,
-    ScaleRewards, ScheduleSection, ScheduleType, Source, StageSection, StoppingStrategy, TrainSection,
-    Truncation,
+    LoraSection, Mask, Method, ModelSection, NewModelSection, ObjectiveSection, OnlineSection,
+    OptimizerSection, Packing, PpoSection, QuantSection, QuantType, Recipe, Recompute, RewardAggregation,
+    RewardKl, RewardSection, RolloutSection, SECTIONS, ScaleRewards, ScheduleSection, ScheduleType, Source,
+    StageSection, StoppingStrategy, TrainSection, Truncation,
 };
 pub use plan::{
     MemoryPart, Mixture, Plan, PlannedComponent, PlannedData, PlannedEval, PlannedFile, PlannedLora,
-    PlannedModel, PlannedNewModel, PlannedQuantization, PlannedReward, PlannedRollout, PlannedSchedule,
-    PlannedSource, PlannedStage, PlannedTemplate, PlannedTrain, StepSize,
+    PlannedModel, PlannedNewModel, PlannedOnline, PlannedPpo, PlannedQuantization, PlannedReward,
+    PlannedRollout, PlannedSchedule, PlannedSource, PlannedStage, PlannedTemplate, PlannedTrain, StepSize,
 };
 pub use problem::{Location, Problem, RecipeError, RecipeErrors};
 pub use reference::{documented_keys, recipe_reference_markdown};
 pub use resolve::{Facts, PlanError, SourceFacts, StageFacts, TASK_REWARD, default_intermediate_size};
 pub use schema::{Catalogue, Component, ComponentKind, Fallback, KeyDoc, Kind, Params, SectionDoc};
-pub use stage_types::{RolloutDefaults, RowKind, STAGE_TYPE_NAMES, STAGE_TYPES, StageType};
+pub use stage_types::{Credit, RolloutDefaults, RowKind, STAGE_TYPE_NAMES, STAGE_TYPES, StageType};

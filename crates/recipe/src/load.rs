@@ -3,6 +3,7 @@
 use crate::keys::{Method, Recipe, ScheduleType, StageSection};
 use crate::problem::{Location, RecipeError, RecipeErrors};
 use crate::schema::{Catalogue, FromTable, Reader};
+use crate::stage_types::Credit;
 use crate::tree::{self, Node, NodeValue};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -144,7 +145,17 @@ impl Checks<'_, '_> {
         let not_qlora = method != Method::Qlora.as_str();
         let kind = text("type").unwrap_or_default();
         let from_data = crate::StageType::named(&kind).is_some_and(|kind| kind.rollout.is_none());
+        let credit = crate::StageType::named(&kind).and_then(|kind| Some(kind.rollout?.credit));
+        let is_kind = |credits: &[Credit]| credit.is_some_and(|credit| credits.contains(&credit));
         for (key, useless, because) in [
+            ("ppo", !is_kind(&[Credit::Values]), written("type", &kind)),
+            ("online.mixture_coef", !is_kind(&[Credit::Mixture]), written("type", &kind)),
+            ("online.min_reward", !is_kind(&[Credit::Best]), written("type", &kind)),
+            (
+                "rollout.reward_kl",
+                is_kind(&[Credit::Values]),
+                "`[stage.ppo]`, whose `kl_coef` says it".to_owned(),
+            ),
             ("rollout", from_data, written("type", &kind)),
             ("reward", from_data, written("type", &kind)),
             ("lora", full, written("train.method", &method)),

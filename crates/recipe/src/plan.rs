@@ -2,7 +2,8 @@
 
 use crate::keys::{
     AlarmMode, Architecture, Baseline, DecayShape, Dtype, FileFormat, LoraInit, Mask, Method, Packing,
-    QuantType, Recompute, RewardAggregation, ScaleRewards, ScheduleType, StoppingStrategy, Truncation,
+    QuantType, Recompute, RewardAggregation, RewardKl, ScaleRewards, ScheduleType, StoppingStrategy,
+    Truncation,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -111,6 +112,10 @@ pub struct PlannedStage {
     pub rollout: Option<PlannedRollout>,
     /// What replies are judged by.
     pub rewards: Vec<PlannedReward>,
+    /// How rewards become advantages of tokens; `None` where there is no value head.
+    pub ppo: Option<PlannedPpo>,
+    /// What sets an online method apart; `None` for other stages.
+    pub online: Option<PlannedOnline>,
     /// Accuracy on generated tasks; no tasks, no measurement.
     pub eval: PlannedEval,
     /// Peak memory, part by part.
@@ -320,10 +325,38 @@ pub struct PlannedRollout {
     pub normalize_advantages: bool,
     pub reward_kl: f64,
     pub mask_truncated: bool,
+    pub missing_eos_penalty: f64,
     pub overlong_cache: u64,
     pub sampling_rounds: u64,
     pub curriculum: bool,
     pub alarms: AlarmMode,
+}
+
+/// How rewards become advantages of tokens.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs, reason = "documented in keys.rs, under the same names")]
+pub struct PlannedPpo {
+    pub kl_coef: f64,
+    pub kl_target: Option<f64>,
+    pub kl_horizon: f64,
+    pub kl_estimator: RewardKl,
+    pub gamma: f64,
+    pub lam: f64,
+    pub whiten_rewards: bool,
+    pub whiten_advantages: bool,
+    /// Text beside the samples.
+    pub ptx: Vec<PlannedSource>,
+    pub ptx_rows_per_step: u64,
+}
+
+/// What sets an online method apart.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs, reason = "documented in keys.rs, under the same names")]
+pub struct PlannedOnline {
+    pub mixture_coef: f64,
+    pub min_reward: Option<f64>,
 }
 
 /// What replies are judged by.

@@ -5,10 +5,10 @@ use crate::keys::{
 };
 use crate::plan::{
     MemoryPart, Mixture, Plan, PlannedComponent, PlannedData, PlannedEval, PlannedFile, PlannedLora,
-    PlannedModel, PlannedNewModel, PlannedQuantization, PlannedReward, PlannedRollout, PlannedSchedule,
-    PlannedSource, PlannedStage, PlannedTemplate, PlannedTrain, StepSize,
+    PlannedModel, PlannedNewModel, PlannedOnline, PlannedPpo, PlannedQuantization, PlannedReward,
+    PlannedRollout, PlannedSchedule, PlannedSource, PlannedStage, PlannedTemplate, PlannedTrain, StepSize,
 };
-use crate::stage_types::StageType;
+use crate::stage_types::{Credit, StageType};
 use serde_json::Value;
 
 /// The verifier that asks a generated problem's own check.
@@ -40,6 +40,8 @@ pub struct StageFacts {
     pub train: Vec<SourceFacts>,
     /// One for each held-out source.
     pub eval: Vec<SourceFacts>,
+    /// One for each source of text beside the samples (PPO-ptx).
+    pub ptx: Vec<SourceFacts>,
     /// Optimiser steps of one pass, as the batches were really formed.
     pub steps_per_epoch: u64,
     /// Tokens of one pass.
@@ -201,6 +203,11 @@ impl StageSection {
         }
     }
 
+    /// What judged samples are turned into; `None` for a stage that learns from data.
+    pub fn credit(&self) -> Option<Credit> {
+        self.stage_type().rollout.map(|rollout| rollout.credit)
+    }
+
     /// How replies are sampled, every option decided; `None` for a stage that learns from data.
     pub fn planned_rollout(&self) -> Option<PlannedRollout> {
         plan_rollout(self)
@@ -322,6 +329,8 @@ fn plan_stage(number: u32, stage: &StageSection, facts: &StageFacts) -> Result<P
         schedule,
         rollout: plan_rollout(stage),
         rewards: stage.planned_rewards(),
+        ppo: plan_ppo(stage, facts),
+        online: plan_online(stage),
         eval: PlannedEval {
             tasks: stage.eval_tasks(),
             n: stage.eval.n,
@@ -337,24 +346,49 @@ fn plan_stage(number: u32, stage: &StageSection, facts: &StageFacts) -> Result<P
 fn plan_rollout(stage: &StageSection) -> Option<PlannedRollout> {
     let (defaults, rollout) = (stage.stage_type().rollout?, &stage.rollout);
     Some(PlannedRollout {
-        n: rollout.n,
+        n: rollout.n.unwrap_or(defaults.n),
         max_new_tokens: rollout.max_new_tokens,
         temperature: rollout.temperature,
         top_k: rollout.top_k,
         top_p: rollout.top_p,
         min_p: rollout.min_p,
         mini_batches: rollout.mini_batches,
-        passes: rollout.passes,
+        passes: rollout.passes.unwrap_or(defaults.passes),
         baseline: rollout.baseline.unwrap_or(defaults.baseline),
         scale_rewards: rollout.scale_rewards.unwrap_or(defaults.scale_rewards),
         aggregation: rollout.aggregation,
         normalize_advantages: rollout.normalize_advantages,
         reward_kl: rollout.reward_kl.unwrap_or(defaults.reward_kl),
         mask_truncated: rollout.mask_truncated,
+        missing_eos_penalty: rollout.missing_eos_penalty,
         overlong_cache: rollout.overlong_cache,
         sampling_rounds: rollout.sampling_rounds.unwrap_or(defaults.sampling_rounds),
         curriculum: rollout.curriculum,
         alarms: rollout.alarms,
+    })
+}
+
+fn plan_ppo(stage: &StageSection, facts: &StageFacts) -> Option<PlannedPpo> {
+    let ppo = &stage.ppo;
+    (stage.credit() == Some(Credit::Values)).then(|| PlannedPpo {
+        kl_coef: ppo.kl_coef,
+        kl_target: ppo.kl_target,
+        kl_horizon: ppo.kl_horizon,
+        kl_estimator: ppo.kl_estimator,
+        gamma: ppo.gamma,
+        lam: ppo.lam,
+        whiten_rewards: ppo.whiten_rewards,
+        whiten_advantages: ppo.whiten_advantages,
+        ptx: plan_sources(stage, ppo.ptx.as_deref().unwrap_or_default(), &facts.ptx),
+        ptx_rows_per_step: ppo.ptx_rows_per_step,
+    })
+}
+
+fn plan_online(stage: &StageSection) -> Option<PlannedOnline> {
+    let is_online = stage.credit().is_some_and(|c| !matches!(c, Credit::Advantages | Credit::Values));
+    is_online.then_some(PlannedOnline {
+        mixture_coef: stage.online.mixture_coef,
+        min_reward: stage.online.min_reward,
     })
 }
 

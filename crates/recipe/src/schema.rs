@@ -117,8 +117,12 @@ impl KeyDoc {
             }
             "stage.data.stopping_strategy" => &["data.train.0.weight=1"],
             path if path.starts_with("stage.lora.") => &["train.method=lora"],
+            "stage.ppo.kl_horizon" => &["type=ppo", "ppo.kl_target=6"],
+            "stage.online.mixture_coef" => &["type=nash_md"],
+            "stage.online.min_reward" => &["type=rejection"],
+            path if path.starts_with("stage.ppo.") => &["type=ppo"],
             path if path.starts_with("stage.rollout.") => &["type=grpo"],
-            path if path.starts_with("stage.reward.") => &["type=grpo"],
+            path if path.starts_with("stage.reward.") => &["type=grpo", "reward.0.type=math"],
             _ => &[],
         };
         needed.iter().map(|set| format!("stage.{stage}.{set}")).collect()

@@ -45,9 +45,32 @@ pub struct StageType {
     pub rollout: Option<RolloutDefaults>,
 }
 
+/// What the judged samples of a prompt are turned into.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Credit {
+    /// An advantage of each sample, by comparison with its group.
+    Advantages,
+    /// Advantages of tokens, by a value head (PPO).
+    Values,
+    /// A pair: the best and the worst.
+    Pair,
+    /// A pair: one of the policy and one of the reference policy (XPO).
+    ReferencePair,
+    /// The probability that the policy beats a mixture of itself and the reference (Nash-MD).
+    Mixture,
+    /// The best, to imitate (rejection sampling).
+    Best,
+}
+
 /// What a type of stage decides about samples when the recipe does not.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct RolloutDefaults {
+    /// What judged samples are turned into.
+    pub credit: Credit,
+    /// Default `rollout.n`.
+    pub n: u64,
+    /// Default `rollout.passes`.
+    pub passes: u64,
     /// Default `rollout.baseline`.
     pub baseline: Baseline,
     /// Default `rollout.scale_rewards`.
@@ -155,7 +178,59 @@ pub const STAGE_TYPES: &[StageType] = &[
         "samples and verifiers: REINFORCE++, advantages standardised over the step",
         RolloutDefaults { baseline: Baseline::Batch, scale_rewards: ScaleRewards::Batch, ..GROUPED },
     ),
+    StageType {
+        learning_rate_full: 3e-6,
+        learning_rate_adapter: 3e-5,
+        ..sampling(
+            "ppo",
+            "samples and verifiers: proximal policy optimisation with a value head, the divergence in the reward",
+            RolloutDefaults { credit: Credit::Values, n: 1, passes: 4, ..GROUPED },
+        )
+    },
+    comparing(
+        "online_dpo",
+        "dpo",
+        "two samples and verifiers: direct preference optimisation of the better against the worse",
+        Credit::Pair,
+    ),
+    comparing(
+        "xpo",
+        "xpo",
+        "a sample of the policy, one of its reference, and verifiers: exploratory preference optimisation",
+        Credit::ReferencePair,
+    ),
+    comparing(
+        "nash_md",
+        "nash_md",
+        "a sample of the policy, one of its mixture with the reference, and verifiers: Nash mirror descent",
+        Credit::Mixture,
+    ),
+    StageType {
+        objective: "cross_entropy",
+        learning_rate_full: 2e-5,
+        learning_rate_adapter: 2e-4,
+        ..sampling(
+            "rejection",
+            "samples and verifiers: the best of each group is imitated (rejection sampling, best-of-n)",
+            RolloutDefaults { credit: Credit::Best, ..GROUPED },
+        )
+    },
 ];
+
+/// A stage that compares two samples of each prompt. The learning rate is that of TRL's online methods.
+const fn comparing(
+    name: &'static str,
+    objective: &'static str,
+    doc: &'static str,
+    credit: Credit,
+) -> StageType {
+    StageType {
+        objective,
+        learning_rate_full: 5e-7,
+        learning_rate_adapter: 5e-6,
+        ..sampling(name, doc, RolloutDefaults { credit, n: 2, ..GROUPED })
+    }
+}
 
 /// A stage that learns from comparisons; the objective has the stage's name. The learning rate is TRL's.
 const fn aligning(name: &'static str, doc: &'static str, rows: RowKind) -> StageType {
@@ -180,6 +255,9 @@ const fn sampling(name: &'static str, doc: &'static str, rollout: RolloutDefault
 
 /// Compared with its group, in units of the group's spread.
 const GROUPED: RolloutDefaults = RolloutDefaults {
+    credit: Credit::Advantages,
+    n: 8,
+    passes: 1,
     baseline: Baseline::Group,
     scale_rewards: ScaleRewards::Group,
     reward_kl: 0.0,

@@ -1,6 +1,6 @@
 //! A plan as aligned text, for people.
 
-use crate::plan::{Mixture, Plan, PlannedSource, PlannedStage, StepSize};
+use crate::plan::{Mixture, Plan, PlannedReward, PlannedRollout, PlannedSource, PlannedStage, StepSize};
 
 /// Rows of (key, value) under a heading.
 struct Block {
@@ -81,6 +81,12 @@ fn stage_block(stage: &PlannedStage) -> Block {
     };
     block.row("steps", format!("{} of {step}, {} epochs", count(stage.steps), round(stage.train.epochs)));
     block.row("tokens", count(stage.tokens));
+    if let Some(rollout) = &stage.rollout {
+        rollout_rows(&mut block, rollout);
+    }
+    for reward in &stage.rewards {
+        block.row("reward", reward_line(reward));
+    }
     for (i, source) in stage.data.train.iter().enumerate() {
         block.row("train data", format!("{}{}", source_line(source), mixed(&stage.data.mixture, i)));
     }
@@ -102,6 +108,85 @@ fn stage_block(stage: &PlannedStage) -> Block {
     block.row("memory: total", bytes(stage.memory.iter().map(|part| part.bytes).sum()));
     block.row("expected time", seconds(stage.expected_seconds));
     block
+}
+
+fn rollout_rows(block: &mut Block, rollout: &PlannedRollout) {
+    let mut samples = format!(
+        "{} of each prompt, at most {} tokens, temperature {}",
+        count(rollout.n),
+        count(rollout.max_new_tokens),
+        round(rollout.temperature)
+    );
+    for (name, value, off) in
+        [("top_k", rollout.top_k as f64, 0.0), ("top_p", rollout.top_p, 1.0), ("min_p", rollout.min_p, 0.0)]
+    {
+        if value != off {
+            samples += &format!(", {name} {}", round(value));
+        }
+    }
+    block.row("samples", samples);
+    let steps = rollout.mini_batches * rollout.passes;
+    let mut used = match steps {
+        1 => "once, in one step".to_owned(),
+        _ => format!(
+            "in {} steps: {} of {} part(s)",
+            count(steps),
+            counted_passes(rollout.passes),
+            count(rollout.mini_batches)
+        ),
+    };
+    if rollout.sampling_rounds > 1 {
+        used += &format!(
+            "; groups without signal are sampled again, up to {} times in all",
+            count(rollout.sampling_rounds)
+        );
+    }
+    if rollout.curriculum {
+        used += "; prompts drawn by difficulty";
+    }
+    if rollout.mask_truncated {
+        used += "; truncated ones masked";
+    }
+    block.row("samples used", used);
+    let mut advantages = format!(
+        "reward less {}, over the deviation of {}, {}",
+        rollout.baseline.as_str(),
+        rollout.scale_rewards.as_str(),
+        rollout.aggregation.as_str()
+    );
+    if rollout.normalize_advantages {
+        advantages += ", standardised over the round";
+    }
+    if rollout.reward_kl > 0.0 {
+        advantages += &format!(", divergence costs {}", round(rollout.reward_kl));
+    }
+    if rollout.overlong_cache > 0 {
+        advantages += &format!(", the last {} tokens punished", count(rollout.overlong_cache));
+    }
+    block.row("advantages", advantages);
+    block.row("alarms", rollout.alarms.as_str());
+}
+
+fn counted_passes(passes: u64) -> String {
+    if passes == 1 { "1 pass".to_owned() } else { format!("{} passes", count(passes)) }
+}
+
+fn reward_line(reward: &PlannedReward) -> String {
+    let mut line = component(&reward.r#type, &reward.params);
+    if reward.name != reward.r#type {
+        line = format!("{}: {line}", reward.name);
+    }
+    line += &format!(", weight {}", round(reward.weight));
+    if let Some(gate) = reward.gate {
+        line += &format!(", gate {}", round(gate));
+    }
+    if let Some(gold) = &reward.gold {
+        line += &format!(", right answers in `{gold}`");
+    }
+    if reward.hidden {
+        line += ", only watched";
+    }
+    line
 }
 
 fn learning_rate(stage: &PlannedStage) -> String {

@@ -29,6 +29,28 @@ pub struct NamedVerdict {
     pub verdict: Verdict,
 }
 
+/// What a critic makes of a sample, token by token: kept because the values are those of weights that are gone afterwards.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct TokenCredit {
+    /// Values of the states in which each token was chosen.
+    pub values: Vec<f32>,
+    /// Advantages.
+    pub advantages: Vec<f32>,
+    /// What the values should be.
+    pub returns: Vec<f32>,
+}
+
+impl TokenCredit {
+    /// Whether there is no critic.
+    pub fn is_empty(&self) -> bool {
+        self.values.is_empty()
+    }
+
+    fn arrays(&self) -> [(&[f32], &'static str); 3] {
+        [(&self.values, "values"), (&self.advantages, "advantages"), (&self.returns, "returns")]
+    }
+}
+
 /// One sample.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct RolloutRecord {
@@ -52,6 +74,10 @@ pub struct RolloutRecord {
     pub text: String,
     /// `[completion_ids]`: log-probabilities as sampled.
     pub logprobs: Vec<f32>,
+    /// `[completion_ids]`: log-probabilities under the distribution that was sampled from, where it was filtered (top-k, top-p,
+    /// min-p); empty where they are `logprobs`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sampler_logprobs: Vec<f32>,
     /// `[completion_ids]`: loss weights, where not every token was sampled (tool results); empty if all are 1.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub weights: Vec<f32>,
@@ -61,6 +87,9 @@ pub struct RolloutRecord {
     pub reward: Option<f64>,
     /// The advantage it trained with.
     pub advantage: f32,
+    /// `[completion_ids]`: values, advantages and returns of each token, where there is a critic; otherwise empty.
+    #[serde(default, skip_serializing_if = "TokenCredit::is_empty")]
+    pub tokens: TokenCredit,
     /// Why it ended: `stop`, `length`, ...
     pub finish_reason: String,
 }
@@ -72,10 +101,22 @@ impl RolloutRecord {
         if self.logprobs.len() != n {
             return Err(format!("it has {n} tokens and {} log-probabilities", self.logprobs.len()));
         }
-        if !self.weights.is_empty() && self.weights.len() != n {
-            return Err(format!("it has {n} tokens and {} weights", self.weights.len()));
+        for (values, what) in
+            [(&self.weights, "weights"), (&self.sampler_logprobs, "sampler's log-probabilities")]
+        {
+            if !values.is_empty() && values.len() != n {
+                return Err(format!("it has {n} tokens and {} {what}", values.len()));
+            }
         }
-        let numbers = self.logprobs.iter().chain(&self.weights).chain([&self.advantage]);
+        let numbers = self.logprobs.iter().chain(&self.sampler_logprobs).chain(&self.weights);
+        let n_values = self.tokens.values.len();
+        for (array, what) in self.tokens.arrays() {
+            if array.len() != n_values || (n_values != 0 && n_values != n) {
+                return Err(format!("it has {n} tokens and {} {what}", array.len()));
+            }
+        }
+        let credit = self.tokens.arrays().into_iter().flat_map(|(array, _)| array);
+        let numbers = numbers.chain([&self.advantage]).chain(credit);
         match numbers.copied().map(f64::from).chain(self.reward).find(|value| !value.is_finite()) {
             Some(value) => Err(format!("a log-probability, weight, reward or advantage is {value}")),
             None => Ok(()),
@@ -160,6 +201,23 @@ impl RolloutsFolder {
         self.paths(step).iter().find(|path| path.exists()).map(|path| read_file(path)).transpose()
     }
 
+    /// Moves the files of steps after `last`, or all of them, into the folder `undone`: what led to an alarm can still be looked at,
+    /// and is no longer among what the model learned from.
+    ///
+    /// # Errors
+    /// [`RlError::Io`].
+    pub fn set_aside_after(&self, last: Option<u64>) -> Result<(), RlError> {
+        let undone = self.dir.join("undone");
+        fs::create_dir_all(&undone).map_err(io_error("make", &undone))?;
+        for step in self.steps()?.into_iter().filter(|step| last.is_none_or(|last| *step > last)) {
+            for path in self.paths(step).iter().filter(|path| path.exists()) {
+                let name = path.file_name().expect("files have names");
+                fs::rename(path, undone.join(name)).map_err(io_error("move", path))?;
+            }
+        }
+        Ok(())
+    }
+
     /// Removes the files of steps after `last`, or all of them, and what an interrupted writer left.
     ///
     /// # Errors
@@ -228,6 +286,7 @@ mod tests {
             completion_ids: (0..n as u32).collect(),
             text: "2\u{0}😀".to_owned(),
             logprobs,
+            sampler_logprobs: Vec::new(),
             weights: vec![1.0; n],
             verdicts: vec![
                 NamedVerdict { name: "math".to_owned(), verdict: Verdict::pass("2 is 2") },
@@ -235,6 +294,7 @@ mod tests {
             ],
             reward: Some(0.1 + 0.2),
             advantage: -1.234_567_8,
+            tokens: TokenCredit::default(),
             finish_reason: "stop".to_owned(),
         }
     }

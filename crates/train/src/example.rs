@@ -42,6 +42,8 @@ pub struct Reply {
     pub weight: f32,
     /// Whether it was cut at the token limit.
     pub is_truncated: bool,
+    /// Whether the reference policy wrote it.
+    pub is_reference_sample: bool,
     /// What is known of each token beforehand.
     pub known: Known,
     /// Tokens the score head reads.
@@ -58,6 +60,7 @@ impl Default for Reply {
             label: 1.0,
             weight: 1.0,
             is_truncated: false,
+            is_reference_sample: false,
             known: Known::default(),
             scored: Vec::new(),
         }
@@ -284,7 +287,7 @@ impl Predictions {
             label: reply.label,
             weight: reply.weight,
             is_truncated: reply.is_truncated,
-            ..Completion::default()
+            is_reference_sample: reply.is_reference_sample,
         });
     }
 

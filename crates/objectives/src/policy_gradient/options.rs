@@ -65,6 +65,8 @@ pub struct PolicyGradientConfig {
     pub vf_coef: f64,
     /// How far a value may move before its loss is clipped (`ppo`).
     pub cliprange_value: f64,
+    /// Coefficient of the cross-entropy of text beside the samples (`ppo`).
+    pub ptx_coef: f64,
 }
 
 impl Default for PolicyGradientConfig {
@@ -97,6 +99,7 @@ impl Default for PolicyGradientConfig {
             vespo_lambda_neg: 2.0,
             vf_coef: 0.1,
             cliprange_value: 0.2,
+            ptx_coef: 1.0,
         }
     }
 }
@@ -127,6 +130,7 @@ impl PolicyGradientConfig {
             ("max_completion_length", f64::from(self.max_completion_length), 1.0),
             ("vf_coef", self.vf_coef, 0.0),
             ("cliprange_value", self.cliprange_value, 0.0),
+            ("ptx_coef", self.ptx_coef, 0.0),
         ];
         // `!(a >= b)` refuses NaN too.
         if let Some((option, value, least)) =
@@ -247,6 +251,13 @@ pub(crate) const VALUE: [OptionInfo; 2] = [
         "how far a value may move from its old one before its loss is clipped",
     ),
 ];
+
+pub(crate) const PTX_COEF: OptionInfo = option(
+    "ptx_coef",
+    NUMBER,
+    "1.0",
+    "coefficient of the cross-entropy of plain text beside the samples (PPO-ptx), a mean over its tokens",
+);
 
 /// What every entry has.
 pub(crate) const COMMON: [OptionInfo; 14] = [

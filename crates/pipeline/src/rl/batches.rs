@@ -1,6 +1,10 @@
 //! Groups as micro-batches: a prompt is computed once for as many of its replies as fit.
 
-use pt_train::{Example, MicroBatch, Reply};
+use pt_objectives::CompletionKind;
+use pt_train::{Example, Known, MicroBatch, Reply};
+
+use crate::error::Result;
+use crate::steps::Steps;
 
 /// A prompt with its replies, cut where they do not fit `max_tokens`: the prompt is then repeated. A reply that does not fit beside
 /// its prompt is alone with it.
@@ -32,6 +36,26 @@ pub(crate) fn pack_groups(examples: Vec<Example>, max_tokens: usize) -> Vec<Micr
         batches.last_mut().expect("just made").push(example);
     }
     batches.into_iter().map(MicroBatch::new).collect()
+}
+
+/// Texts that train beside the samples: each a gold reply to its first token.
+///
+/// # Errors
+/// If a cache file can no longer be read.
+pub(crate) fn texts_beside(texts: &mut Steps, step_idx: u64) -> Result<Vec<MicroBatch>> {
+    let as_replies = |batch: MicroBatch| MicroBatch::new(batch.examples().iter().map(as_reply).collect());
+    Ok(texts.micro_batches(step_idx)?.into_iter().map(as_replies).collect())
+}
+
+fn as_reply(text: &Example) -> Example {
+    let (first, rest) = text.token_ids.split_at(1);
+    // Nothing reads these, but a micro-batch knows a thing of all its tokens or of none.
+    let zeros = || vec![0.0; rest.len()];
+    let known =
+        Known { reference_logp: zeros(), old_logp: zeros(), sampler_logp: zeros(), advantages: zeros() };
+    let (token_ids, weights) = (rest.to_vec(), text.weights[1..].to_vec());
+    let reply = Reply { token_ids, weights, kind: CompletionKind::Gold, known, ..Reply::default() };
+    Example::prompt(first.to_vec(), vec![reply], text.key, text.origin.clone())
 }
 
 #[cfg(test)]

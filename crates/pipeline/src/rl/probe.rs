@@ -3,11 +3,13 @@
 use std::time::Instant;
 
 use pt_models::Model;
+use pt_objectives::CompletionKind;
 use pt_recipe::PlannedRollout;
+use pt_rl::{RolloutRecord, TokenCredit};
 use pt_train::{Example, Known, MicroBatch, Reply};
 
 use super::sampler::Sampler;
-use super::{group_examples, pack_groups};
+use super::{Credit, group_examples, pack_groups, texts_beside};
 use crate::error::Result;
 use crate::probe::ProbeSteps;
 use crate::steps::Steps;
@@ -20,6 +22,9 @@ const MEASURED_PROMPTS: usize = 8;
 /// Rounds whose replies all reach the token limit.
 pub(crate) struct LongestRounds<'s> {
     pub(crate) prompts: &'s mut Steps,
+    /// Text that trains beside the samples.
+    pub(crate) ptx: Option<&'s mut Steps>,
+    pub(crate) credit: &'s dyn Credit,
     pub(crate) rollout: PlannedRollout,
     pub(crate) tokens_per_micro_batch: usize,
     pub(crate) needs_reference: bool,
@@ -41,7 +46,21 @@ impl LongestRounds<'_> {
             },
             ..Reply::default()
         };
-        group_examples(prompt, vec![reply; self.rollout.n as usize], self.tokens_per_micro_batch)
+        // Rewards that differ, so that there is something to compare.
+        let record = |sample: usize| RolloutRecord {
+            sample,
+            reward: Some(sample as f64 / self.rollout.n as f64),
+            tokens: TokenCredit { values: vec![0.0; n], advantages: vec![1.0; n], returns: vec![0.0; n] },
+            ..RolloutRecord::default()
+        };
+        let records: Vec<RolloutRecord> = (0..self.rollout.n as usize).map(record).collect();
+        let mut whole = Example { replies: vec![reply; records.len()], ..prompt.clone() };
+        self.credit.apply(&records, &mut whole);
+        if self.credit.keeps_groups() {
+            return vec![whole];
+        }
+        let replies = std::mem::take(&mut whole.replies);
+        group_examples(&whole, replies, self.tokens_per_micro_batch)
     }
 }
 
@@ -49,7 +68,15 @@ impl ProbeSteps for LongestRounds<'_> {
     fn micro_batches(&mut self, step_idx: u64) -> Result<Vec<MicroBatch>> {
         let prompts = self.prompts.micro_batches(step_idx)?;
         let groups = prompts.iter().flat_map(MicroBatch::examples).flat_map(|prompt| self.group(prompt));
-        Ok(pack_groups(groups.collect(), self.tokens_per_micro_batch))
+        let mut micro_batches = pack_groups(groups.collect(), self.tokens_per_micro_batch);
+        if let Some(ptx) = &mut self.ptx {
+            let mut texts = texts_beside(ptx, step_idx)?;
+            // A micro-batch is measured by itself, where gold replies alone would be no step.
+            let examples = texts.iter_mut().flat_map(MicroBatch::examples_mut);
+            examples.flat_map(|text| &mut text.replies).for_each(|reply| reply.kind = CompletionKind::Sample);
+            micro_batches.extend(texts);
+        }
+        Ok(micro_batches)
     }
 
     fn steps_per_epoch(&self) -> u64 {

@@ -53,6 +53,29 @@ impl<'t> Sampler<'t> {
         Sampler { tokenizer, params, dtype }
     }
 
+    /// Replies to each prompt.
+    pub(crate) fn n(&self) -> usize {
+        self.params.n
+    }
+
+    pub(crate) fn params(&self) -> &SamplingParams {
+        &self.params
+    }
+
+    pub(crate) fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+
+    /// The same with another number of replies.
+    pub(crate) fn of_size(&self, n: usize) -> Sampler<'t> {
+        Sampler { params: SamplingParams { n, ..self.params.clone() }, ..*self }
+    }
+
+    /// The same with other draws.
+    pub(crate) fn seeded(&self, seed: u64) -> Sampler<'t> {
+        Sampler { params: SamplingParams { seed, ..self.params.clone() }, ..*self }
+    }
+
     /// The same with shorter replies.
     pub(crate) fn limited_to(&self, n_tokens: usize) -> Sampler<'t> {
         let max_new_tokens = self.params.max_new_tokens.min(n_tokens);
@@ -72,14 +95,21 @@ impl<'t> Sampler<'t> {
     }
 
     fn drawn(&self, sample: pt_rollout::Sample) -> Result<Drawn> {
+        let is_truncated = sample.finish_reason == FinishReason::Length;
+        let drawn = self.finished(sample.token_ids, sample.logprobs, is_truncated)?;
+        Ok(Drawn { filtered_logprobs: sample.filtered_logprobs, ..drawn })
+    }
+
+    /// A reply of these tokens.
+    pub(crate) fn finished(
+        &self,
+        token_ids: Vec<u32>,
+        logprobs: Vec<f32>,
+        is_truncated: bool,
+    ) -> Result<Drawn> {
         let is_stop = |id: &u32| self.params.stop_token_ids.contains(id);
-        let spoken: Vec<u32> = sample.token_ids.iter().copied().filter(|id| !is_stop(id)).collect();
-        Ok(Drawn {
-            text: self.tokenizer.decode(&spoken, true)?,
-            token_ids: sample.token_ids,
-            logprobs: sample.logprobs,
-            filtered_logprobs: sample.filtered_logprobs,
-            is_truncated: sample.finish_reason == FinishReason::Length,
-        })
+        let spoken: Vec<u32> = token_ids.iter().copied().filter(|id| !is_stop(id)).collect();
+        let text = self.tokenizer.decode(&spoken, true)?;
+        Ok(Drawn { text, token_ids, logprobs, filtered_logprobs: None, is_truncated })
     }
 }

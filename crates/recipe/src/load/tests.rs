@@ -17,6 +17,7 @@ fn catalogue() -> Catalogue {
             component("muon", &["momentum"]),
         ],
         layouts: ["text", "messages", "prompt_completion"].map(|name| component(name, &[])).into(),
+        verifiers: vec![component("math", &["tolerance"])],
     }
 }
 

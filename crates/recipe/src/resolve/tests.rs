@@ -11,6 +11,7 @@ fn recipe(sets: &[&str]) -> Recipe {
         objectives: vec![component("cross_entropy")],
         optimizers: vec![component("adamw")],
         layouts: vec![component("text")],
+        verifiers: vec![component("math")],
     };
     let sets: Vec<String> = sets.iter().map(|set| (*set).to_owned()).collect();
     Recipe::parse(MINIMAL, Path::new("tiny.toml"), &sets, &catalogue)
@@ -36,6 +37,7 @@ fn facts() -> Facts {
     let stage = StageFacts {
         train: vec![source],
         eval: vec![],
+        ptx: vec![],
         steps_per_epoch: 10,
         tokens_per_epoch: 12_345,
         chat_template: Some(PlannedTemplate { origin: "tokenizer".into(), blake3: "t0".into() }),
