@@ -2,7 +2,8 @@
 //!
 //! `cargo run --release -p pt-planner --example check -- METHOD DTYPE [SEQUENCES LENGTH STEPS block]`, with METHOD one of
 //! full, lora, qlora and DTYPE one of bf16, f32; `block` runs blocks again. Prints planned, measured, and their ratio. The
-//! machine's peak is measured before each step, so that a machine that others use is compared with itself.
+//! machine's peak is measured around each step, and both are counted in processor time, so that a machine that others use is
+//! compared with itself.
 #![allow(clippy::print_stdout, missing_docs)]
 
 use std::sync::Arc;
@@ -50,6 +51,8 @@ fn main() {
     let work = work(&shape, &training).expect("a valid question");
     let mut trainer = trainer(&training, steps as u64);
     let vocabulary = shape.vocab_size;
+    // Codes of quantised weights are not in buffers.
+    let outside = trainer.model.weight_bytes().saturating_sub(buffer::live_bytes()) as u64;
     buffer::reset_peak();
     let mut ratios = Vec::new();
     for step in 0..=steps {
@@ -57,9 +60,9 @@ fn main() {
             (0..sequences).map(|i| example((step * 1000 + i) as u64, length, vocabulary)).collect(),
         );
         let before = machine();
-        let start = Instant::now();
+        let start = cpu_s();
         trainer.step(&[batch]).expect("a step on valid data");
-        let measured = start.elapsed().as_secs_f64();
+        let measured = cpu_s() - start;
         let after = machine();
         // A machine that others use is neither as fast as before nor as after.
         let mean = |a: f64, b: f64| f64::midpoint(a, b);
@@ -84,7 +87,7 @@ fn main() {
     }
     ratios.sort_by(f64::total_cmp);
     let state = trainer.state_bytes() as u64;
-    let measured = buffer::peak_bytes() as u64 + state;
+    let measured = buffer::peak_bytes() as u64 + outside + state;
     println!(
         "memory: planned {:.3} GB, measured {:.3} GB, ratio {:.3}; {planned:?}",
         planned.total() as f64 / 1e9,
@@ -142,16 +145,25 @@ fn machine() -> Measured {
     }
 }
 
-/// The shortest time of what fits into a third of a second, as `posttrain doctor` measures.
-fn best_seconds(mut work: impl FnMut()) -> f64 {
-    let start = Instant::now();
-    let mut best = f64::MAX;
-    while best == f64::MAX || start.elapsed().as_secs_f64() < 0.33 {
-        let one = Instant::now();
+/// Processor seconds of this process so far, as if all threads ran at once: user and system ticks of a hundredth.
+fn cpu_s() -> f64 {
+    let stat = std::fs::read_to_string("/proc/self/stat").expect("a Linux process");
+    let after_name = stat.rsplit(')').next().unwrap_or_default();
+    let ticks = after_name.split_whitespace().skip(11).take(2);
+    let ticks: f64 = ticks.map(|t| t.parse::<f64>().expect("a number of ticks")).sum();
+    ticks / 100.0 / rayon::current_num_threads() as f64
+}
+
+/// The mean processor time of what is done for half a second.
+fn mean_seconds(mut work: impl FnMut()) -> f64 {
+    work();
+    let (start, cpu) = (Instant::now(), cpu_s());
+    let mut n = 0;
+    while start.elapsed().as_secs_f64() < 0.5 {
         work();
-        best = best.min(one.elapsed().as_secs_f64());
+        n += 1;
     }
-    best
+    (cpu_s() - cpu) / f64::from(n)
 }
 
 fn gflops(precision: Precision) -> f64 {
@@ -160,7 +172,7 @@ fn gflops(precision: Precision) -> f64 {
     let narrow = |values: &[f32]| values.iter().map(|x| half::bf16::from_f32(*x)).collect::<Vec<_>>();
     let (a16, b16) = (narrow(&a), narrow(&b));
     let (mut out, mut out16) = (vec![0.0f32; m * n], vec![half::bf16::ZERO; m * n]);
-    let seconds = best_seconds(|| {
+    let seconds = mean_seconds(|| {
         let (left, right, out) = match precision {
             Precision::F32 => (Values::F32(&a), Values::F32(&b), Output::F32(&mut out, n)),
             Precision::Bf16 => (Values::Bf16(&a16), Values::Bf16(&b16), Output::Bf16(&mut out16, n)),
@@ -176,7 +188,7 @@ fn gigabytes_per_s() -> f64 {
     use rayon::prelude::*;
     let values = vec![1u64; 32 << 20];
     let mut total = 0;
-    let seconds = best_seconds(|| {
+    let seconds = mean_seconds(|| {
         total = values.par_chunks(1 << 17).map(|c| c.iter().fold(0u64, |a, b| a.wrapping_add(*b))).sum();
     });
     assert_eq!(total as usize, values.len(), "every value was read");

@@ -165,6 +165,13 @@ pub fn search(shape: &Shape, training: &Training, hardware: &Hardware, step_toke
     let usable = hardware.device.usable_bytes();
     let least_bytes = all.iter().map(|estimate| estimate.memory.total()).min().unwrap_or(u64::MAX);
     let n_tried = all.len();
+    if n_tried == 0 {
+        return Err(PlannerError::Number {
+            what: "the number of tokens of a step",
+            found: format!("{step_tokens}, {sequences} sequences"),
+            expected: format!("sequences that {} devices can share out: a multiple of that", hardware.n),
+        });
+    }
     let mut fitting: Vec<LayoutEstimate> = all.into_iter().filter(|e| e.memory.total() <= usable).collect();
     fitting.sort_by(|a, b| a.step_seconds.total_cmp(&b.step_seconds));
     let n_fitting = fitting.len();
@@ -525,6 +532,14 @@ mod tests {
             }
             assert!(found.best.windows(2).all(|pair| pair[0].step_seconds <= pair[1].step_seconds));
         }
+    }
+
+    #[test]
+    fn steps_that_cannot_be_shared_out_are_refused() {
+        let shape = Shape::find("SmolLM2-135M").unwrap();
+        let hardware = find("H100x4096", &devices(None).unwrap()).unwrap();
+        let message = search(&shape, &training(Method::Full), &hardware, 3 * 4096).unwrap_err().to_string();
+        assert!(message.contains("3 sequences") && message.contains("4096 devices"), "{message}");
     }
 
     #[test]

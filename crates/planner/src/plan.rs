@@ -36,7 +36,7 @@ pub struct Question {
     pub sequence: u64,
     /// Tokens of a micro-batch on one device; a sequence if not given.
     pub micro_tokens: Option<u64>,
-    /// Tokens of a step over all devices; 16 sequences, or four per device if that is more, if not given.
+    /// Tokens of a step over all devices; four sequences per device and at least 16, if not given.
     pub step_tokens: Option<u64>,
     /// Whether blocks run again in backward; if not given, where it does not fit without.
     pub recompute: Option<bool>,
@@ -187,7 +187,8 @@ pub fn plan(question: &Question) -> Result<Plan> {
 
 impl Question {
     fn step_tokens(&self, n: usize) -> u64 {
-        let sequences = (4 * n as u64).max(16).next_power_of_two();
+        let n = n as u64;
+        let sequences = n * 16u64.div_ceil(n).max(4);
         self.step_tokens.unwrap_or(sequences * self.sequence)
     }
 

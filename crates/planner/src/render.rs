@@ -88,10 +88,14 @@ fn hardware_text(plan: &HardwarePlan, whole: &Plan) -> String {
         price => format!(", {:.2} $/h (an example: edit it)", price * plan.hardware.n as f64),
     };
     let mut out = format!(
-        "\n{count}{}: {:.1} GiB, {:.4} TFLOP/s bf16, {:.0} GB/s{price}; steps of {} tokens\n",
+        "\n{count}{}: {:.1} GiB, {} TFLOP/s bf16, {:.0} GB/s{price}; steps of {} tokens\n",
         device.name,
         device.memory_gib,
-        device.tflops_bf16,
+        if device.tflops_bf16 < 10.0 {
+            format!("{:.3}", device.tflops_bf16)
+        } else {
+            format!("{:.0}", device.tflops_bf16)
+        },
         device.bandwidth_gbs,
         magnitude(plan.step_tokens as f64)
     );

@@ -25,7 +25,7 @@ use crate::shape::Shape;
 /// Share of this machine's matrix peak that linear layers and head reach.
 pub const CPU_MATRIX_EFFICIENCY: f64 = 0.93;
 /// The same with adapters, whose narrow products cost more than their operations.
-pub const CPU_ADAPTER_EFFICIENCY: f64 = 0.85;
+pub const CPU_ADAPTER_EFFICIENCY: f64 = 0.92;
 /// Share of this machine's matrix peak that attention reaches.
 pub const CPU_ATTENTION_EFFICIENCY: f64 = 0.5;
 /// Times that elementwise operations pass over what a block keeps: norms, gates, rotations, sums, packing.
@@ -209,7 +209,7 @@ mod tests {
     }
 
     /// `bench/README.md`: SmolLM2-135M's shape, 4 x 256 tokens a step, on an idle 2-core machine that reached 190 GFLOP/s in
-    /// f32 and 393 to 399 in bf16 and reads 30 GB/s. The estimate lies within a fifth of each.
+    /// f32 and 393 to 399 in bf16; `examples/check.rs` reads 50 to 60 GB/s there. The estimate lies within a fifth of each.
     #[test]
     fn the_benchmarks_are_met() {
         const TOLERANCE: f64 = 0.20;
@@ -217,7 +217,7 @@ mod tests {
             memory_bytes: 24 << 30,
             gflops_f32: 190.0,
             gflops_bf16: 396.0,
-            bandwidth_gbs: 30.0,
+            bandwidth_gbs: 55.0,
         });
         let shape = Shape::find("SmolLM2-135M").unwrap();
         let check = |method, dtype, options: &str, measured: f64| {

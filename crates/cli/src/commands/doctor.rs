@@ -162,7 +162,7 @@ fn best_seconds(mut work: impl FnMut()) -> f64 {
 }
 
 /// Billions of additions and multiplications per second in a product of matrices.
-fn gflops(precision: Precision) -> f64 {
+pub(super) fn gflops(precision: Precision) -> f64 {
     let (m, n, k) = SHAPE;
     let (a, b) = (vec![0.5f32; m * k], vec![0.25f32; n * k]);
     let narrow = |values: &[f32]| values.iter().map(|x| bf16::from_f32(*x)).collect::<Vec<_>>();
@@ -181,7 +181,7 @@ fn gflops(precision: Precision) -> f64 {
 }
 
 /// Billions of bytes read per second by all threads together.
-fn gigabytes_per_s(n_bytes: usize) -> f64 {
+pub(super) fn gigabytes_per_s(n_bytes: usize) -> f64 {
     let values = vec![1u64; (n_bytes / 8).max(1)];
     let mut total = 0;
     let seconds = best_seconds(|| {

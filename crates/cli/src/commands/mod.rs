@@ -15,6 +15,7 @@ mod generate;
 mod list;
 mod merge;
 mod plan;
+mod plan_model;
 mod report;
 mod run;
 mod score;
@@ -32,7 +33,7 @@ use crate::Context;
 pub(crate) enum Command {
     /// Run a recipe: data checked, model trained, measured and written
     Run(run::Args),
-    /// What a recipe would do: data, tokens, steps, memory, time
+    /// What a recipe, or training any model on any hardware, would take: tokens, steps, memory, time, cost
     Plan(plan::Args),
     /// Run a verifier over a file of replies, against labels
     Verify(verify::Args),

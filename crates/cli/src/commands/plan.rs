@@ -7,6 +7,7 @@ use anyhow::Context as _;
 use pt_pipeline::{Prepared, check_fits, load_recipe, prepare_again};
 use pt_recipe::Plan;
 
+use super::plan_model;
 use crate::Context;
 use crate::environment::available_memory_bytes;
 use crate::hub::ensure_recipe;
@@ -15,23 +16,35 @@ use crate::ui::note;
 /// Reads, tokenises and audits all data, finds the model, takes two steps of every stage as a measurement, and shows
 /// what the run would be: data, tokens, steps, memory by part, time on this machine. Nothing is written.
 ///
-/// Example:
+/// With --model in place of a recipe nothing is read or trained: memory, time and cost come from formulae, for any known
+/// model, method and hardware, and the best layouts where there are many devices.
+///
+/// Examples:
 ///   posttrain plan recipes/quickstart.toml --set stage.sft.train.epochs=1
+///   posttrain plan --model Qwen2.5-7B --hardware RTX-4090,H100 --tokens 20M
+///   posttrain plan --model Llama-3.1-405B --method full --hardware H100x512 --tokens 1B
 #[derive(clap::Args)]
 #[command(verbatim_doc_comment)]
 pub(crate) struct Args {
     /// The recipe
-    recipe: PathBuf,
+    #[arg(required_unless_present = "model")]
+    recipe: Option<PathBuf>,
     /// Change a key: `stage.sft.optimizer.learning_rate=1e-4` (may be repeated)
     #[arg(long = "set", value_name = "KEY=VALUE")]
     sets: Vec<String>,
     /// Print the plan as JSON
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    model: plan_model::PlanModelArgs,
 }
 
 pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<()> {
-    let prepared = prepared(&args.recipe, &args.sets, None, context)?;
+    if let Some(model) = &args.model.model {
+        return plan_model::run(model, &args.model, args.json, context);
+    }
+    let recipe = args.recipe.as_ref().expect("the command line asks for a recipe or a model");
+    let prepared = prepared(recipe, &args.sets, None, context)?;
     let text = if args.json {
         serde_json::to_string_pretty(&prepared.plan)? + "\n"
     } else {
