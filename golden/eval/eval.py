@@ -162,7 +162,8 @@ bbh_replies = {}
 for task in ("boolean_expressions", "navigate", "word_sorting"):
     outputs = json.loads(text(f"bbh/code-davinci-002-cot/{task}_few_shot_template_0-255000.json.gz"))["outputs"]
     by_input = {d["input"].strip(): i for i, d in enumerate(SOURCES[f"bbh_cot_fewshot_{task}"]["test"])}
-    found = [(by_input.get(o["input"].strip()), o["prediction"][-80:]) for o in outputs]
+    asked = lambda o: o["input"].rsplit("\nA: Let's think", 1)[0].split("Q: ", 1)[-1].strip()
+    found = [(by_input.get(asked(o)), o["prediction"][-80:]) for o in outputs]
     bbh_replies[task] = [(i, reply) for i, reply in found if i is not None][:20] + [(0, r) for r in ("the answer is True", "So the answer is False.\nthe answer is True.", "the answer is ", "the answer is False!")]
 replies = [judged("gsm8k", gsm8k), judged(f"{subject}_generative", mmlu_replies)]
 replies += [judged(f"bbh_cot_fewshot_{task}", found) for task, found in bbh_replies.items()]

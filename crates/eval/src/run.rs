@@ -81,6 +81,20 @@ impl Prepared {
         self.places.retain(|place| keeps(&items[*place]));
     }
 
+    /// Judges replies to one question that were drawn elsewhere. `None` if there is no such question, or if replies to it
+    /// are not judged by rule.
+    pub fn judge_replies(&self, key: &str, replies: &[&str]) -> Option<Sample> {
+        let Loaded::Ruled(benchmark) = &self.loaded else { return None };
+        let item = benchmark.items().iter().find(|item| item.key == key)?;
+        if !matches!(item.ask, Ask::Reply { .. }) || replies.is_empty() {
+            return None;
+        }
+        let drawn =
+            |text: &&str| Drawn { text: (*text).to_owned(), is_truncated: false, is_prompt_cut: false };
+        let drawn: Vec<Drawn> = replies.iter().map(drawn).collect();
+        Some(self.judge(&**benchmark, &[item], &[drawn]).remove(0))
+    }
+
     /// Asks a model all questions.
     ///
     /// # Errors
@@ -96,7 +110,7 @@ impl Prepared {
             Loaded::Ruled(benchmark) => self.ask(&**benchmark, &items, subject, watch)?,
             Loaded::Judged(benchmark) => benchmark.measure(&items, subject, company)?,
         };
-        Ok((self.summary(&samples, company), samples))
+        Ok((self.summarise(&samples, company), samples))
     }
 
     fn ask(
@@ -206,7 +220,8 @@ impl Prepared {
         judged.collect()
     }
 
-    fn summary(&self, samples: &[Sample], company: &Company<'_>) -> BenchmarkResult {
+    /// The result of questions that were asked and judged.
+    pub fn summarise(&self, samples: &[Sample], company: &Company<'_>) -> BenchmarkResult {
         let info = self.chosen.info;
         let metrics = metrics(info, samples, self.settings.samples);
         let is_judged = matches!(self.loaded, Loaded::Judged(_));

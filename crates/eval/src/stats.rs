@@ -19,6 +19,10 @@ pub fn pass_at_k(n: usize, n_right: usize, k: usize) -> f64 {
     if n - n_right < k {
         return 1.0;
     }
+    if k == 1 {
+        // The same number without rounding.
+        return n_right as f64 / n as f64;
+    }
     1.0 - (n - n_right + 1..=n).map(|i| 1.0 - k as f64 / i as f64).product::<f64>()
 }
 

@@ -176,3 +176,27 @@ fn rolling_log_likelihood_is_that_of_the_harness() {
     assert!((found.logprob - expected).abs() < 1e-4 * expected.abs(), "{found:?}, expected {expected}");
     assert!(found.n_tokens > stories.subject().max_length(), "several windows");
 }
+
+/// Replies of other models, and some made up, get the marks of the harness' filters and metrics.
+#[test]
+fn replies_are_judged_as_the_harness_judges() {
+    let Some(stories) = Stories::load() else { return };
+    let (golden, mut n_right, mut n_wrong) = (golden(), 0, 0);
+    for set in golden["replies"].as_array().unwrap() {
+        let (name, prefix, metric_of) = ours(set["task"].as_str().unwrap());
+        let settings =
+            Settings { data_dir: Some(stories.data.clone()), few_shot: Some(0), ..Settings::greedy() };
+        let prepared = prepare(&name, &settings).unwrap();
+        for expected in set["samples"].as_array().unwrap() {
+            let (key, reply) =
+                (format!("{prefix}{}", expected["doc_id"]), expected["reply"].as_str().unwrap());
+            let found = prepared.judge_replies(&key, &[reply]).unwrap();
+            for (filter, score) in expected["scores"].as_object().unwrap() {
+                let ours = found.scores[metric_of(filter).1];
+                assert_eq!(score.as_f64().unwrap(), ours, "{name} {key} {filter}: {reply:?}");
+                if ours == 1.0 { n_right += 1 } else { n_wrong += 1 }
+            }
+        }
+    }
+    assert!(n_right > 60 && n_wrong > 60, "{n_right} right, {n_wrong} wrong");
+}
