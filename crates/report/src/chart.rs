@@ -238,7 +238,15 @@ fn ticks(axes: &Axes) -> Vec<(f64, String)> {
         let apart = (exponents.clone().count() / 4).max(1);
         return exponents.step_by(apart).map(|e| 10f64.powi(e)).map(|v| (v, number(v))).collect();
     }
-    round_values(low, high, 5).into_iter().map(|v| (v, number(v))).collect()
+    let values = round_values(low, high, 5);
+    let apart = values.get(1).map_or(1.0, |second| second - values[0]);
+    // All with the decimals of the distance between them, unless that needs powers of ten.
+    let decimals = (-(apart * 1.000_001).log10().floor()).max(0.0) as usize;
+    let text = |v: f64| match decimals {
+        1..=5 if v.abs() < 1000.0 => format!("{v:.decimals$}").replace('-', "−"),
+        _ => number(v),
+    };
+    values.into_iter().map(|v| (v, if v == 0.0 { "0".to_owned() } else { text(v) })).collect()
 }
 
 /// Round numbers between two, about `n` of them.
@@ -395,6 +403,21 @@ mod tests {
         spread(&mut places);
         assert!(places.windows(2).all(|pair| pair[1].1 - pair[0].1 >= LINE), "{places:?}");
         assert!(places.iter().all(|place| place.1 <= HEIGHT - BOTTOM));
+    }
+
+    #[test]
+    fn marks_of_an_axis_have_the_same_decimals() {
+        let axes = |values| Axes { left: 0.0, right: 1.0, steps: (0.0, 1.0), values, is_log: false };
+        let cases = [
+            ((0.0, 0.0021), vec!["0", "0.0005", "0.0010", "0.0015", "0.0020"]),
+            ((-0.5, 1.0), vec!["−0.5", "0", "0.5", "1.0"]),
+            ((2.0, 6.1), vec!["2", "3", "4", "5", "6"]),
+            ((0.0, 4e-9), vec!["0", "1·10⁻⁹", "2·10⁻⁹", "3·10⁻⁹", "4·10⁻⁹"]),
+        ];
+        for (values, expected) in cases {
+            let found: Vec<String> = ticks(&axes(values)).into_iter().map(|(_, text)| text).collect();
+            assert_eq!(found, expected);
+        }
     }
 
     #[test]
