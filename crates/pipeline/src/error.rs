@@ -71,6 +71,21 @@ pub enum PipelineError {
         /// What to do.
         advice: &'static str,
     },
+    /// An objective that is not on the rows of its stage.
+    #[error(
+        "a `{stage}` stage gives its objective {rows}, which `{objective}` is not made for; set objective.type to one of \
+         {fitting}, or the stage's type to one whose rows are `{objective}`'s"
+    )]
+    RowsDoNotFit {
+        /// The stage's type.
+        stage: String,
+        /// The objective.
+        objective: String,
+        /// What the stage's rows are.
+        rows: &'static str,
+        /// Objectives that fit.
+        fitting: String,
+    },
     /// From what lies between verdicts and the loss.
     #[error(transparent)]
     Rl(#[from] pt_rl::RlError),

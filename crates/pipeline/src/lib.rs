@@ -8,6 +8,7 @@
 //! the model, and hands ready objects to the trainer. What it learns on the way is given to a [`Watch`]; it prints
 //! nothing, and reads nothing from its surroundings but what [`Surroundings`] holds.
 
+mod displacement;
 mod error;
 mod example;
 mod fitting;
@@ -23,6 +24,7 @@ mod report;
 mod reuse;
 mod reward_report;
 pub mod rl;
+mod row_fit;
 mod run;
 pub mod scorer;
 pub mod source;

@@ -47,7 +47,9 @@ pub fn catalogue() -> Catalogue {
         verifiers: VERIFIERS
             .iter()
             .map(|info| component(info.name, info.options.iter().map(|o| o.name.to_owned()).collect()))
-            .chain(LOCAL_VERIFIERS.iter().map(|local| component(local.name, Vec::new())))
+            .chain(LOCAL_VERIFIERS.iter().map(|local| {
+                component(local.name, local.options.iter().map(|o| o.name.to_owned()).collect())
+            }))
             .collect(),
     }
 }

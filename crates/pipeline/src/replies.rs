@@ -3,13 +3,14 @@
 //! A prompt is tokenised with each of its replies, audited as supervised rows are, and then shared: what both have in common is
 //! one segment of the tree. Replies that cannot teach anything are left out and counted with their reason.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use pt_core::rng::Stream;
-use pt_data::{Body, Record, parallel};
+use pt_data::{Body, Content, Record, parallel};
 use pt_objectives::CompletionKind;
-use pt_recipe::{Mask, RowKind, Truncation};
+use pt_objectives::preference::kto::KtoConfig;
+use pt_recipe::{Mask, RowKind, StageSection, Truncation};
 use pt_text::Masker;
 use pt_train::{Example, Reply, ScoredToken};
 
@@ -58,11 +59,18 @@ pub(crate) fn tokenise_replies(
     }
     let rows: Vec<usize> = examples.iter().map(|(row, _)| *row).collect();
     let mut examples: Vec<Example> = examples.into_iter().map(|(_, example)| example).collect();
+    let contradictions = n_contradictions(&examples);
     if kind == RowKind::Labelled {
         add_mismatched(&mut examples, seed);
     }
     let counts = counts_of(&examples, excluded.values().sum());
-    let notes = excluded.iter().map(|(reason, n)| format!("{n} rows were left out: {reason}")).collect();
+    let mut notes: Vec<String> =
+        excluded.iter().map(|(reason, n)| format!("{n} rows were left out: {reason}")).collect();
+    if contradictions > 0 {
+        notes.push(format!(
+            "{contradictions} rows contradict an earlier one: the same prompt and replies, judged the other way round"
+        ));
+    }
     Ok((TokenisedSource::of_examples(examples, rows, counts), notes))
 }
 
@@ -81,6 +89,65 @@ fn counts_of(examples: &[Example], rows_dropped: u64) -> Counts {
 }
 
 const TOO_LONG: &str = "longer than `max_length`";
+const SAME: &str = "chosen and rejected are the same";
+const EMPTY: &str = "a reply is empty";
+
+/// Whether a reply says nothing.
+fn is_blank(reply: &Content) -> bool {
+    match reply {
+        Content::Text(text) => text.trim().is_empty(),
+        Content::Messages(messages) => messages.iter().all(|message| {
+            message.content.as_deref().is_none_or(|text| text.trim().is_empty())
+                && !message.fields.contains_key("tool_calls")
+        }),
+        Content::Segments(segments) => segments.iter().all(|segment| segment.text.trim().is_empty()),
+    }
+}
+
+/// How many examples contradict an earlier one: its two replies the other way round, or its reply with the other label.
+fn n_contradictions(examples: &[Example]) -> usize {
+    let mut seen: HashSet<(&[u32], &[u32], Option<&[u32]>, bool)> = HashSet::new();
+    let mut n = 0;
+    for example in examples {
+        let kind = |of: CompletionKind| example.replies.iter().find(|reply| reply.kind == of);
+        let ids = |of| kind(of).map(|reply| &*reply.token_ids);
+        let entry = match (ids(CompletionKind::Chosen), ids(CompletionKind::Rejected)) {
+            (Some(chosen), Some(rejected)) => {
+                let (first, second, in_order) =
+                    if chosen <= rejected { (chosen, rejected, true) } else { (rejected, chosen, false) };
+                (&*example.token_ids, first, Some(second), in_order)
+            }
+            _ => match (ids(CompletionKind::Desirable), ids(CompletionKind::Undesirable)) {
+                (Some(good), _) => (&*example.token_ids, good, None, true),
+                (_, Some(bad)) => (&*example.token_ids, bad, None, false),
+                _ => continue,
+            },
+        };
+        n += usize::from(seen.contains(&(entry.0, entry.1, entry.2, !entry.3)));
+        seen.insert(entry);
+    }
+    n
+}
+
+/// What a person should know of the weights of good and bad replies (KTO), if they are out of balance.
+pub(crate) fn label_balance(stage: &StageSection, train: &[TokenisedSource]) -> Option<String> {
+    if stage.objective_type() != "kto" {
+        return None;
+    }
+    let config: KtoConfig = stage.objective.params.to_toml().try_into().ok()?;
+    let count = |kind| {
+        let replies = train.iter().flat_map(TokenisedSource::examples).flat_map(|example| &example.replies);
+        replies.filter(|reply| reply.kind == kind).count() as u64
+    };
+    let (good, bad) = (count(CompletionKind::Desirable), count(CompletionKind::Undesirable));
+    let range = config.better_desirable_weight(good, bad)?;
+    Some(format!(
+        "{good} good and {bad} bad replies weigh unequally; set objective.desirable_weight between {:.2} and {:.2} (it is {})",
+        range.start(),
+        range.end(),
+        config.desirable_weight
+    ))
+}
 
 /// A better and a worse reply.
 fn pair(
@@ -90,14 +157,17 @@ fn pair(
     options: &TokeniseOptions<'_>,
 ) -> Result<Converted> {
     let record = match &record.body {
+        Body::Preference { chosen, rejected, .. } if chosen == rejected => {
+            return Ok(Converted::Excluded(SAME));
+        }
         Body::Preference { .. } => record.clone().extract_prompt()?,
         _ => return Err(wrong_kind(record, options, "give `chosen` and `rejected` replies to a `prompt`")),
     };
     let Body::Preference { prompt: Some(prompt), chosen, rejected, margin } = &record.body else {
         return Err(wrong_kind(&record, options, "give the prompt beside `chosen` and `rejected`"));
     };
-    if chosen == rejected {
-        return Ok(Converted::Excluded("chosen and rejected are the same"));
+    if is_blank(chosen) || is_blank(rejected) {
+        return Ok(Converted::Excluded(EMPTY));
     }
     let completion = |content: &pt_data::Content| Record {
         body: Body::PromptCompletion { prompt: prompt.clone(), completion: content.clone() },
@@ -195,8 +265,9 @@ fn labelled(
             tree(record, &[(kind, side)], 0.0, options)
         }
         Body::Preference { .. } => {
-            let Converted::Examples(pairs) = pair(masker, record, whole, options)? else {
-                return Ok(Converted::Excluded("chosen and rejected are the same"));
+            let pairs = match pair(masker, record, whole, options)? {
+                Converted::Examples(pairs) => pairs,
+                excluded @ Converted::Excluded(_) => return Ok(excluded),
             };
             let single = |pair: Example| {
                 let kinds = [CompletionKind::Desirable, CompletionKind::Undesirable];

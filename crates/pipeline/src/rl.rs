@@ -13,6 +13,7 @@ mod batches;
 mod judge;
 mod probe;
 mod reference;
+mod reward_model;
 mod sampler;
 mod source;
 

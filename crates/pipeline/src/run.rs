@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use pt_core::atomic_file;
 use pt_models::Model;
-use pt_recipe::{LoraInit, Plan, PlannedStage, Recipe, RowKind};
+use pt_recipe::{LoraInit, Plan, PlannedStage, Recipe, RowKind, StageType};
 use pt_rl::RolloutsFolder;
 use pt_run::{CheckpointStore, Event, RunFolder, StageFolder};
 use pt_text::{ChatTemplate, Tokenizer};
@@ -393,7 +393,10 @@ impl<'a> Runner<'a> {
         watch: &mut dyn Watch,
     ) -> Result<Vec<TaskScore>> {
         let tasks = &planned.eval.tasks;
-        if tasks.is_empty() {
+        // A reward model answers nothing.
+        let is_scorer = StageType::named(&planned.r#type)
+            .is_some_and(|kind| matches!(kind.rows, RowKind::ScoredPairs | RowKind::Steps));
+        if tasks.is_empty() || is_scorer {
             return Ok(Vec::new());
         }
         let dir = stage_folder.eval_dir();

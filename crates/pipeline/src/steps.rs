@@ -9,8 +9,9 @@ use pt_data::batches::{BatchOptions, Batches, StepSize};
 use pt_data::mix::{Blend, Mixture, RowAt};
 use pt_models::Model;
 use pt_recipe::Packing;
-use pt_train::{Example, MicroBatch, SourceResult, StepData, StepSource};
+use pt_train::{Alarm, Example, MicroBatch, SourceResult, StepData, StepSource, StepStats};
 
+use crate::displacement::DisplacementWatch;
 use crate::error::{PipelineError, Result};
 use crate::tokenise::TokenisedSource;
 
@@ -41,6 +42,7 @@ pub struct Steps {
     /// First step of each epoch seen so far, and of the one after.
     starts: Vec<u64>,
     epoch: Epoch,
+    displacement: Option<DisplacementWatch>,
 }
 
 /// One epoch, laid out.
@@ -63,7 +65,12 @@ impl Steps {
         let mixture = Mixture::new(&n_rows, &options.blend, options.seed)?;
         let epoch = Epoch::lay_out(0, &sources, &mixture, &options)?;
         let starts = vec![0, epoch.batches.n_steps() as u64];
-        Ok(Steps { sources, mixture, options, starts, epoch })
+        Ok(Steps { sources, mixture, options, starts, epoch, displacement: None })
+    }
+
+    /// Warns when chosen replies grow less likely while the margin grows, for a stage on pairs.
+    pub(crate) fn watch_displacement(&mut self) {
+        self.displacement = Some(DisplacementWatch::default());
     }
 
     /// Steps of the first epoch.
@@ -255,6 +262,21 @@ impl StepSource for Steps {
         let index = self.epoch.index as usize;
         let len = (self.starts[index + 1] - self.starts[index]) as f64;
         index as f64 + in_epoch as f64 / len
+    }
+
+    fn state(&self) -> serde_json::Value {
+        self.displacement.as_ref().map_or(serde_json::Value::Null, DisplacementWatch::state)
+    }
+
+    fn restore(&mut self, state: &serde_json::Value) -> SourceResult<()> {
+        if let Some(watch) = &mut self.displacement {
+            watch.restore(state);
+        }
+        Ok(())
+    }
+
+    fn after_step(&mut self, step_idx: u64, stats: &StepStats) -> SourceResult<Vec<Alarm>> {
+        Ok(self.displacement.as_mut().and_then(|watch| watch.observe(step_idx, stats)).into_iter().collect())
     }
 }
 

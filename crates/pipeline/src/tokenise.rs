@@ -90,6 +90,14 @@ impl TokenisedSource {
         TokenisedSource { rows, lengths, records: Some(records), counts, cache_problem: None }
     }
 
+    /// The prompts with replies; none for plain sequences.
+    pub(crate) fn examples(&self) -> &[Example] {
+        match &self.rows {
+            Store::Examples(examples) => examples,
+            Store::Memory(_) | Store::Cached(_) => &[],
+        }
+    }
+
     /// The prompts with replies, to add what is known of their tokens; none for plain sequences.
     pub(crate) fn examples_mut(&mut self) -> &mut [Example] {
         match &mut self.rows {

@@ -35,7 +35,17 @@ impl DisplacementAlarm {
     /// Takes in a step's metrics; what it says is so as long as the chosen reward falls while the margin grows.
     pub fn observe(&mut self, metrics: &[Metric]) -> Option<Displacement> {
         let value = |name| metrics.iter().find(|m| m.name == name).and_then(Metric::value);
-        self.steps.push_back((value("rewards/chosen")?, value("rewards/margins")?));
+        self.observe_means(value("rewards/chosen")?, value("rewards/margins")?)
+    }
+
+    /// The steps it compares: `rewards/chosen` and `rewards/margins` of each, as [`DisplacementAlarm::observe_means`] takes them.
+    pub fn window(&self) -> Vec<(f64, f64)> {
+        self.steps.iter().copied().collect()
+    }
+
+    /// The same as [`DisplacementAlarm::observe`], of a step's `rewards/chosen` and `rewards/margins`.
+    pub fn observe_means(&mut self, chosen: f64, margin: f64) -> Option<Displacement> {
+        self.steps.push_back((chosen, margin));
         if self.steps.len() > 2 * self.half {
             self.steps.pop_front();
         }

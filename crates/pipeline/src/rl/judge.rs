@@ -1,10 +1,11 @@
 //! Rewards of a stage: the verifiers it names, each with the column that holds the right answer.
 
-use pt_core::catalogue::CatalogueError;
+use pt_core::catalogue::{CatalogueError, OptionInfo};
 use pt_data::Record;
 use pt_recipe::{PlannedReward, TASK_REWARD};
 use pt_verify::{Question, RewardSpec, Rewards, Scored, Verdict, Verifier};
 
+use super::reward_model;
 use crate::error::Result;
 
 /// A verifier that lives here because it needs what no lower crate knows.
@@ -15,14 +16,20 @@ pub struct LocalVerifier {
     pub summary: &'static str,
     /// What of a row it reads.
     pub reads: &'static str,
+    /// Its options.
+    pub options: &'static [OptionInfo],
 }
 
 /// Verifiers beside those of `pt_verify`.
-pub const LOCAL_VERIFIERS: &[LocalVerifier] = &[LocalVerifier {
-    name: TASK_REWARD,
-    summary: "the check that a generated problem brings along",
-    reads: "the `check` column of generated rows",
-}];
+pub const LOCAL_VERIFIERS: &[LocalVerifier] = &[
+    LocalVerifier {
+        name: TASK_REWARD,
+        summary: "the check that a generated problem brings along",
+        reads: "the `check` column of generated rows",
+        options: &[],
+    },
+    reward_model::INFO,
+];
 
 /// A generated problem's own check.
 #[derive(Debug)]
@@ -108,24 +115,36 @@ pub fn build_rewards(planned: &[PlannedReward]) -> Result<StageRewards> {
         }
     };
     let specs: Vec<RewardSpec> = planned.iter().map(spec).collect();
-    let rewards = Rewards::with(&specs, build_verifier)?;
+    let rewards = Rewards::with(&specs, build_with_gold)?;
     Ok(StageRewards { rewards, hidden: planned.iter().map(|reward| reward.hidden).collect() })
 }
 
-/// A verifier of any catalogue, with the column of its right answers.
-fn build_verifier(
+/// A verifier of either catalogue: that of `pt_verify`, or [`LOCAL_VERIFIERS`].
+///
+/// # Errors
+/// An unknown name, or an option that it does not have or take.
+pub fn build_verifier(
+    kind: &str,
+    options: &toml::Table,
+) -> std::result::Result<Box<dyn Verifier>, CatalogueError> {
+    if kind == reward_model::NAME {
+        return reward_model::build(options);
+    }
+    if kind != TASK_REWARD {
+        return pt_verify::build(kind, options);
+    }
+    pt_core::catalogue::check_options("verifier", TASK_REWARD, &[], options)?;
+    Ok(Box::new(Task))
+}
+
+/// The same, with the column of its right answers.
+fn build_with_gold(
     kind: &str,
     options: &toml::Table,
 ) -> std::result::Result<Box<dyn Verifier>, CatalogueError> {
     let mut options = options.clone();
     let column = options.remove(GOLD).and_then(|column| column.as_str().map(str::to_owned));
-    let inner: Box<dyn Verifier> = if kind == TASK_REWARD {
-        pt_core::catalogue::check_options("verifier", TASK_REWARD, &[], &options)?;
-        Box::new(Task)
-    } else {
-        pt_verify::build(kind, &options)?
-    };
-    Ok(Box::new(WithGold { inner, column }))
+    Ok(Box::new(WithGold { inner: build_verifier(kind, &options)?, column }))
 }
 
 /// A reply to be judged.
