@@ -140,17 +140,18 @@ pub fn prove_gguf(
     Ok(proof)
 }
 
-/// Compares a Hugging Face folder's model, read again, with its source.
+/// Compares a model that was written and read again with its source; `tokenizers` are the source's and that read again.
 ///
 /// # Errors
-/// Those of the tokenizer.
+/// Those of the tokenizers.
 pub fn prove_model(
     source: &Model,
     export: &Model,
-    tokenizer: Option<&Tokenizer>,
+    tokenizers: Option<(&Tokenizer, &Tokenizer)>,
     text: &str,
     max_mean_kl: f64,
 ) -> Result<Proof> {
+    let tokenizer = tokenizers.map(|(source, _)| source);
     let mut proof = Proof {
         divergence: Divergence::default(),
         max_mean_kl,
@@ -158,6 +159,9 @@ pub fn prove_model(
         stop_ids: tokenizer.map_or(Vec::new(), |t| t.eos_ids().to_vec()),
         problems: Vec::new(),
     };
+    if let Some((source, export)) = tokenizers {
+        compare_tokenizers(source, export, text, &mut proof)?;
+    }
     let sequences = sequences(source, tokenizer, text, source.config.max_positions)?;
     proof.compare(source, export, &sequences);
     Ok(proof)

@@ -107,7 +107,7 @@ impl<E: Into<anyhow::Error>> From<E> for Failure {
 }
 
 /// Publishing replaces an older folder whole, which must never be one with something in it.
-fn check_empty(out: &Path) -> anyhow::Result<()> {
+pub(super) fn check_empty(out: &Path) -> anyhow::Result<()> {
     if out.exists() {
         let mut entries =
             std::fs::read_dir(out).with_context(|| format!("--out {} is not a folder", out.display()))?;
@@ -176,7 +176,7 @@ impl Proof {
 }
 
 /// Copies the tokenizer's files; the adapter's win, because it was trained with them.
-fn write_tokenizer(base: &Path, adapter: &Path, folder: &Path) -> anyhow::Result<()> {
+pub(super) fn write_tokenizer(base: &Path, adapter: &Path, folder: &Path) -> anyhow::Result<()> {
     let mut n_copied = 0;
     for from in [base, adapter].into_iter().filter(|from| from.is_dir()) {
         for name in TOKENIZER_FILES {

@@ -8,6 +8,8 @@ mod data_decontaminate;
 mod data_inspect;
 mod data_mix;
 mod doctor;
+mod export;
+mod fuse;
 mod eval;
 mod gate;
 mod feedback;
@@ -63,6 +65,10 @@ pub(crate) enum Command {
     Feedback(feedback::Args),
     /// Fold an adapter into its model, and prove that nothing changed
     Merge(merge::Args),
+    /// Make several models of one shape into one
+    Fuse(fuse::Args),
+    /// Write a model for other programs, and prove that it is the same
+    Export(export::Args),
     /// Look at data, convert, curate and mix them
     Data(data::Args),
     /// What can be chosen: objectives, optimizers, layouts, tasks, recipe keys, ...
@@ -94,6 +100,8 @@ impl Command {
             Command::Serve(args) => serve::run(args, context),
             Command::Feedback(args) => feedback::run(args, context),
             Command::Merge(args) => merge::run(args, context),
+            Command::Fuse(args) => fuse::run(args, context),
+            Command::Export(args) => export::run(args, context),
             Command::Data(args) => data::run(args, context),
             Command::List(args) => list::run(args, context),
             Command::Doctor(args) => doctor::run(args, context),
