@@ -81,13 +81,11 @@ impl Chart<'_> {
             draw_line(&mut svg, &axes, line, points);
         }
         self.draw_labels(&mut svg, &axes, &points);
-        let scale = if axes.is_log { " Logarithmic axis." } else { "" };
         format!(
-            "<figure class=\"chart\"><figcaption><b>{}</b> <span>{}{scale}{}</span></figcaption>\
+            "<figure class=\"chart\"><figcaption><b>{}</b> <span>{}</span></figcaption>\
              <svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\" aria-label=\"{}\" data-chart=\"{}\">{svg}</svg></figure>\n",
             esc(&self.title),
-            esc(&self.note),
-            self.caveats(),
+            self.caption(axes.is_log),
             esc(&self.summary()),
             esc(&self.data(&axes, &points)),
         )
@@ -155,23 +153,23 @@ impl Chart<'_> {
         );
     }
 
-    /// What a person must know to read the chart rightly.
-    fn caveats(&self) -> String {
-        let mut text = String::new();
-        if let Some(n) =
-            self.lines.iter().map(|l| l.series.finite().count()).max().filter(|n| *n > MAX_POINTS)
-        {
-            let _ = write!(
-                text,
-                " Line: mean of about {} values; band: least to greatest.",
-                n.div_ceil(MAX_POINTS)
-            );
+    /// What the numbers mean, and what a person must know to read the chart rightly.
+    fn caption(&self, is_log: bool) -> String {
+        let mut parts: Vec<String> =
+            Some(esc(&self.note)).filter(|note| !note.is_empty()).into_iter().collect();
+        if is_log {
+            parts.push("logarithmic axis".to_owned());
+        }
+        let most = self.lines.iter().map(|line| line.series.finite().count()).max().unwrap_or(0);
+        if most > MAX_POINTS {
+            let n = most.div_ceil(MAX_POINTS);
+            parts.push(format!("line: mean of about {n} values, band: least to greatest"));
         }
         let n_bad: usize = self.lines.iter().map(|line| line.series.n_not_finite()).sum();
         if n_bad > 0 {
-            let _ = write!(text, " <strong>{n_bad} values are not finite</strong> and are not drawn.");
+            parts.push(format!("<strong>not finite, so not drawn: {n_bad}</strong>"));
         }
-        text
+        parts.join("; ")
     }
 
     /// The chart in a sentence, for those who cannot see it.
@@ -379,8 +377,8 @@ mod tests {
             &["<b>T&amp;</b>", "T&amp; over steps:  from 4 at step 1 to 1 at step 3", "polyline"],
             &["NaN", "a<b"],
         );
-        check(&[0.001, 10.0], &["Logarithmic axis"], &[]);
-        check(&[1.0, f64::NAN, 2.0], &["1 values are not finite"], &["NaN"]);
+        check(&[0.001, 10.0], &["logarithmic axis"], &[]);
+        check(&[1.0, f64::NAN, 2.0], &["not finite, so not drawn: 1"], &["NaN"]);
         check(&[0.5], &["<circle"], &["polyline", "NaN"]);
         check(&[1.0; 3], &["polyline"], &["NaN"]);
         check(&vec![1.0; 1000], &["mean of about 5 values"], &["NaN"]);

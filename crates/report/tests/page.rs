@@ -153,8 +153,8 @@ fn a_page_has_all_its_parts() {
         "Log-probabilities of replies",
         "Groups without signal",
         "Clipped ratios",
-        "1 values are not finite",
-        "Logarithmic axis",
+        "not finite, so not drawn: 1",
+        "logarithmic axis",
         "Did not change: learning rate",
         "newly right <b>40</b>",
         "✓ right",
@@ -253,7 +253,7 @@ fn a_long_run_has_a_small_page_with_every_spike() {
     let (_dir, run) = a_run(10_000);
     let (html, _) = check(&[run]);
     assert!(html.len() < 1_500_000, "{} bytes", html.len());
-    assert!(html.contains("mean of about 42 values; band: least to greatest"));
+    assert!(html.contains("line: mean of about 42 values, band: least to greatest"));
     assert!(html.contains("900 <span class=\"soft\">at 2</span>"), "the greatest gradient norm is named");
 }
 
