@@ -526,7 +526,17 @@ impl Judge {
                 calls.see(tally);
             });
         calls.progress.clear();
-        Ok(pairs?.0)
+        let (candidates, tallies) = pairs?;
+        let sum = |of: fn(&Tally) -> u64| {
+            usize::try_from(tallies.iter().map(of).sum::<u64>()).unwrap_or(usize::MAX)
+        };
+        ui::note(&format!(
+            "{} drawn, {} failed, {}",
+            ui::counted(sum(|tally| tally.n_calls), "response"),
+            ui::count(sum(|tally| tally.n_failed)),
+            ui::counted(sum(|tally| tally.completion_tokens), "token")
+        ));
+        Ok(candidates)
     }
 }
 

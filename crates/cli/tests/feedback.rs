@@ -1,0 +1,603 @@
+//! Constitutional AI from the command line, both stages, with a judge that answers by rules; and judges that misbehave.
+
+mod common;
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::process::Stdio;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, mpsc};
+
+use common::{Fixture, Outcome, command, json_lines};
+use serde_json::{Value, json};
+
+/// What the judge does with a request.
+enum Act {
+    /// Answers with this text and, for A and B, their probabilities.
+    Say(String, Option<[f64; 2]>),
+    /// Refuses with a status.
+    Status(u16),
+    /// Says nothing until the client goes away.
+    Hang,
+}
+
+fn say(text: &str) -> Act {
+    Act::Say(text.to_owned(), None)
+}
+
+type Rule = dyn Fn(usize, &str) -> Act + Send + Sync;
+
+/// A server of chat completions on this machine, whose model is called `rules`.
+struct JudgeServer {
+    url: String,
+    asked: Arc<Mutex<Vec<String>>>,
+}
+
+impl JudgeServer {
+    /// `rule` is given the number of the request and the last message.
+    fn start(rule: impl Fn(usize, &str) -> Act + Send + Sync + 'static) -> JudgeServer {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}/v1", listener.local_addr().unwrap());
+        let asked = Arc::new(Mutex::new(Vec::new()));
+        let (rule, log): (Arc<Rule>, _) = (Arc::new(rule), asked.clone());
+        std::thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let (rule, log) = (rule.clone(), log.clone());
+                std::thread::spawn(move || serve(stream, &*rule, &log));
+            }
+        });
+        JudgeServer { url, asked }
+    }
+
+    fn n_asked(&self) -> usize {
+        self.asked.lock().unwrap().len()
+    }
+}
+
+fn serve(mut stream: TcpStream, rule: &Rule, log: &Mutex<Vec<String>>) {
+    let Some((path, body)) = read_request(&mut stream) else { return };
+    if path.ends_with("/models") {
+        return reply(&mut stream, 200, &json!({ "data": [{ "id": "rules" }] }));
+    }
+    let request: Value = serde_json::from_slice(&body).unwrap();
+    let messages = request["messages"].as_array().unwrap();
+    let last = messages.last().unwrap()["content"].as_str().unwrap().to_owned();
+    let n = {
+        let mut log = log.lock().unwrap();
+        log.push(last.clone());
+        log.len() - 1
+    };
+    match rule(n, &last) {
+        Act::Say(text, probabilities) => {
+            let logprobs = probabilities.filter(|_| request["logprobs"] == json!(true)).map(|[a, b]| {
+                let top = json!([{ "token": "A", "logprob": a.ln() }, { "token": "B", "logprob": b.ln() }]);
+                json!({ "content": [{ "token": text, "logprob": -0.1, "top_logprobs": top }] })
+            });
+            let choice = json!({
+                "index": 0, "finish_reason": "stop", "logprobs": logprobs,
+                "message": { "role": "assistant", "content": text },
+            });
+            let usage = json!({ "prompt_tokens": last.len() / 4, "completion_tokens": text.len() / 4 + 1 });
+            reply(&mut stream, 200, &json!({ "model": "rules", "choices": [choice], "usage": usage }));
+        }
+        Act::Status(status) => {
+            reply(&mut stream, status, &json!({ "error": { "message": "told to refuse" } }))
+        }
+        // The client may be gone already; either way this thread ends.
+        Act::Hang => {
+            let _ = stream.read(&mut [0; 1]);
+        }
+    }
+}
+
+fn read_request(stream: &mut TcpStream) -> Option<(String, Vec<u8>)> {
+    let mut reader = BufReader::new(stream);
+    let mut line = String::new();
+    reader.read_line(&mut line).ok()?;
+    let path = line.split_whitespace().nth(1)?.to_owned();
+    let mut length = 0;
+    loop {
+        let mut line = String::new();
+        reader.read_line(&mut line).ok()?;
+        let Some((name, value)) = line.trim_end().split_once(':') else { break };
+        if name.eq_ignore_ascii_case("content-length") {
+            length = value.trim().parse().ok()?;
+        }
+    }
+    let mut body = vec![0; length];
+    reader.read_exact(&mut body).ok()?;
+    Some((path, body))
+}
+
+fn reply(stream: &mut TcpStream, status: u16, body: &Value) {
+    let body = body.to_string();
+    let head = format!(
+        "HTTP/1.1 {status} X\r\ncontent-type: application/json\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
+        body.len()
+    );
+    let _ = stream.write_all((head + &body).as_bytes());
+}
+
+/// What stands between `<tag ...>` and its end.
+fn between<'a>(text: &'a str, tag: &str) -> &'a str {
+    let inside = text.split(&format!("<{tag} ")).last().unwrap().split_once(">\n").unwrap().1;
+    inside.split(&format!("\n</{tag} ")).next().unwrap()
+}
+
+/// How good a reply is by the rules: polite ones are better.
+fn worth(reply: &str) -> i32 {
+    i32::from(reply.contains("please")) - i32::from(reply.contains("stupid"))
+}
+
+/// Answers everything that Constitutional AI asks, by rules.
+fn by_rules(text: &str) -> Act {
+    if text.contains("Critique request:") {
+        return say(if worth(between(text, "reply")) < 1 {
+            "The reply is not polite."
+        } else {
+            "There is nothing."
+        });
+    }
+    if text.contains("Revision request:") {
+        let reply = between(text, "reply").replace("stupid", "dear");
+        return Act::Say(if reply.contains("please") { reply } else { format!("{reply} please") }, None);
+    }
+    if text.contains("<reply-A ") {
+        let (a, b) = (worth(between(text, "reply-A")), worth(between(text, "reply-B")));
+        return match a.cmp(&b) {
+            std::cmp::Ordering::Greater => Act::Say("A".to_owned(), Some([0.9, 0.1])),
+            std::cmp::Ordering::Less => Act::Say("B".to_owned(), Some([0.2, 0.8])),
+            std::cmp::Ordering::Equal => say("C"),
+        };
+    }
+    if text.contains("Rubric:") {
+        return Act::Say((5 + 3 * worth(between(text, "reply"))).to_string(), None);
+    }
+    say("you are stupid")
+}
+
+const CONSTITUTION: &str = "\
+name = \"manners\"
+[[principle]]
+id = \"polite\"
+text = \"The reply says please.\"
+category = \"form\"
+weight = 2
+[[principle]]
+id = \"kind\"
+text = \"The reply insults nobody.\"
+category = \"content\"
+";
+
+fn prompts(n: usize) -> String {
+    (0..n)
+        .map(|i| {
+            json!({ "prompt": [{ "role": "user", "content": format!("one two {i}") }] }).to_string() + "\n"
+        })
+        .collect()
+}
+
+/// Pairs with the polite reply first.
+fn pairs(n: usize) -> String {
+    let pair = |i: usize| {
+        let (good, bad) = (format!("go {i} please"), format!("go {i} stupid {}", "very ".repeat(i % 3)));
+        json!({ "prompt": format!("where {i}"), "chosen": good, "rejected": bad }).to_string() + "\n"
+    };
+    (0..n).map(pair).collect()
+}
+
+fn feedback(fixture: &Fixture, server: &JudgeServer, args: &[&str]) -> Outcome {
+    let server = ["--server", &server.url, "--retries", "0", "--parallel", "2"];
+    fixture.run(&[&["feedback"], args, &server].concat())
+}
+
+fn json_of(fixture: &Fixture, name: &str) -> Value {
+    serde_json::from_str(&fixture.read(name)).unwrap()
+}
+
+#[test]
+fn both_stages_end_to_end() {
+    let fixture = Fixture::new();
+    let server = JudgeServer::start(|_, text| by_rules(text));
+    fixture.write("constitution.toml", CONSTITUTION);
+    fixture.write("prompts.jsonl", &prompts(12));
+    let args = "revise --constitution constitution.toml --data prompts.jsonl --rounds 2 --price 1,2 --pairs pairs.jsonl --out revised.jsonl";
+    let outcome = feedback(&fixture, &server, &args.split(' ').collect::<Vec<_>>()).ok();
+    assert!(
+        outcome.stdout.contains("polite") && outcome.stdout.contains("12 kept of 12"),
+        "{}",
+        outcome.stdout
+    );
+    let rows = json_lines(&fixture.read("revised.jsonl"));
+    assert_eq!(rows.len(), 12);
+    for row in &rows {
+        assert_eq!(row["messages"][1], json!({ "role": "assistant", "content": "you are dear please" }));
+        assert_eq!(row["initial"], "you are stupid");
+        let drawn: Vec<&str> = (0..2).map(|i| row["chain"][i]["principle"].as_str().unwrap()).collect();
+        assert_ne!(drawn[0], drawn[1], "no principle comes twice before all have come");
+    }
+    let report = json_of(&fixture, "revised.report.json");
+    assert_eq!(report["calls"]["n_calls"], 12 * 5);
+    let tokens = |key: &str| report["calls"][key].as_f64().unwrap();
+    let cost = (tokens("prompt_tokens") + 2.0 * tokens("completion_tokens")) / 1e6;
+    assert!((report["cost"].as_f64().unwrap() - cost).abs() < 1e-12 && cost > 0.0);
+    assert!(report["principles"].as_array().unwrap().iter().all(|by| by["n_drawn"] == 12));
+    assert!(fixture.read("revised.report.md").contains("| polite | form |"));
+    assert_eq!(json_lines(&fixture.read("pairs.jsonl")).len(), 12);
+
+    let sft = "seed = 1\nname = \"sft\"\n[model]\nbase = \"model\"\n[[stage]]\ntype = \"sft\"\n\
+               data.train = [\"revised.jsonl\"]\ntrain.steps = 3\noptimizer.learning_rate = 1e-3\n";
+    fixture.write("sft.toml", sft);
+    fixture.run(&["run", "sft.toml", "--out", "sft"]).ok();
+    let model = folder_with(&fixture, "sft", "model");
+
+    // The replies of a model of three steps are noise: nothing to choose by these rules, so the rule is length here.
+    let by_length = JudgeServer::start(|_, text| {
+        let length = |tag: &str| between(text, tag).chars().count();
+        say(if length("reply-A") > length("reply-B") { "A" } else { "B" })
+    });
+    let args = format!(
+        "judge --constitution constitution.toml --prompts prompts.jsonl --respond {model} --respond-max-new-tokens 12 \
+         --principles 2 --out judged.jsonl"
+    );
+    feedback(&fixture, &by_length, &args.split_whitespace().collect::<Vec<_>>()).ok();
+    let report = json_of(&fixture, "judged.report.json");
+    let (n_kept, n_rows) = (report["n_kept"].as_u64().unwrap(), report["n_rows"].as_u64().unwrap());
+    let n_excluded: u64 = report["excluded"].as_object().unwrap().values().map(|n| n.as_u64().unwrap()).sum();
+    assert_eq!((n_rows, n_kept + n_excluded), (12, 12));
+    assert!(n_kept >= 2, "{report}");
+    for row in json_lines(&fixture.read("judged.jsonl")) {
+        let length = |key: &str| row[key][0]["content"].as_str().unwrap().chars().count();
+        assert!(length("chosen") > length("rejected"), "{row}");
+    }
+
+    let dpo = format!(
+        "seed = 1\nname = \"dpo\"\n[model]\nbase = \"{model}\"\n[[stage]]\ntype = \"dpo\"\n\
+         data.train = [\"judged.jsonl\"]\ntrain.steps = 2\noptimizer.learning_rate = 1e-4\n"
+    );
+    fixture.write("dpo.toml", &dpo);
+    fixture.run(&["run", "dpo.toml", "--out", "dpo"]).ok();
+    folder_with(&fixture, "dpo", "model");
+}
+
+/// The folder `name` of the first stage of a run.
+fn folder_with(fixture: &Fixture, run: &str, name: &str) -> String {
+    let stages = fixture.path().join(run).join("stages");
+    let stage = std::fs::read_dir(stages).unwrap().next().unwrap().unwrap().path();
+    let folder = stage.join(name);
+    assert!(folder.is_dir(), "{} is not there", folder.display());
+    folder.display().to_string()
+}
+
+/// As [`by_rules`], with the longer of two replies that are equally polite.
+fn by_rules_then_length(text: &str) -> Act {
+    let length = |tag: &str| between(text, tag).chars().count();
+    match by_rules(text) {
+        Act::Say(answer, _) if answer == "C" => {
+            say(if length("reply-A") > length("reply-B") { "A" } else { "B" })
+        }
+        act => act,
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn one_script_goes_through_both_stages_and_finds_everything_done_when_called_again() {
+    let fixture = Fixture::new();
+    let server = JudgeServer::start(|_, text| by_rules_then_length(text));
+    fixture.write("constitution.toml", CONSTITUTION);
+    fixture.write("prompts.jsonl", &prompts(12));
+    let run = || {
+        let script = pt_core::testdata::workspace_root().join("recipes/constitutional-ai.sh");
+        let args = ["model", "prompts.jsonl", &server.url, "cai", "constitution.toml"];
+        // The environment is that of the other tests.
+        let posttrain = command(fixture.path(), &[]);
+        let mut shell = std::process::Command::new("sh");
+        shell.arg(script).args(args).current_dir(fixture.path()).env("POSTTRAIN", posttrain.get_program());
+        for (name, value) in posttrain.get_envs() {
+            shell.env(name, value.unwrap_or_default());
+        }
+        shell.env("FEEDBACK", "--retries 0").env("RESPOND", "--respond-max-new-tokens 12");
+        shell.env("SFT", "--set stage.0.train.steps=2").env("DPO", "--set stage.0.train.steps=2");
+        let output = shell.output().unwrap();
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        assert!(output.status.success(), "{}\n{}", text(&output.stdout), text(&output.stderr));
+    };
+    run();
+    for name in ["revised.report.md", "judged.report.md", "sft/stages/01-sft/model/config.json"] {
+        assert!(fixture.path().join("cai").join(name).is_file(), "{name} is not there");
+    }
+    assert!(fixture.path().join("cai/dpo/stages/01-dpo/model/config.json").is_file());
+    let by_principle = fixture.read("cai/judged.report.md");
+    assert!(by_principle.contains("| polite | form | ") && by_principle.contains("| kind | content | "));
+    let n_asked = server.n_asked();
+    run();
+    assert_eq!(server.n_asked(), n_asked, "every answer was kept");
+}
+
+#[test]
+fn a_good_judge_is_measured_as_one_and_a_biased_one_as_biased() {
+    type Expectation<'a> = (&'a str, fn(&str) -> Act, &'a [(&'a str, f64)]);
+    let fixture = Fixture::new();
+    fixture.write("pairs.jsonl", &pairs(24));
+    let cases: &[Expectation<'_>] = &[
+        // (0.9 + 0.8) / 2 is right each time: off by 0.15.
+        (
+            "good",
+            by_rules,
+            &[("accuracy", 1.0), ("consistency", 1.0), ("position_bias", 0.0), ("ece", 0.15), ("kappa", 1.0)],
+        ),
+        ("place", |_| say("A"), &[("accuracy", 0.5), ("consistency", 0.0), ("position_bias", 0.5)]),
+        (
+            "length",
+            |text| {
+                let length = |tag: &str| between(text, tag).chars().count();
+                say(if length("reply-A") > length("reply-B") { "A" } else { "B" })
+            },
+            &[("position_bias", 0.0)],
+        ),
+    ];
+    for (name, rule, expected) in cases {
+        let server = JudgeServer::start(|_, text| rule(text));
+        let args = format!("judge --data pairs.jsonl --labels --out {name}.jsonl");
+        let outcome = feedback(&fixture, &server, &args.split(' ').collect::<Vec<_>>());
+        assert_eq!(outcome.code == 0, *name != "place", "{name}: {outcome:?}");
+        let figures = json_of(&fixture, &format!("{name}.report.json"))["overall"].clone();
+        for (figure, expected) in *expected {
+            let found = figures[figure]["value"].as_f64().or(figures[figure].as_f64());
+            let found = found.unwrap_or_else(|| panic!("{name}: no {figure} in {figures}"));
+            assert!((found - expected).abs() < 1e-9, "{name}: {figure} is {found}, expected {expected}");
+        }
+        let length_bias = figures["length_bias"].as_f64();
+        assert!(*name != "length" || length_bias.unwrap() > 0.3, "{name}: {length_bias:?}");
+    }
+    let report = json_of(&fixture, "place.report.json");
+    assert_eq!(report["excluded"], json!({ "inconsistent": 24 }));
+    let first = &json_lines(&fixture.read("good.jsonl"))[0];
+    assert!((first["soft_label"].as_f64().unwrap() - 0.85).abs() < 1e-9, "{first}");
+}
+
+#[test]
+fn nonsense_failures_and_bad_pairs_are_counted_with_their_reasons() {
+    let fixture = Fixture::new();
+    let extra = [
+        json!({ "prompt": "q", "chosen": "same", "rejected": "same" }),
+        json!({ "prompt": "q", "chosen": "x", "rejected": " " }),
+        json!({ "prompt": "tie", "chosen": "go left", "rejected": "go right" }),
+        json!({ "prompt": "nonsense", "chosen": "go up please", "rejected": "go down" }),
+        json!({ "prompt": "hang", "chosen": "go in please", "rejected": "go out" }),
+    ];
+    let extra: String = extra.iter().map(|row| row.to_string() + "\n").collect();
+    fixture.write("pairs.jsonl", &(pairs(4) + &extra));
+    let server = JudgeServer::start(|_, text| match between(text, "conversation") {
+        "user: nonsense" => say("A good reply is like a banana."),
+        "user: hang" => Act::Hang,
+        "user: where 3" => Act::Status(500),
+        _ => by_rules(text),
+    });
+    let args = "judge --data pairs.jsonl --timeout 0.3 --votes 2 --temperature 1 --out judged.jsonl";
+    feedback(&fixture, &server, &args.split(' ').collect::<Vec<_>>()).ok();
+    let report = json_of(&fixture, "judged.report.json");
+    let expected = json!({ "empty_reply": 1, "equal_replies": 1, "failed": 2, "no_verdict": 1, "tie": 1 });
+    assert_eq!((&report["excluded"], &report["n_kept"]), (&expected, &json!(3)));
+    assert_eq!(report["overall"]["n_abstained"], 4);
+    assert_eq!(report["calls"]["n_failed"], 8);
+    let excluded = fixture.read("judged.excluded.jsonl");
+    for part in ["like a banana", "no answer within 0.3 s", "told to refuse", "equal_replies", "empty_reply"]
+    {
+        assert!(excluded.contains(part), "`{part}` is not in\n{excluded}");
+    }
+    assert_eq!(json_lines(&excluded).len(), 6);
+
+    let dead = JudgeServer::start(|_, _| Act::Status(503));
+    let outcome = feedback(&fixture, &dead, &["judge", "--data", "pairs.jsonl", "--out", "dead.jsonl"]);
+    assert_eq!(outcome.code, 1);
+    assert!(
+        outcome.stderr.contains("calls of `rules` failed; the first: the server answered 503"),
+        "{}",
+        outcome.stderr
+    );
+}
+
+#[test]
+fn a_chain_that_breaks_keeps_its_last_whole_revision() {
+    let fixture = Fixture::new();
+    fixture.write("constitution.toml", CONSTITUTION);
+    fixture.write("prompts.jsonl", &prompts(3));
+    // Row 0 has no reply, row 1 breaks in the second round, row 2 gets an empty revision in the first.
+    let server = JudgeServer::start(|_, text| match text {
+        "one two 0" => Act::Status(500),
+        text if !text.contains("Critique") && !text.contains("Revision") => by_rules(text),
+        text if between(text, "conversation").ends_with('2') && text.contains("Revision request") => {
+            say("  ")
+        }
+        text if text.contains("Critique request") && text.contains("dear please") => Act::Status(500),
+        _ => by_rules(text),
+    });
+    let args = "revise --constitution constitution.toml --data prompts.jsonl --rounds 2 --out r.jsonl";
+    feedback(&fixture, &server, &args.split(' ').collect::<Vec<_>>()).ok();
+    let rows = json_lines(&fixture.read("r.jsonl"));
+    assert_eq!(rows.len(), 1);
+    assert_eq!(rows[0]["chain"].as_array().unwrap().len(), 1);
+    assert_eq!((&rows[0]["failure"]["part"], &rows[0]["failure"]["round"]), (&json!("critique"), &json!(2)));
+    let report = json_of(&fixture, "r.report.json");
+    assert_eq!(report["excluded"], json!({ "initial_failed": 1, "revision_empty": 1 }));
+    assert_eq!(report["n_cut_short"], 1);
+}
+
+#[test]
+fn a_killed_run_goes_on_and_ends_in_the_same_bytes() {
+    let fixture = Fixture::new();
+    fixture.write("constitution.toml", CONSTITUTION);
+    fixture.write("prompts.jsonl", &prompts(10));
+    let (reached, wait) = mpsc::channel();
+    let (reached, awake) = (Mutex::new(reached), Arc::new(AtomicBool::new(false)));
+    let is_awake = awake.clone();
+    // Each answer is another, as those of a model at a temperature: only kept answers can give the same bytes.
+    let server = JudgeServer::start(move |n, text| {
+        if n >= 17 && !is_awake.load(Ordering::SeqCst) {
+            // The second of two requests may come after the test has gone on.
+            let _ = reached.lock().unwrap().send(());
+            return Act::Hang;
+        }
+        match by_rules(text) {
+            Act::Say(text, None) => Act::Say(format!("{text} {n}"), None),
+            act => act,
+        }
+    });
+    let args = "feedback revise --constitution constitution.toml --data prompts.jsonl --rounds 1 --parallel 2 --out r.jsonl";
+    let args: Vec<&str> = args.split(' ').chain(["--server", &server.url]).collect();
+    let mut child =
+        command(fixture.path(), &args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    wait.recv().unwrap();
+    child.kill().unwrap();
+    child.wait().unwrap();
+    awake.store(true, Ordering::SeqCst);
+    assert!(!fixture.path().join("r.jsonl").exists(), "no half of an output");
+    let n_before = server.n_asked();
+
+    fixture.run(&args).ok();
+    // Those that hung are asked again, and no others: ten replies, critiques and revisions each.
+    let n_lost = server.n_asked() - 30;
+    assert!((1..=2).contains(&n_lost), "{n_before} before, {} in all", server.n_asked());
+    let names = ["r.jsonl", "r.report.json", "r.report.md", "r.excluded.jsonl"];
+    let first = names.map(|name| fixture.read(name));
+    fixture.run(&args).ok();
+    assert_eq!(first, names.map(|name| fixture.read(name)));
+    assert_eq!(server.n_asked(), 30 + n_lost, "all is kept");
+}
+
+#[test]
+fn a_model_of_this_machine_judges_and_repeats_itself() {
+    let fixture = Fixture::new();
+    fixture.write("short.toml", "[[principle]]\nid = \"a\"\ntext = \"b\"\n");
+    fixture.write("p.jsonl", &prompts(2));
+    let args = "feedback revise --constitution short.toml --model model --data p.jsonl --max-new-tokens 4 --out r.jsonl";
+    let args: Vec<&str> = args.split(' ').collect();
+    // The tiny model's context cannot hold the critique's wording: every chain breaks, with that reason.
+    let outcome = fixture.run(&args);
+    assert_eq!(outcome.code, 1);
+    assert!(outcome.stderr.contains("no row was kept"), "{}", outcome.stderr);
+    let excluded = json_lines(&fixture.read("r.excluded.jsonl"));
+    assert_eq!(excluded.len(), 2);
+    for row in &excluded {
+        assert_eq!(row["excluded"], "critique_failed");
+        assert!(row["failure"]["reason"].as_str().unwrap().contains("the model was made for 256"), "{row}");
+        assert!(!row["initial"].as_str().unwrap().is_empty());
+    }
+    let before = fixture.read("r.excluded.jsonl");
+    fixture.run(&args);
+    assert_eq!(fixture.read("r.excluded.jsonl"), before);
+}
+
+#[test]
+fn only_an_audited_judge_is_a_reward() {
+    let fixture = Fixture::new();
+    fixture.write("pairs.jsonl", &pairs(60));
+    let server = JudgeServer::start(|_, text| by_rules(text));
+    let good = feedback(
+        &fixture,
+        &server,
+        &["audit", "--data", "pairs.jsonl", "--rubric", "The reply is polite.", "--out", "good.json"],
+    );
+    assert!(good.ok().stdout.contains("passed"));
+    let deaf = JudgeServer::start(|_, _| say("5"));
+    let args = ["audit", "--data", "pairs.jsonl", "--rubric", "The reply is polite.", "--out", "bad.json"];
+    let outcome = feedback(&fixture, &deaf, &args);
+    assert_eq!(outcome.code, 1);
+    assert!(
+        outcome.stderr.contains("did not pass") && outcome.stderr.contains("accuracy"),
+        "{}",
+        outcome.stderr
+    );
+
+    let refusals = [
+        ("", Some("a judge that nobody audited is no reward")),
+        ("audit = \"bad.json\"", Some("did not pass")),
+        ("audit = \"good.json\"\nrubric = \"The reply is short.\"", Some("another rubric")),
+        ("audit = \"good.json\"\nmodel = \"other\"", Some("it is of the model `rules`")),
+        ("audit = \"gone.json\"", Some("gone.json")),
+        ("audit = \"good.json\"\nunaudited = true", Some("contradict each other")),
+        ("unaudited = true", None),
+        ("audit = \"good.json\"", None),
+    ];
+    for (options, expected) in refusals {
+        let options = options.replace("audit = \"", &format!("audit = \"{}/", fixture.path().display()));
+        let mut table: toml::Table = toml::from_str(&options).unwrap();
+        for (key, value) in [("url", &*server.url), ("model", "rules"), ("rubric", "The reply is polite.")] {
+            table.entry(key).or_insert(value.into());
+        }
+        match (pt_feedback::build_llm_judge(&table), expected) {
+            (Ok(verifier), None) => {
+                let row = serde_json::Map::new();
+                let question = |reply| pt_verify::Question {
+                    prompt: "where",
+                    reply,
+                    gold: None,
+                    row: &row,
+                    is_truncated: false,
+                };
+                let questions = ["go please", "go", "", "go stupid"].map(question);
+                let scores: Vec<Option<f64>> =
+                    verifier.verify_all(&questions).iter().map(|verdict| verdict.score).collect();
+                let expected = [7.0 / 9.0, 4.0 / 9.0, 0.0, 1.0 / 9.0].map(Some);
+                assert_eq!(scores, expected);
+            }
+            (Err(error), Some(part)) => {
+                assert!(error.to_string().contains(part), "{options}: `{error}` lacks `{part}`");
+            }
+            (outcome, _) => panic!("{options}: {outcome:?}"),
+        }
+    }
+
+    let scored = |i: usize| {
+        let (chosen, rejected) = (format!("good {i}"), format!("bad {i}"));
+        json!({ "prompt": "q", "chosen": chosen, "rejected": rejected, "score_chosen": 1.5, "score_rejected": -1 })
+    };
+    fixture.write("scored.jsonl", &(0..60).map(|i| scored(i).to_string() + "\n").collect::<String>());
+    fixture
+        .run(&[
+            "feedback",
+            "audit",
+            "--scores",
+            "rm",
+            "--data",
+            "scored.jsonl",
+            "--max-length-bias",
+            "1",
+            "--out",
+            "rm.json",
+        ])
+        .ok();
+    let audit = json_of(&fixture, "rm.json");
+    assert_eq!(
+        (&audit["subject"]["kind"], &audit["figures"]["accuracy"]["value"]),
+        (&json!("scorer"), &json!(1.0))
+    );
+}
+
+#[test]
+fn the_built_in_constitution_can_be_printed_and_used() {
+    let fixture = Fixture::new();
+    let text = fixture.run(&["feedback", "constitution"]).ok().stdout;
+    fixture.write("mine.toml", &text.replace("id = \"harm\"", "id = \"law\""));
+    fixture.write("pairs.jsonl", &pairs(1));
+    let args = [
+        "feedback",
+        "judge",
+        "--constitution",
+        "mine.toml",
+        "--data",
+        "pairs.jsonl",
+        "--model",
+        "model",
+        "--out",
+        "x.jsonl",
+    ];
+    let outcome = fixture.run(&args);
+    assert!(
+        outcome.stderr.contains("two principles have the id `law`") && outcome.stderr.contains("mine.toml:"),
+        "{}",
+        outcome.stderr
+    );
+}
