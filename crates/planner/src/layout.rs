@@ -524,7 +524,7 @@ mod tests {
             for estimate in &found.best {
                 let l = estimate.layout;
                 assert_eq!(l.data * l.tensor * l.pipeline, hardware.n, "{model}");
-                assert!(l.tensor <= hardware.device.per_node && shape.n_kv_heads % l.tensor == 0);
+                assert!(l.tensor <= hardware.device.per_node && shape.n_kv_heads.is_multiple_of(l.tensor));
                 assert_eq!(l.data as u64 * l.micro_sequences * l.micro_batches, sequences);
                 assert!(estimate.memory.total() <= hardware.device.usable_bytes());
                 assert!(estimate.mfu > 0.0 && estimate.mfu <= hardware.device.efficiency, "{model}");
