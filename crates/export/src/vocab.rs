@@ -11,6 +11,7 @@
 //! rank of the first merge that makes a piece, which is the order SentencePiece gave them. Left out: Unigram and WordPiece.
 
 use std::collections::HashMap;
+use std::path::Path;
 
 use pt_text::{Tokenizer, TokenizerConfig};
 use serde_json::{Map, Value as Json, json};
@@ -86,7 +87,7 @@ pub fn put_vocab(tokenizer: &Tokenizer, n_tokens: usize, out: &mut Metadata) -> 
 
 /// `tokenizer.json`, by way of a folder, since that is how a tokenizer shows it.
 fn json_of(tokenizer: &Tokenizer) -> Result<Json> {
-    let folder = tempfile::tempdir().map_err(ExportError::io(&std::env::temp_dir(), "making a folder in"))?;
+    let folder = tempfile::tempdir().map_err(ExportError::io(Path::new("for temporary files"), "making a folder"))?;
     tokenizer.save(folder.path())?;
     let path = folder.path().join("tokenizer.json");
     let text = std::fs::read_to_string(&path).map_err(ExportError::io(&path, "reading"))?;

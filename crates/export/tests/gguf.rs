@@ -120,7 +120,6 @@ fn a_real_model_survives_every_quantisation() {
         let path = file(&folder, quant.name());
         write_gguf(&model, Some(&tokenizer), &path, &GgufOptions { quant, name: "stories".into() }).unwrap();
         let proof = prove_gguf(&model, Some(&tokenizer), &path, TEXT, quant.max_mean_kl()).unwrap();
-        println!("{}: {:?}", quant.name(), proof.divergence);
         assert!(proof.problems.is_empty(), "{}: {:?}", quant.name(), proof.problems);
         assert!(proof.n_texts == 3 && proof.stop_ids == [2]);
         let read = GgufFile::open(&path).unwrap();
