@@ -350,7 +350,8 @@ mod tests {
 
     #[test]
     fn grades_are_compared_vote_by_vote() {
-        let cases: &[(&[f64], &[f64], Option<f64>, Option<bool>)] = &[
+        type Case<'a> = (&'a [f64], &'a [f64], Option<f64>, Option<bool>);
+        let cases: &[Case<'_>] = &[
             (&[7.0], &[3.0], Some(1.0), None),
             (&[5.0], &[5.0], Some(0.5), None),
             (&[7.0, 6.0], &[3.0, 6.0], Some(0.875), Some(true)),

@@ -40,9 +40,8 @@ pub(crate) fn letter(text: &str) -> Option<Letter> {
     if let Some(found) = bracketed(text) {
         return found;
     }
-    let lines = || text.lines().map(str::trim).filter(|line| !line.is_empty());
-    let first_and_only = (lines().count() == 1).then(|| lines().next()).flatten();
-    first_and_only.and_then(|line| of_line(line)).or_else(|| of_line(lines().last()?))
+    // A short answer has one line; a longer one ends with it.
+    of_line(text.lines().map(str::trim).rfind(|line| !line.is_empty())?)
 }
 
 /// What follows a thinking block.
