@@ -157,6 +157,13 @@ pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<()> {
     if args.adapter.is_some() && args.model.len() > 1 {
         bail!("--adapter goes with one model, and {} are named; merge the adapter first", args.model.len());
     }
+    if let Some(out) = &args.out {
+        let folders: Vec<PathBuf> =
+            args.model.iter().map(|name| folder_of(out, name, args.model.len())).collect();
+        if let Some(i) = (1..folders.len()).find(|&i| folders[..i].contains(&folders[i])) {
+            bail!("the results of two models would go to {}; evaluate them one by one", folders[i].display());
+        }
+    }
     // All questions are read before the first model is: what is missing is said at once.
     let names = args.benchmarks.iter().flat_map(|list| split_names(list));
     let prepared = names.map(|name| pt_eval::prepare(&name, &settings)).collect::<Result<Vec<_>, _>>()?;
@@ -314,7 +321,7 @@ fn folder_of(out: &Path, name: &str, n_models: usize) -> PathBuf {
         return out.to_owned();
     }
     let plain = |c: char| if c.is_ascii_alphanumeric() || "-._".contains(c) { c } else { '_' };
-    out.join(name.trim_matches(['/', '.']).chars().map(plain).collect::<String>())
+    out.join(name.trim_matches('/').chars().map(plain).collect::<String>())
 }
 
 fn compare_all(measured: &[Measured], seed: u64) -> Vec<Compared<'_>> {
