@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use pt_engine::Dtype;
 use pt_models::{LoadOptions, Model, ModelConfig, NewModel};
-use pt_recipe::{PlannedFile, PlannedNewModel, Recipe};
+use pt_recipe::{PlannedFile, PlannedNewModel, Recipe, StageSection};
 use pt_text::template::Moment;
 use pt_text::{ChatTemplate, Tokenizer, train_byte_bpe};
 
@@ -215,6 +215,47 @@ fn model_folder_files(dir: &Path) -> Result<Vec<PathBuf>> {
         path.is_file() && ["json", "safetensors", "txt", "model", "jinja", "bin"].contains(&extension)
     };
     Ok(paths.filter(relevant).collect())
+}
+
+/// The teacher of a distillation stage, which must have the student's vocabulary; nothing of it trains.
+///
+/// # Errors
+/// If it cannot be found or read, or has another vocabulary.
+///
+/// # Panics
+/// If the stage names none, which reading the recipe refuses.
+pub(crate) fn load_teacher(
+    recipe: &Recipe,
+    stage: &StageSection,
+    surroundings: &Surroundings,
+    student: &Model,
+) -> Result<Model> {
+    let name = stage.distillation.teacher.as_deref().expect("a distillation stage names its teacher");
+    let path = locate_model(name, "main", surroundings)?;
+    let mut teacher = load_model(&path, Some(engine_dtype(recipe.model.dtype)))?;
+    let (found, expected) = (teacher.config.vocab_size, student.config.vocab_size);
+    if found != expected {
+        return Err(PipelineError::Unsupported {
+            what: format!(
+                "the teacher `{name}` has a vocabulary of {found} tokens, the student one of {expected}"
+            ),
+            advice: "choose a teacher with the student's tokenizer".to_owned(),
+        });
+    }
+    teacher.freeze();
+    Ok(teacher)
+}
+
+/// The files of a teacher, hashed; none where there is no teacher.
+///
+/// # Errors
+/// If it cannot be found or read.
+pub(crate) fn teacher_files(stage: &StageSection, surroundings: &Surroundings) -> Result<Vec<PlannedFile>> {
+    let Some(name) = &stage.distillation.teacher else { return Ok(Vec::new()) };
+    let path = locate_model(name, "main", surroundings)?;
+    let mut paths = if path.is_dir() { model_folder_files(&path)? } else { vec![path] };
+    paths.sort();
+    paths.iter().map(|path| planned_file(path)).collect()
 }
 
 /// The configuration of the recipe's model, without reading its weights.

@@ -17,15 +17,18 @@ use pt_train::Trainer;
 use pt_verify::VERIFIERS;
 
 use crate::error::{PipelineError, Result};
-use crate::model::{engine_dtype, load_base, load_tokenizer, model_config, model_files};
+use crate::model::{engine_dtype, load_base, load_tokenizer, model_config, model_files, teacher_files};
 use crate::probe::{Estimate, probe};
 use crate::reference::fill_with_zeros;
-use crate::rl::{LOCAL_VERIFIERS, LongestRounds, Sampler, build_rewards, decode_speed};
+use crate::rl::{
+    LOCAL_VERIFIERS, LongestRounds, Sampler, build_credit, build_rewards, check_rollout, decode_speed,
+};
 use crate::source::{Surroundings, read_source};
 use crate::stage::{
     StageData, planned_schedule, planned_template, prepare_model, stage_data, stage_trainer, with_defaults,
 };
 use crate::tasks::{check_task, is_task};
+use crate::trainable::objective_options;
 
 /// The names a recipe may use, from the catalogues that own them.
 pub fn catalogue() -> Catalogue {
@@ -102,6 +105,9 @@ pub fn prepare_again(recipe: Recipe, surroundings: &Surroundings, known: Option<
         files: model_files(&recipe, surroundings)?,
         stages: recipe.stage.iter().zip(&stages).map(|(stage, data)| stage_facts(stage, data)).collect(),
     };
+    for (stage, facts) in recipe.stage.iter().zip(&mut facts.stages) {
+        facts.teacher = teacher_files(stage, surroundings)?;
+    }
     // A first plan decides the steps, on which the schedule and so the probe depend; the second one has the estimates.
     let draft = with_tasks(&recipe, recipe.resolve(&facts)?)?;
     if let Some(plan) = known.and_then(|known| measured_before(&recipe, &facts, &draft, known)) {
@@ -245,7 +251,7 @@ fn collect_strings(value: &serde_json::Value, strings: &mut Vec<String>) {
 fn stage_facts(stage: &StageSection, data: &StageData) -> StageFacts {
     let objective = OBJECTIVES.iter().find(|info| info.name == stage.objective_type());
     let optimizer = OPTIMISERS.iter().find(|info| info.name == stage.optimizer.r#type);
-    let objective_options = objective.into_iter().flat_map(|info| info.options).map(|o| (o.name, o.default));
+    let defaults = objective.into_iter().flat_map(|info| info.options).map(|o| (o.name, o.default));
     let optimizer_options = optimizer.into_iter().flat_map(|info| info.options).map(|o| (o.name, o.default));
     let rows = data.train_facts.iter().chain(&data.eval_facts);
     let rollout = stage.planned_rollout();
@@ -258,11 +264,13 @@ fn stage_facts(stage: &StageSection, data: &StageData) -> StageFacts {
     StageFacts {
         train: data.train_facts.clone(),
         eval: data.eval_facts.clone(),
+        ptx: data.ptx_facts.clone(),
+        teacher: Vec::new(),
         steps_per_epoch: data.steps.steps_per_epoch() * steps_per_round,
         tokens_per_epoch: data.steps.tokens_per_epoch() + n_sampled,
         chat_template: planned_template(stage, data.template.as_ref().filter(|_| renders)),
         trainable_parameters: 0,
-        objective: with_defaults(objective_options, stage.objective.params.values()),
+        objective: with_defaults(defaults, &objective_options(stage)),
         optimizer: with_defaults(optimizer_options, stage.optimizer.params.values()),
         memory: Vec::<MemoryPart>::new(),
         expected_seconds: 0.0,
@@ -278,14 +286,19 @@ fn estimate_rounds(
     tokenizer: &Tokenizer,
     data: &mut StageData,
 ) -> Result<Estimate> {
+    check_rollout(&rollout, &planned.rewards)?;
     build_rewards(&planned.rewards)?;
     let dtype = engine_dtype(recipe.model.dtype);
     let sampler = Sampler::new(tokenizer, data.template.as_ref(), &rollout, recipe.seed, dtype);
     let decoded_per_second = decode_speed(&sampler, &trainer.model, &mut data.steps)?;
-    let needs_reference = trainer.objective().needs().reference_logp || rollout.reward_kl > 0.0;
+    let credit = build_credit(planned, recipe.seed)?;
+    let needs_reference =
+        trainer.objective().needs().reference_logp || rollout.reward_kl > 0.0 || credit.reads_reference();
     let passes = rollout.passes as f64;
     let mut rounds = LongestRounds {
         prompts: &mut data.steps,
+        ptx: data.ptx.as_mut(),
+        credit: &*credit,
         rollout,
         tokens_per_micro_batch: planned.train.tokens_per_micro_batch as usize,
         needs_reference,

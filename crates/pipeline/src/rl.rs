@@ -9,17 +9,31 @@
 //! On-policy and synchronous: the samples of a round are drawn with the weights that the round begins with, by the trainer's own
 //! kernels. A round is a pure function of those weights, the plan and the curriculum, so a resumed run samples the same.
 
+mod advantages;
 mod batches;
+mod best;
+mod check;
+mod credit;
 mod judge;
+mod mixture;
+mod pairs;
 mod probe;
 mod reference;
+mod replay;
 mod reward_model;
+mod round;
 mod sampler;
 mod source;
+mod taught;
+mod values;
+mod weigh;
 
-pub(crate) use batches::{group_examples, pack_groups};
-pub use judge::{LOCAL_VERIFIERS, LocalVerifier, build_rewards};
+pub(crate) use batches::{group_examples, pack_groups, texts_beside};
+pub(crate) use check::check_rollout;
+pub(crate) use credit::{Credit, build_credit};
+pub use judge::{LOCAL_VERIFIERS, LocalVerifier, build_rewards, build_verifier};
 pub(crate) use probe::{LongestRounds, decode_speed};
 pub(crate) use reference::Reference;
+pub use replay::{ReplayOptions, Replayed, replay};
 pub(crate) use sampler::Sampler;
 pub(crate) use source::{Rounds, RoundsOptions};

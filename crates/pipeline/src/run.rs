@@ -14,7 +14,7 @@ use pt_train::{MicroBatch, Outcome, Recorder, StepSource, Trainer, Watcher, fit,
 use crate::error::{PipelineError, Result};
 use crate::fitting::{LastEval, loop_options, restore_best, retention};
 use crate::folder::open_folder;
-use crate::model::{engine_dtype, load_base, load_model};
+use crate::model::{engine_dtype, load_base, load_model, load_teacher};
 use crate::output::{merge, write_model};
 use crate::prepare::Prepared;
 use crate::probe::flops_per_token;
@@ -325,12 +325,18 @@ impl<'a> Runner<'a> {
         let credit = build_credit(planned, seed)?;
         let reads_reference = needs_reference || rollout.reward_kl > 0.0 || credit.reads_reference();
         let reference = match (credit.samples_reference(), reads_reference) {
+            _ if planned.distillation.is_some() => Some(Reference::Frozen(Box::new(load_teacher(
+                &self.recipe,
+                &self.recipe.stage[index],
+                self.surroundings,
+                &trainer.model,
+            )?))),
             (true, _) => Some(Reference::Frozen(Box::new(self.frozen_input(index)?))),
             (false, true) => Some(self.reference_of(index, trainer)?),
             (false, false) => None,
         };
         let rollouts = RolloutsFolder::open(folder.rollouts_dir(), true)?;
-        let options = RoundsOptions { rollout, tokens_per_micro_batch, dtype, seed, needs_reference };
+        let options = RoundsOptions { rollout, tokens_per_micro_batch, dtype, seed };
         let rounds = Rounds::new(
             data.steps,
             data.records,

@@ -6,6 +6,7 @@ use pt_objectives::Objective;
 use pt_optim::{Groups, Schedule, ScheduleConfig};
 use pt_recipe::{Method, PlannedSchedule, QuantType, Recipe, Recompute, RowKind, StageSection};
 use pt_train::{Trainer, TrainerOptions};
+use serde_json::{Map, Value};
 
 use crate::error::Result;
 use crate::model::engine_dtype;
@@ -48,7 +49,22 @@ const SCORE_HEAD_DEVIATION: f64 = 0.02;
 
 /// What the stage minimises.
 fn objective_of(stage: &StageSection) -> Result<Box<dyn Objective>> {
-    Ok(pt_objectives::build(stage.objective_type(), &stage.objective.params.to_toml())?)
+    let options = toml::Table::try_from(objective_options(stage)).expect("options read from TOML are TOML");
+    Ok(pt_objectives::build(stage.objective_type(), &options)?)
+}
+
+/// The option that is the greatest number of tokens of a sample.
+const MAX_COMPLETION_LENGTH: &str = "max_completion_length";
+
+/// The objective's options: those written, and of the others what the stage decides elsewhere.
+pub(crate) fn objective_options(stage: &StageSection) -> Map<String, Value> {
+    let mut options = stage.objective.params.values().clone();
+    let info = pt_objectives::OBJECTIVES.iter().find(|info| info.name == stage.objective_type());
+    let takes_length = info.is_some_and(|info| info.options.iter().any(|o| o.name == MAX_COMPLETION_LENGTH));
+    if let Some(rollout) = stage.planned_rollout().filter(|_| takes_length) {
+        options.entry(MAX_COMPLETION_LENGTH).or_insert_with(|| rollout.max_new_tokens.into());
+    }
+    options
 }
 
 fn prepare_weights(model: &mut Model, recipe: &Recipe, stage: &StageSection) -> Result<()> {
@@ -109,9 +125,17 @@ pub fn stage_trainer(
         max_grad_norm: Some(stage.train.max_grad_norm).filter(|norm| *norm > 0.0),
         seed: recipe.seed,
         groups: Groups { lora_plus_ratio: stage.lora.lora_plus_ratio, ..Groups::default() },
-        temperature: stage.planned_rollout().map_or(1.0, |rollout| rollout.temperature as f32),
+        temperature: temperature_of(stage),
     };
     Ok(Trainer::new(model, objective, optimiser.as_ref(), schedule, options)?)
+}
+
+/// What divides the logits in training: as in sampling, so that the policy is what sampled; but what is imitated is learned as any text.
+fn temperature_of(stage: &StageSection) -> f32 {
+    match stage.credit() {
+        Some(pt_recipe::Credit::Best) | None => 1.0,
+        Some(_) => stage.planned_rollout().map_or(1.0, |rollout| rollout.temperature as f32),
+    }
 }
 
 /// The schedule a plan decided on.

@@ -6,6 +6,8 @@ mod common;
 use std::path::Path;
 
 use common::*;
+use pt_pipeline::catalogue;
+use pt_recipe::Recipe;
 use pt_rl::{RolloutRecord, RolloutsFolder};
 use pt_run::{Difference, compare_runs};
 
@@ -85,6 +87,28 @@ fn every_method_raises_the_reward() {
             }
         }
     }
+}
+
+/// A student that was led astray comes back to its teacher on its own samples.
+#[test]
+fn a_student_learns_what_its_teacher_thinks() {
+    let dir = tempdir();
+    let out = dir.path().join("run");
+    let astray = "\n[[stage]]\ntype = \"sft\"\nname = \"astray\"\ndata.train = [\"generated:sum?level=1&n=60&seed=4\"]\n\
+                  train.steps = 12\noptimizer.learning_rate = 5e-3\neval.n = 1\neval.max_new_tokens = 1\n";
+    let text = format!(
+        "{}{astray}\n[[stage]]\ntype = \"distillation\"{ONLINE}optimizer.learning_rate = 3e-3\n\
+         distillation.teacher = {:?}\ntrain.steps = 40\n",
+        on_base(),
+        base_model()
+    );
+    finish(&text, &[], &out);
+    let kl: Vec<f64> = metric(&out, "02-distillation", "reverse_kl").into_iter().map(|(_, kl)| kl).collect();
+    let (first, last) = (mean(&kl[..4]), mean(&kl[34..]));
+    assert!(first > 0.1 && last < 0.7 * first, "reverse KL from {first} to {last}");
+    let without = text.replace("distillation.teacher", "#");
+    let refused = Recipe::parse(&without, Path::new("test.toml"), &[], &catalogue()).unwrap_err().to_string();
+    assert!(refused.contains("which teacher?"), "{refused}");
 }
 
 /// The two halves of a group are different draws, and the second half stays the reference's.

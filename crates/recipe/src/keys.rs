@@ -309,6 +309,7 @@ section! {
         reward: Vec<RewardSection>;
         ppo: PpoSection;
         online: OnlineSection;
+        distillation: DistillationSection;
         eval: EvalSection;
     }
 }
@@ -317,7 +318,7 @@ section! {
     /// How replies are sampled and rewards become advantages, for stages that learn from samples (grpo and its kin).
     RolloutSection at "stage.rollout" as "[stage.rollout]"
     keys {
-        n: Option<u64>, Int { min: 1, max: 4096 }, Derived { rule: "1 for ppo, 2 for online_dpo, xpo and nash_md, otherwise 8", example: "8" }, "4",
+        n: Option<u64>, Int { min: 1, max: 4096 }, Derived { rule: "1 for ppo and distillation, 2 for online_dpo, xpo and nash_md, otherwise 8", example: "8" }, "4",
             "Samples of each prompt: the group. (TRL: num_generations.)";
         max_new_tokens: u64, Int { min: 1, max: 1_000_000 }, Value("256"), "64",
             "Most tokens of a sample. (TRL: max_completion_length, 512.)";
@@ -392,9 +393,19 @@ section! {
     OnlineSection at "stage.online" as "[stage.online]"
     keys {
         mixture_coef: f64, RATIO, Value("0.5"), "0.25",
-            "nash_md: the reference policy's share in the geometric mixture that the policy plays against.";
+            "The reference policy's share in the geometric mixture that the policy plays against (nash_md).";
         min_reward: Option<f64>, Float { min: -1e9, max: 1e9 }, Derived { rule: "none: every group's best sample trains", example: "1.0" }, "0.5",
-            "rejection: the least reward of a sample that trains.";
+            "The least reward of a sample that trains (rejection).";
+    }
+    sections { }
+}
+
+section! {
+    /// Whom the student of a distillation stage learns from, on its own samples.
+    DistillationSection at "stage.distillation" as "[stage.distillation]"
+    keys {
+        teacher: Option<String>, Text, Derived { rule: "none; a distillation stage needs it", example: "\"models/teacher\"" }, "\"models/other\"",
+            "The teacher: a Hugging Face model folder, or a name on the hub, with the student's tokenizer.";
     }
     sections { }
 }
@@ -631,6 +642,7 @@ pub const SECTIONS: &[SectionDoc] = &[
     RewardSection::DOC,
     PpoSection::DOC,
     OnlineSection::DOC,
+    DistillationSection::DOC,
     EvalSection::DOC,
 ];
 
@@ -680,7 +692,6 @@ pub(crate) const TRL_NAMES: &[(&str, &str)] = &[
     ("num_ppo_epochs", "stage.rollout.passes"),
     ("num_mini_batches", "stage.rollout.mini_batches"),
     ("response_length", "stage.rollout.max_new_tokens"),
-    ("cliprange", "stage.objective.epsilon"),
     ("steps_per_generation", "stage.rollout.mini_batches"),
     ("mask_truncated_completions", "stage.rollout.mask_truncated"),
     ("multi_objective_aggregation", "stage.rollout.aggregation"),

@@ -24,16 +24,17 @@ mod table;
 mod tree;
 
 pub use keys::{
-    AlarmMode, Architecture, Baseline, DataSection, DecayShape, Dtype, EvalSection, FileFormat, LoraInit,
-    LoraSection, Mask, Method, ModelSection, NewModelSection, ObjectiveSection, OnlineSection,
-    OptimizerSection, Packing, PpoSection, QuantSection, QuantType, Recipe, Recompute, RewardAggregation,
-    RewardKl, RewardSection, RolloutSection, SECTIONS, ScaleRewards, ScheduleSection, ScheduleType, Source,
-    StageSection, StoppingStrategy, TrainSection, Truncation,
+    AlarmMode, Architecture, Baseline, DataSection, DecayShape, DistillationSection, Dtype, EvalSection,
+    FileFormat, LoraInit, LoraSection, Mask, Method, ModelSection, NewModelSection, ObjectiveSection,
+    OnlineSection, OptimizerSection, Packing, PpoSection, QuantSection, QuantType, Recipe, Recompute,
+    RewardAggregation, RewardKl, RewardSection, RolloutSection, SECTIONS, ScaleRewards, ScheduleSection,
+    ScheduleType, Source, StageSection, StoppingStrategy, TrainSection, Truncation,
 };
 pub use plan::{
-    MemoryPart, Mixture, Plan, PlannedComponent, PlannedData, PlannedEval, PlannedFile, PlannedLora,
-    PlannedModel, PlannedNewModel, PlannedOnline, PlannedPpo, PlannedQuantization, PlannedReward,
-    PlannedRollout, PlannedSchedule, PlannedSource, PlannedStage, PlannedTemplate, PlannedTrain, StepSize,
+    MemoryPart, Mixture, Plan, PlannedComponent, PlannedData, PlannedDistillation, PlannedEval, PlannedFile,
+    PlannedLora, PlannedModel, PlannedNewModel, PlannedOnline, PlannedPpo, PlannedQuantization,
+    PlannedReward, PlannedRollout, PlannedSchedule, PlannedSource, PlannedStage, PlannedTemplate,
+    PlannedTrain, StepSize,
 };
 pub use problem::{Location, Problem, RecipeError, RecipeErrors};
 pub use reference::{documented_keys, recipe_reference_markdown};

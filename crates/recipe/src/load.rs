@@ -32,6 +32,7 @@ impl Recipe {
         let errors = |problems| RecipeErrors { file: file.to_owned(), problems };
         let mut root = tree::parse(text).map_err(errors)?;
         let problems = tree::apply_sets(&mut root, sets);
+        name_objectives(&mut root);
         let mut reader = Reader { catalogue, problems, inside: root.at.clone() };
         let recipe = Recipe::from_table(&mut reader, "", Some(&root));
         Checks { reader: &mut reader, root: &root }.run(recipe.as_ref());
@@ -42,6 +43,22 @@ impl Recipe {
                 Ok(recipe)
             }
             _ => Err(errors(reader.problems)),
+        }
+    }
+}
+
+/// Options of an objective without a `type` belong to the objective that the stage's own type names.
+fn name_objectives(root: &mut Node) {
+    let Some(NodeValue::List(stages)) = root.get_mut("stage").map(|stages| &mut stages.value) else { return };
+    for stage in stages {
+        let kind = stage.find("type").and_then(Node::str).and_then(crate::StageType::named);
+        let (Some(kind), Some(objective)) = (kind, stage.get_mut("objective")) else { continue };
+        let at = objective.at.clone();
+        if let NodeValue::Table(table) = &mut objective.value
+            && table.get("type").is_none()
+        {
+            let name = Node { value: NodeValue::String(kind.objective.to_owned()), at: at.clone() };
+            table.0.push(("type".to_owned(), at, name));
         }
     }
 }
@@ -147,8 +164,13 @@ impl Checks<'_, '_> {
         let from_data = crate::StageType::named(&kind).is_some_and(|kind| kind.rollout.is_none());
         let credit = crate::StageType::named(&kind).and_then(|kind| Some(kind.rollout?.credit));
         let is_kind = |credits: &[Credit]| credit.is_some_and(|credit| credits.contains(&credit));
+        let teacher = format!("{stage}.distillation.teacher");
+        if is_kind(&[Credit::Teacher]) && !self.has(&teacher) {
+            self.at(stage, &teacher, "which teacher? give `distillation.teacher = \"FOLDER OR HUB NAME\"`");
+        }
         for (key, useless, because) in [
             ("ppo", !is_kind(&[Credit::Values]), written("type", &kind)),
+            ("distillation", !is_kind(&[Credit::Teacher]), written("type", &kind)),
             ("online.mixture_coef", !is_kind(&[Credit::Mixture]), written("type", &kind)),
             ("online.min_reward", !is_kind(&[Credit::Best]), written("type", &kind)),
             (

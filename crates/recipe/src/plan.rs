@@ -116,6 +116,8 @@ pub struct PlannedStage {
     pub ppo: Option<PlannedPpo>,
     /// What sets an online method apart; `None` for other stages.
     pub online: Option<PlannedOnline>,
+    /// Whom the stage learns from; `None` where it has no teacher.
+    pub distillation: Option<PlannedDistillation>,
     /// Accuracy on generated tasks; no tasks, no measurement.
     pub eval: PlannedEval,
     /// Peak memory, part by part.
@@ -350,6 +352,16 @@ pub struct PlannedPpo {
     pub ptx_rows_per_step: u64,
 }
 
+/// Whom a stage learns from.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PlannedDistillation {
+    /// The folder or hub name.
+    pub teacher: String,
+    /// Its weights and configuration.
+    pub files: Vec<PlannedFile>,
+}
+
 /// What sets an online method apart.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -392,6 +404,7 @@ const WITHOUT_EFFECT_ON_RESULTS: &[(&str, &[&str])] = &[
     ("stages", &["memory", "expected_seconds"]),
     ("train", &["save_every", "keep_last"]),
     ("files", &["path"]),
+    ("distillation", &["teacher"]), // `files` says what it contains
     ("chat_template", &["origin"]),
 ];
 

@@ -4,9 +4,10 @@ use crate::keys::{
     Mask, Method, NewModelSection, Recipe, RewardSection, ScheduleSection, ScheduleType, Source, StageSection,
 };
 use crate::plan::{
-    MemoryPart, Mixture, Plan, PlannedComponent, PlannedData, PlannedEval, PlannedFile, PlannedLora,
-    PlannedModel, PlannedNewModel, PlannedOnline, PlannedPpo, PlannedQuantization, PlannedReward,
-    PlannedRollout, PlannedSchedule, PlannedSource, PlannedStage, PlannedTemplate, PlannedTrain, StepSize,
+    MemoryPart, Mixture, Plan, PlannedComponent, PlannedData, PlannedDistillation, PlannedEval, PlannedFile,
+    PlannedLora, PlannedModel, PlannedNewModel, PlannedOnline, PlannedPpo, PlannedQuantization,
+    PlannedReward, PlannedRollout, PlannedSchedule, PlannedSource, PlannedStage, PlannedTemplate,
+    PlannedTrain, StepSize,
 };
 use crate::stage_types::{Credit, StageType};
 use serde_json::Value;
@@ -42,6 +43,8 @@ pub struct StageFacts {
     pub eval: Vec<SourceFacts>,
     /// One for each source of text beside the samples (PPO-ptx).
     pub ptx: Vec<SourceFacts>,
+    /// The files of the teacher, where there is one.
+    pub teacher: Vec<PlannedFile>,
     /// Optimiser steps of one pass, as the batches were really formed.
     pub steps_per_epoch: u64,
     /// Tokens of one pass.
@@ -331,6 +334,11 @@ fn plan_stage(number: u32, stage: &StageSection, facts: &StageFacts) -> Result<P
         rewards: stage.planned_rewards(),
         ppo: plan_ppo(stage, facts),
         online: plan_online(stage),
+        distillation: stage
+            .distillation
+            .teacher
+            .clone()
+            .map(|teacher| PlannedDistillation { teacher, files: facts.teacher.clone() }),
         eval: PlannedEval {
             tasks: stage.eval_tasks(),
             n: stage.eval.n,
@@ -385,7 +393,8 @@ fn plan_ppo(stage: &StageSection, facts: &StageFacts) -> Option<PlannedPpo> {
 }
 
 fn plan_online(stage: &StageSection) -> Option<PlannedOnline> {
-    let is_online = stage.credit().is_some_and(|c| !matches!(c, Credit::Advantages | Credit::Values));
+    let is_online =
+        stage.credit().is_some_and(|c| !matches!(c, Credit::Advantages | Credit::Values | Credit::Teacher));
     is_online.then_some(PlannedOnline {
         mixture_coef: stage.online.mixture_coef,
         min_reward: stage.online.min_reward,

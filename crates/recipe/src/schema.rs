@@ -120,6 +120,7 @@ impl KeyDoc {
             "stage.ppo.kl_horizon" => &["type=ppo", "ppo.kl_target=6"],
             "stage.online.mixture_coef" => &["type=nash_md"],
             "stage.online.min_reward" => &["type=rejection"],
+            "stage.distillation.teacher" => &["type=distillation"],
             path if path.starts_with("stage.ppo.") => &["type=ppo"],
             path if path.starts_with("stage.rollout.") => &["type=grpo"],
             path if path.starts_with("stage.reward.") => &["type=grpo", "reward.0.type=math"],

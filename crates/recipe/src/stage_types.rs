@@ -60,6 +60,8 @@ pub enum Credit {
     Mixture,
     /// The best, to imitate (rejection sampling).
     Best,
+    /// What a teacher thinks of each token (on-policy distillation).
+    Teacher,
 }
 
 /// What a type of stage decides about samples when the recipe does not.
@@ -213,6 +215,16 @@ pub const STAGE_TYPES: &[StageType] = &[
             "rejection",
             "samples and verifiers: the best of each group is imitated (rejection sampling, best-of-n)",
             RolloutDefaults { credit: Credit::Best, ..GROUPED },
+        )
+    },
+    StageType {
+        objective: "on_policy_distillation",
+        learning_rate_full: 2e-5,
+        learning_rate_adapter: 2e-4,
+        ..sampling(
+            "distillation",
+            "samples and a teacher: on-policy distillation by the reverse KL of sampled tokens",
+            RolloutDefaults { credit: Credit::Teacher, n: 1, ..GROUPED },
         )
     },
 ];

@@ -70,6 +70,16 @@ impl Node {
         }
     }
 
+    /// An entry of a table, to change.
+    pub fn get_mut(&mut self, key: &str) -> Option<&mut Node> {
+        match &mut self.value {
+            NodeValue::Table(table) => {
+                table.0.iter_mut().find(|(name, ..)| name == key).map(|(.., node)| node)
+            }
+            _ => None,
+        }
+    }
+
     /// The node under a dotted path, where numbers index lists.
     pub fn find(&self, path: &str) -> Option<&Node> {
         path.split('.').filter(|part| !part.is_empty()).try_fold(self, |node, part| match &node.value {

@@ -31,9 +31,7 @@ use std::rc::Rc;
 use std::time::Instant;
 
 use pt_kernels::buffer::Buffer;
-use pt_kernels::gemm::{
-    Epilogue, Operand, Output, Packed, Part, Precision, Right, Values, gemm, pack_left,
-};
+use pt_kernels::gemm::{Epilogue, Operand, Output, Packed, Part, Precision, Right, Values, gemm, pack_left};
 use rayon::prelude::*;
 
 use super::linear_logprob::{LogprobOptions, scatter, select_rows, skip};
@@ -255,10 +253,8 @@ impl<'m> Op<'m> for LinearDivergence<'m> {
                 if self.hidden_needs_grad {
                     let left =
                         pack_left(&Operand::k_inner(Values::F32(x), n_cols), n_rows, n_cols, precision);
-                    let part = Part {
-                        a: &left,
-                        b: Right::Operand(Operand::k_outer(student.weight(cols), width)),
-                    };
+                    let part =
+                        Part { a: &left, b: Right::Operand(Operand::k_outer(student.weight(cols), width)) };
                     let into = &mut d_selected[rows.start * width..rows.end * width];
                     let epilogue = Epilogue { accumulate: true, ..Default::default() };
                     gemm(n_rows, width, &[part], Output::F32(into, width), epilogue, precision);
@@ -356,8 +352,10 @@ mod tests {
     use pt_core::rng::Stream;
 
     use super::*;
+    use crate::batch::Batch;
     use crate::ops::testing::*;
-    use crate::params::Weight;
+    use crate::params::{Grads, Params, Weight};
+    use crate::segments::SegmentTable;
 
     const WIDTH: usize = 6;
     const TEACHER_WIDTH: usize = 4;
@@ -446,12 +444,8 @@ mod tests {
         let (rows, plain) = ([0, 2], LogprobOptions::default());
         let (hidden, weights) = (random("h", 2 * TEACHER_WIDTH), random("w", vocabulary * TEACHER_WIDTH));
         let (shape, weight) = (vec![vocabulary, TEACHER_WIDTH], Weight::from_f32(&weights));
-        let teacher_head: &'static Param = Box::leak(Box::new(Param {
-            name: "teacher".to_owned(),
-            shape,
-            weight,
-            trainable: false,
-        }));
+        let teacher_head: &'static Param =
+            Box::leak(Box::new(Param { name: "teacher".to_owned(), shape, weight, trainable: false }));
         let values = Tensor::from_f32(&hidden, 2, TEACHER_WIDTH, Dtype::F32);
         let wide = |values: &[f32]| values.iter().map(|&v| f64::from(v)).collect::<Vec<f64>>();
         for beta in [0.0, 0.3, 1.0] {
@@ -470,6 +464,53 @@ mod tests {
                 rows.iter().enumerate().map(row).collect()
             };
             setup.check_forward(op, truth, &[x], &[head], &[0]);
+        }
+    }
+
+    /// TRL computed in f64 from numbers that f32 holds exactly; ours are f32.
+    const GOLDEN_TOLERANCE: f64 = 1e-5;
+
+    #[test]
+    fn losses_and_gradients_are_trls() {
+        let path = pt_core::testdata::workspace_root().join("golden/gkd/divergence.json");
+        let text = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+        let golden: serde_json::Value = serde_json::from_str(&text).unwrap();
+        let size = |name: &str| golden[name].as_u64().unwrap() as usize;
+        let wide = |value: &serde_json::Value| -> Vec<f64> { serde_json::from_value(value.clone()).unwrap() };
+        let array = |name: &str| wide(&golden[name]).into_iter().map(|v| v as f32).collect::<Vec<f32>>();
+        let (n, width, vocabulary) = (size("n"), size("width"), size("vocabulary"));
+        let param = |name: &str, width: usize| Param {
+            name: name.to_owned(),
+            shape: vec![vocabulary, width],
+            weight: Weight::from_f32(&array(name)),
+            trainable: name == "head",
+        };
+        let mut params = Params::default();
+        let head = params.add(param("head", width));
+        let teacher_head = param("teacher_head", size("teacher_width"));
+        let teacher_hidden = Tensor::from_f32(&array("teacher_hidden"), n, size("teacher_width"), Dtype::F32);
+        let batch = Batch::new(vec![0; n], SegmentTable::sequences(&[n]).unwrap());
+        let rows: Vec<u32> = (0..n as u32).collect();
+        let plain = LogprobOptions::default();
+        for case in golden["cases"].as_array().unwrap() {
+            let (beta, temperature) = (case["beta"].as_f64().unwrap(), case["temperature"].as_f64().unwrap());
+            let what = format!("beta {beta}, temperature {temperature}");
+            let mut tape = Tape::training(&params, &batch, Dtype::F32, None);
+            let hidden = tape.leaf(Tensor::from_f32(&array("hidden"), n, width, Dtype::F32).into());
+            let teacher = Teacher { hidden: teacher_hidden.clone(), head: &teacher_head, options: plain };
+            let divergence = DivergenceOptions { beta, temperature: temperature as f32 };
+            let out = tape.linear_divergence(&hidden, head, &rows, &plain, teacher, divergence);
+            let loss: f32 = out.value().to_f32().iter().sum();
+            assert_close(&[loss], &[case["loss"].as_f64().unwrap()], GOLDEN_TOLERANCE, &what);
+            let seed = Tensor::from_f32(&vec![1.0; n], n, 1, Dtype::F32);
+            let (node, mut grads) = (out.node.expect("recorded"), Grads::new());
+            drop((hidden, out));
+            let leaves = tape.run_backward(vec![(node, seed)], &mut grads, &mut Default::default());
+            grads.settle(&params);
+            let d_hidden = leaves.into_iter().flatten().next().expect("a gradient").to_f32();
+            assert_close(&d_hidden, &wide(&case["d_hidden"]), GOLDEN_TOLERANCE, &what);
+            let d_head = grads.get(head).expect("a gradient");
+            assert_close(d_head, &wide(&case["d_head"]), GOLDEN_TOLERANCE, &what);
         }
     }
 }

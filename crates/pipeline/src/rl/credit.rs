@@ -19,6 +19,7 @@ use super::best::Best;
 use super::pairs::{Mixture, Pairs};
 use super::reference::Reference;
 use super::sampler::{Drawn, Sampler};
+use super::taught::Taught;
 use super::values::Values;
 use crate::error::Result;
 
@@ -138,6 +139,7 @@ pub(crate) fn build_credit(planned: &PlannedStage, seed: u64) -> Result<Box<dyn 
         Kind::Pair => Box::new(Pairs::of_policy()),
         Kind::ReferencePair => Box::new(Pairs::with_reference(seed)),
         Kind::Mixture => Box::new(Mixture::new(online().mixture_coef, seed)),
+        Kind::Teacher => Box::new(Taught),
         Kind::Best => Box::new(Best::new(online().min_reward)),
     })
 }

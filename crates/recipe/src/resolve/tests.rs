@@ -38,6 +38,7 @@ fn facts() -> Facts {
         train: vec![source],
         eval: vec![],
         ptx: vec![],
+        teacher: vec![],
         steps_per_epoch: 10,
         tokens_per_epoch: 12_345,
         chat_template: Some(PlannedTemplate { origin: "tokenizer".into(), blake3: "t0".into() }),
