@@ -449,3 +449,33 @@ fn every_type_of_stage_that_samples_learns() {
         assert!(last > first + 0.1, "{kind}: {first} to {last}: {reward:?}");
     }
 }
+
+#[test]
+fn a_recorded_step_can_be_replayed_under_another_objective() {
+    use pt_pipeline::rl::{ReplayOptions, replay};
+    let dir = tempdir();
+    let out = dir.path().join("run");
+    let text = grpo("train.save_every = 1\ntrain.keep_last = 10\n", A_REWARD);
+    finish(&text, &[], &out);
+    let plan = prepared(&text, &[]).plan;
+    let again = |step: u64, objective: Option<&str>, options: &str| {
+        let objective = objective.map(str::to_owned);
+        let options = ReplayOptions { objective, options: options.parse().unwrap(), model: None };
+        replay(&out, &plan, &plan.stages[0], step, &options, &nothing_around()).unwrap()
+    };
+    let value = |found: &pt_pipeline::rl::Replayed, name: &str| {
+        found.values.iter().find(|(n, _)| n == name).map(|(_, value)| *value).unwrap()
+    };
+    let (loss, norm) = (values(&out, "loss"), values(&out, "grad_norm"));
+    for step in [1, 4, 6] {
+        let same = again(step, None, "");
+        let at = step as usize - 1;
+        assert_eq!(value(&same, "sampling/sampling_logp_difference/max"), 0.0, "{}", same.model);
+        assert!((value(&same, "loss") - loss[at]).abs() < 1e-6, "step {step}: {same:?} {loss:?}");
+        assert!((value(&same, "grad_norm") - norm[at]).abs() < 1e-4 * norm[at].max(1.0), "{same:?} {norm:?}");
+        let other = again(step, Some("dapo"), "epsilon_high = 0.5");
+        assert!(other.objective == "dapo" && value(&other, "grad_norm").is_finite());
+        let kl = again(step, None, "beta = 0.1");
+        assert_eq!(value(&kl, "kl") == 0.0, step == 1, "{kl:?}");
+    }
+}

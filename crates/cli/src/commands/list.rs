@@ -49,6 +49,8 @@ enum Listed {
     Layouts,
     /// Problems that can be generated and checked.
     Tasks,
+    /// What replies are judged by: the rewards of stages that sample.
+    Verifiers,
     /// Types of a recipe's stages.
     Stages,
     /// Every key of a recipe.
@@ -94,6 +96,7 @@ fn entries(kind: Listed) -> Vec<Entry> {
         Listed::Models => models(),
         Listed::Layouts => layouts(),
         Listed::Tasks => tasks(),
+        Listed::Verifiers => verifiers(),
         Listed::Stages => stages(),
         Listed::Keys => keys(),
         Listed::Isas => isas(),
@@ -162,6 +165,22 @@ fn tasks() -> Vec<Entry> {
     let raw = Entry::new("raw", "plain text for pre-training, with the words and numbers of the tasks")
         .with("source", "generated:raw?chars=100000&seed=0");
     FAMILIES.iter().map(entry).chain([mix, raw]).collect()
+}
+
+fn verifiers() -> Vec<Entry> {
+    let choice = |o: &OptionInfo| Choice::new(o.name, o.kind, o.default, o.doc);
+    let entry = |info: &pt_verify::VerifierInfo| {
+        Entry::new(info.name, info.summary)
+            .with("reads", info.reads)
+            .with_options(info.options.iter().map(choice))
+    };
+    let local = |info: &pt_pipeline::rl::LocalVerifier| {
+        Entry::new(info.name, info.summary)
+            .with("reads", info.reads)
+            .with_options(info.options.iter().map(choice))
+    };
+    let all = pt_verify::VERIFIERS.iter().map(entry);
+    all.chain(pt_pipeline::rl::LOCAL_VERIFIERS.iter().map(local)).collect()
 }
 
 fn stages() -> Vec<Entry> {

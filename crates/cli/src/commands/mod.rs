@@ -8,19 +8,21 @@ mod data_decontaminate;
 mod data_inspect;
 mod data_mix;
 mod doctor;
-mod export;
-mod fuse;
 mod eval;
-mod gate;
+mod export;
 mod feedback;
+mod fuse;
+mod gate;
 mod generate;
 mod list;
 mod merge;
 mod plan;
 mod plan_model;
 mod report;
+mod rollouts;
 mod run;
 mod score;
+mod score_rewards;
 mod serve;
 mod sweep;
 mod verify;
@@ -53,6 +55,8 @@ pub(crate) enum Command {
     Eval(Box<eval::Args>),
     /// Fail when a model lost more than is allowed
     Gate(gate::Args),
+    /// Read the samples that a run learned from, or train on a step of them again
+    Rollouts(rollouts::Args),
     /// Log-probabilities of every token of given texts
     Score(score::Args),
     /// Sample continuations of many prompts
@@ -94,6 +98,7 @@ impl Command {
             Command::Sweep(args) => sweep::run(args, context),
             Command::Eval(args) => eval::run(args, context),
             Command::Gate(args) => gate::run(args, context),
+            Command::Rollouts(args) => rollouts::run(args, context),
             Command::Score(args) => score::run(args, context),
             Command::Generate(args) => generate::run(args, context),
             Command::Chat(args) => chat::run(args, context),

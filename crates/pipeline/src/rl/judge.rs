@@ -29,6 +29,12 @@ pub const LOCAL_VERIFIERS: &[LocalVerifier] = &[
         options: &[],
     },
     reward_model::INFO,
+    LocalVerifier {
+        name: pt_feedback::LLM_JUDGE,
+        summary: pt_feedback::LLM_JUDGE_SUMMARY,
+        reads: pt_feedback::LLM_JUDGE_READS,
+        options: pt_feedback::LLM_JUDGE_OPTIONS,
+    },
 ];
 
 /// A generated problem's own check.
@@ -129,6 +135,9 @@ pub fn build_verifier(
 ) -> std::result::Result<Box<dyn Verifier>, CatalogueError> {
     if kind == reward_model::NAME {
         return reward_model::build(options);
+    }
+    if kind == pt_feedback::LLM_JUDGE {
+        return pt_feedback::build_llm_judge(options);
     }
     if kind != TASK_REWARD {
         return pt_verify::build(kind, options);

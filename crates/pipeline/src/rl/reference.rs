@@ -14,10 +14,13 @@ pub(crate) enum Reference {
 }
 
 impl Reference {
-    /// Fills in the log-probability of every trained token of these examples' replies, at the sampling temperature.
+    /// Fills in the log-probability of every token of these examples' replies, at the sampling temperature; also of those that are
+    /// masked, since a divergence in the reward counts for them too.
     pub(crate) fn fill(&self, model: &Model, dtype: Dtype, temperature: f32, examples: &mut [Example]) {
         for example in examples {
-            let micro_batch = MicroBatch::new(vec![example.clone()]);
+            let mut whole = example.clone();
+            whole.replies.iter_mut().for_each(|reply| reply.weights.fill(1.0));
+            let micro_batch = MicroBatch::new(vec![whole]);
             let predictions = micro_batch.predictions();
             if predictions.rows.is_empty() {
                 continue;
@@ -34,9 +37,7 @@ impl Reference {
             };
             let mut logp = score_with(tape, model, temperature, &predictions).logp.into_iter();
             for reply in &mut example.replies {
-                let value =
-                    |w: &f32| if *w == 0.0 { 0.0 } else { logp.next().expect("one per trained token") };
-                reply.known.reference_logp = reply.weights.iter().map(value).collect();
+                reply.known.reference_logp = logp.by_ref().take(reply.token_ids.len()).collect();
             }
         }
     }
