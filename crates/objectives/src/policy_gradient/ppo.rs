@@ -22,7 +22,8 @@ use super::options::{self, COMMON, EPSILON, EPSILON_HIGH, PTX_COEF, VALUE};
 use super::{Aggregation, Form, PolicyGradient, RatioLevel, SCORE_TOTAL, Surrogate};
 use crate::catalogue::ObjectiveInfo;
 use crate::{
-    Completion, CompletionKind, Metric, Needs, Normaliser, Objective, ObjectiveError, ObjectiveOutput, PrePass, Scores, TokenBatch,
+    Completion, CompletionKind, Metric, Needs, Normaliser, Objective, ObjectiveError, ObjectiveOutput,
+    PrePass, Scores, TokenBatch,
 };
 
 const FORM: Form = Form {

@@ -9,6 +9,9 @@
 //! The probability to win is that of Bradley and Terry, σ(reward − opponent's reward), as in TRL where there is no judge of pairs.
 //! **Difference from TRL**: two samples of equal reward are no pair. TRL takes the first as the better one, which teaches noise; here
 //! they are left out and counted (`pairs/ties`).
+//!
+//! Iterated DPO (Xu et al. 2023, arXiv:2312.16682) is several `online_dpo` stages one after the other: each samples from, and is held
+//! to, the model of the stage before. `rollout.mini_batches` sets how many steps a stage takes on the samples of one round.
 
 use pt_models::Model;
 use pt_objectives::CompletionKind;
