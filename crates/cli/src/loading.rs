@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, bail};
 use clap::ValueEnum;
 use pt_engine::{Dtype, Weight};
-use pt_models::Model;
+use pt_models::{Model, PeftConfig};
 use pt_pipeline::model::{chat_template, load_model, locate_model, tokenizer_at};
+use pt_pipeline::scorer::{Scorer, is_scorer, load_scorer};
 use pt_text::{ChatTemplate, Tokenizer};
 
 use crate::environment::Environment;
@@ -132,6 +133,31 @@ impl ModelArgs {
     pub(crate) fn locate(&self, environment: &Environment) -> anyhow::Result<PathBuf> {
         ensure_model(&self.model, &self.revision, environment)?;
         Ok(locate_model(&self.model, &self.revision, &environment.surroundings())?)
+    }
+
+    /// Reads the reward model that the arguments name; `None` if they name a language model.
+    ///
+    /// # Errors
+    /// If one of its files is not right.
+    pub(crate) fn load_scorer(
+        &self,
+        text: &TextArgs,
+        environment: &Environment,
+    ) -> anyhow::Result<Option<Scorer>> {
+        let path = self.locate(environment)?;
+        let dtype = self.dtype.map(Dtype::from);
+        let is_scorer = path.is_dir() && is_scorer(&path);
+        let model = match &self.adapter {
+            Some(adapter) if PeftConfig::read(adapter)?.score_head.is_some() => {
+                let mut model = load_model(&path, dtype)?;
+                model.attach_peft(adapter)?;
+                model
+            }
+            _ if is_scorer => load_scorer(&path, dtype)?,
+            _ => return Ok(None),
+        };
+        let (tokenizer, template) = text.load(Some(self.adapter.as_deref().unwrap_or(&path)), environment)?;
+        Ok(Some(Scorer::new(model, tokenizer, template)?))
     }
 
     /// Reads model, adapter, tokenizer and template.

@@ -77,25 +77,33 @@ fn every_stage_type_lowers_its_loss() {
     for kind in ["dpo", "orpo", "cpo", "simpo", "kto", "bco", "reward", "prm"] {
         let source = if kind == "prm" { &steps } else { PAIRS };
         let out = dir.path().join(kind);
-        let (_, seen) = finish(&recipe_of(kind, source, ""), &["stage.0.train.steps=12"], &out);
+        let (_, seen) = finish(&recipe_of(kind, source, ""), &["stage.0.train.steps=30"], &out);
         let (first, last) = seen.fall(kind);
         assert!(last < first, "{kind}: {first} to {last}");
     }
 }
 
+/// The first loss is summed in `f64` over other groups.
+const REGROUPED: f64 = 1e-12;
+/// Later ones follow gradients whose `f32` sums pair up other rows where a cut falls after an odd number of tokens
+/// (see the trainer's own tests of invariance), and optimisers divide by a gradient's size.
+const REORDERED: f64 = 1e-4;
+
 #[test]
 fn cuts_of_a_step_change_nothing() {
     for kind in ["dpo", "kto", "reward"] {
         let dir = tempdir();
-        let written = |tokens: u64| -> Vec<u8> {
-            let out = dir.path().join(tokens.to_string());
+        let losses_of = |tokens: u64| -> Vec<f64> {
             let keys = format!("train.tokens_per_micro_batch = {tokens}\n");
-            let (reports, _) = finish(&recipe_of(kind, PAIRS, &keys), &[], &out);
-            std::fs::read(out.join(&reports[0].output).join("model.safetensors")).unwrap()
+            let out = dir.path().join(tokens.to_string());
+            losses(&finish(&recipe_of(kind, PAIRS, &keys), &[], &out).1)
         };
-        let whole = written(4096);
+        let whole = losses_of(4096);
         for tokens in [128, 300] {
-            assert!(written(tokens) == whole, "{kind}: micro-batches of {tokens} tokens");
+            for (step, (a, b)) in whole.iter().zip(losses_of(tokens)).enumerate() {
+                let tolerance = if step == 0 { REGROUPED } else { REORDERED };
+                assert!((a - b).abs() < tolerance, "{kind}, {tokens} tokens, step {step}: {a} and {b}");
+            }
         }
     }
 }
@@ -309,7 +317,17 @@ fn implicit_prompts_are_found() {
     let out = dir.path().join("run");
     let (_, seen) = finish(&recipe_of("dpo", &source, ""), &[], &out);
     assert!((losses(&seen)[0] - std::f64::consts::LN_2).abs() < 1e-12);
-    let explicit = |i: usize| pair(dialogue(i, "").trim_end(), " well done it is", " no");
+    // Whole dialogues are understood as conversations.
+    let turn = |role: &str, text: String| json!({"role": role, "content": text});
+    let explicit = |i: usize| {
+        let prompt = [
+            turn("user", format!("say {i}")),
+            turn("assistant", "yes?".to_owned()),
+            turn("user", "now".to_owned()),
+        ];
+        let reply = |text: &str| [turn("assistant", text.to_owned())];
+        json!({"prompt": prompt, "chosen": reply("well done it is"), "rejected": reply("no")})
+    };
     let other = tempdir();
     let sources = [source, rows(other.path(), &(0..16).map(explicit).collect::<Vec<_>>())];
     let tokens = sources.map(|source| {
@@ -340,7 +358,8 @@ fn a_reward_model_is_reported_on_read_back_and_serves_as_a_reward() {
         assert!(notes.contains("reward model: accuracy"), "{method}: {notes}");
         let report = std::fs::read(out.join("stages/01-reward/eval/rewards.json")).unwrap();
         let report: RewardReport = serde_json::from_slice(&report).unwrap();
-        assert_eq!(report.accuracy.n, 12);
+        let n_held_out: usize = prepared(&text, &[]).stages[0].eval.iter().map(|b| b.examples().len()).sum();
+        assert_eq!(report.accuracy.n, n_held_out);
         assert!(report.accuracy.value.unwrap() > 0.5, "{method}: {report:?}");
         // What was written says what the report says: the mean over held-out replies is finite, and the better reply wins.
         let path = out.join(&reports[0].output);
@@ -353,7 +372,7 @@ fn a_reward_model_is_reported_on_read_back_and_serves_as_a_reward() {
         // It is the reward of the next run.
         let grpo = recipe_of(
             "grpo",
-            "generated:sum?level=1&n=16&seed=5",
+            "generated:sum?level=1&n=16&seed=5&form=prompt_only",
             &format!(
                 "rollout.n = 4\nrollout.max_new_tokens = 8\n[[stage.reward]]\ntype = \"reward_model\"\nmodel = {:?}\n",
                 path.display().to_string()

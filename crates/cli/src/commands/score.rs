@@ -1,4 +1,4 @@
-//! `posttrain score`: log-probabilities of every token of given texts.
+//! `posttrain score`: log-probabilities of every token of given texts; with a reward model, rewards.
 
 use std::sync::Arc;
 
@@ -25,10 +25,16 @@ in `messages` (change it with --mask); never the first token
 and the row's other columns. Rows keep their order, and the numbers do not depend on what else is in the file. Nothing \
 is appended to plain text: to score the end-of-text token too, as training does, add --append-eos.
 
+With a reward model (--model or --adapter is what a `reward` stage wrote, or a ...ForSequenceClassification) each row has
+  reward      the model's score of the row: of the reply after its prompt, or of the whole text
+  rewards     every output of the model, where it has several; `reward` is their mean
+or, for rows with `chosen` and `rejected`, `reward_chosen` and `reward_rejected`.
+
 Examples:
   posttrain score --model models/base --data texts.jsonl --out scores.jsonl
   posttrain score --model models/base --adapter runs/sft/adapter --data pairs.jsonl --out - | head -1
-  posttrain score --model stories260K.bin --tokenizer tok512.bin --data texts.jsonl --out scores.jsonl.gz";
+  posttrain score --model stories260K.bin --tokenizer tok512.bin --data texts.jsonl --out scores.jsonl.gz
+  posttrain score --model runs/x/02-reward/model --data pairs.jsonl --out rewards.jsonl";
 
 /// Options of `score`.
 #[derive(clap::Args)]
@@ -36,10 +42,10 @@ Examples:
 pub(crate) struct Args {
     /// Rows with `text`, with `prompt` and `completion`, or with `messages`; `-` reads JSON lines from standard input
     #[arg(long, value_name = "FILE")]
-    data: String,
+    pub(crate) data: String,
     /// Where the scores go, as JSON lines (`.gz`: compressed); `-` is standard output
     #[arg(long, value_name = "FILE")]
-    out: String,
+    pub(crate) out: String,
     /// Which tokens count [default: by the layout, see below]
     #[arg(long, value_enum, value_name = "WHICH")]
     mask: Option<MaskName>,
@@ -54,7 +60,7 @@ pub(crate) struct Args {
     #[command(flatten)]
     text: TextArgs,
     #[command(flatten)]
-    read: ReadArgs,
+    pub(crate) read: ReadArgs,
 }
 
 /// Which tokens count.
@@ -127,6 +133,9 @@ struct Totals {
 
 pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<()> {
     ui::check_target(&args.out)?;
+    if let Some(scorer) = args.model.load_scorer(&args.text, &context.environment)? {
+        return super::score_rewards::run(args, &scorer, context);
+    }
     let rows = args.read.read(&args.data, &context.environment)?;
     let loaded = args.model.load(&args.text, &context.environment)?;
     let scorables = parallel::try_map_ordered(rows.records, |record| scorable(record, &loaded, args))?;
