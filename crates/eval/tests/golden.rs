@@ -54,8 +54,11 @@ impl Stories {
     }
 }
 
+/// Our names of a metric by the harness's filter.
+type Metric = fn(&str) -> (&'static str, &'static str);
+
 /// Our name of the harness' task; what a question's key begins with; our name of its metric by filter.
-fn ours(task: &str) -> (String, String, fn(&str) -> (&'static str, &'static str)) {
+fn ours(task: &str) -> (String, String, Metric) {
     if let Some(task) = task.strip_prefix("bbh_cot_fewshot_") {
         return (format!("bbh?tasks={task}"), format!("{task}/"), |_| ("exact_match", "exact_match"));
     }

@@ -7,8 +7,11 @@ use pt_export::{GgufOptions, Quant, write_gguf};
 use pt_models::LoadOptions;
 use serde_json::{Map, Value, json};
 
+/// A key of config.json, and its value if it has one.
+type Change = (&'static str, Option<u64>);
+
 /// Models, and options that must change because llama.cpp has those of the published models only.
-const MODELS: &[(&str, &[(&str, Option<u64>)])] = &[
+const MODELS: &[(&str, &[Change])] = &[
     ("llama_bias", &[]),
     ("llama_rope_linear", &[]),
     ("llama_rope_llama3", &[]),

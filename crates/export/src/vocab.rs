@@ -87,7 +87,8 @@ pub fn put_vocab(tokenizer: &Tokenizer, n_tokens: usize, out: &mut Metadata) -> 
 
 /// `tokenizer.json`, by way of a folder, since that is how a tokenizer shows it.
 fn json_of(tokenizer: &Tokenizer) -> Result<Json> {
-    let folder = tempfile::tempdir().map_err(ExportError::io(Path::new("for temporary files"), "making a folder"))?;
+    let folder =
+        tempfile::tempdir().map_err(ExportError::io(Path::new("for temporary files"), "making a folder"))?;
     tokenizer.save(folder.path())?;
     let path = folder.path().join("tokenizer.json");
     let text = std::fs::read_to_string(&path).map_err(ExportError::io(&path, "reading"))?;

@@ -114,7 +114,9 @@ pub enum ObjectiveError {
         reference: f32,
     },
     /// A step without what its pre-pass should have found.
-    #[error("objective `{name}` has {found} values of its pre-pass, expected {expected}: run `prepare` on {what} first")]
+    #[error(
+        "objective `{name}` has {found} values of its pre-pass, expected {expected}: run `prepare` on {what} first"
+    )]
     NoPrePass {
         /// The objective.
         name: &'static str,

@@ -89,7 +89,8 @@ impl Owned {
 }
 
 fn cases() -> impl Iterator<Item = (String, Box<dyn Objective>, Reference)> {
-    let elsewhere = |name| crate::policy_gradient::tests::covers(name) || crate::preference::harness::covers(name);
+    let elsewhere =
+        |name| crate::policy_gradient::tests::covers(name) || crate::preference::harness::covers(name);
     for info in OBJECTIVES.iter().filter(|info| !elsewhere(info.name)) {
         assert!(CASES.iter().any(|(name, ..)| *name == info.name), "`{}` has no reference here", info.name);
     }

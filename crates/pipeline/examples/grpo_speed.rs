@@ -8,7 +8,7 @@
 use std::time::Instant;
 
 use pt_engine::Dtype;
-use pt_models::{LoraConfig, NewModel};
+use pt_models::{LoraConfig, LoraInit, NewModel, Targets};
 use pt_optim::{Groups, ScheduleConfig};
 use pt_rollout::{Request, SamplingParams, generate};
 use pt_train::{Example, Known, MicroBatch, Reply, Trainer, TrainerOptions};
@@ -88,9 +88,7 @@ fn trainer(mode: &str, dtype: Dtype) -> Trainer {
     let mut model = new.build(dtype, 1).expect("the shape is right");
     match mode {
         "full" => model.train_all().expect("nothing is quantised"),
-        _ => model
-            .attach_lora(&LoraConfig { rank: 16, alpha: 32.0, ..LoraConfig::default() }, 1)
-            .expect("layers"),
+        _ => model.attach_lora(&lora(), 1).expect("layers"),
     }
     let objective = pt_objectives::build("grpo", &toml::Table::new()).expect("it is in the catalogue");
     let optimiser = pt_optim::build("adamw", &toml::Table::new(), 1).expect("it is in the catalogue");
@@ -107,6 +105,18 @@ fn trainer(mode: &str, dtype: Dtype) -> Trainer {
     };
     let schedule = schedule.resolve(1000).expect("it fits");
     Trainer::new(model, objective, optimiser.as_ref(), schedule, options).expect("something trains")
+}
+
+fn lora() -> LoraConfig {
+    LoraConfig {
+        rank: 16,
+        alpha: 32.0,
+        dropout: 0.0,
+        targets: Targets::default(),
+        rslora: false,
+        dora: false,
+        init: LoraInit::Default,
+    }
 }
 
 /// The most memory the process has held, where Linux tells; otherwise 0.

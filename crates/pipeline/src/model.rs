@@ -255,7 +255,7 @@ pub(crate) fn teacher_files(stage: &StageSection, surroundings: &Surroundings) -
     let path = locate_model(name, "main", surroundings)?;
     let mut paths = if path.is_dir() { model_folder_files(&path)? } else { vec![path] };
     paths.sort();
-    paths.iter().map(|path| planned_file(path)).collect()
+    paths.iter().map(planned_file).collect()
 }
 
 /// The configuration of the recipe's model, without reading its weights.

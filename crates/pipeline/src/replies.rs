@@ -104,9 +104,12 @@ fn is_blank(reply: &Content) -> bool {
     }
 }
 
+/// A prompt, one or two replies, and which way round they are judged.
+type Compared<'e> = (&'e [u32], &'e [u32], Option<&'e [u32]>, bool);
+
 /// How many examples contradict an earlier one: its two replies the other way round, or its reply with the other label.
 fn n_contradictions(examples: &[Example]) -> usize {
-    let mut seen: HashSet<(&[u32], &[u32], Option<&[u32]>, bool)> = HashSet::new();
+    let mut seen: HashSet<Compared<'_>> = HashSet::new();
     let mut n = 0;
     for example in examples {
         let kind = |of: CompletionKind| example.replies.iter().find(|reply| reply.kind == of);

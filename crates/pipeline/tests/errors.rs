@@ -324,7 +324,7 @@ fn a_folder_that_holds_a_run_is_left_alone() {
     let dir = tempdir();
     let text = recipe_over(dir.path(), &[r#"{"text": "a b c"}"#]);
     let run = |out: &Path| {
-        let options = pt_pipeline::RunOptions { out: out.to_owned(), resume: false };
+        let options = pt_pipeline::RunOptions { out: out.to_owned(), resume: false, reuse: Vec::new() };
         let stop = std::sync::atomic::AtomicBool::new(false);
         pt_pipeline::run(prepared(&text, &[]), &options, &nothing_around(), &mut Quiet, &stop)
     };

@@ -194,7 +194,7 @@ fn a_cache_that_vanishes_is_an_error_and_not_a_crash() {
             .set_len(bytes.len() as u64 / 2)
             .unwrap();
     }
-    let options = RunOptions { out: dir.path().join("run"), resume: false };
+    let options = RunOptions { out: dir.path().join("run"), resume: false, reuse: Vec::new() };
     let stop = std::sync::atomic::AtomicBool::new(false);
     let mut quiet = Quiet;
     let error = run(second, &options, &around, &mut quiet, &stop).unwrap_err();

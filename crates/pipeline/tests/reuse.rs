@@ -38,9 +38,11 @@ fn what_is_the_same_is_taken_over_and_what_changed_is_run() {
         let out = dir.path().join(name);
         let taken = taken_over(&text, sets, &out, std::slice::from_ref(&first));
         assert_eq!(taken, expected, "{name}");
-        for stage in expected.iter().map(|stage| if *stage == "pretrain" { "01-pretrain" } else { "02-sft" }) {
+        for stage in expected.iter().map(|stage| if *stage == "pretrain" { "01-pretrain" } else { "02-sft" })
+        {
             assert_eq!(lines_of(&out, stage), lines_of(&first, stage), "{name}: {stage}");
-            let weights = |run: &Path| fs::read(run.join(format!("stages/{stage}/model/model.safetensors"))).unwrap();
+            let weights =
+                |run: &Path| fs::read(run.join(format!("stages/{stage}/model/model.safetensors"))).unwrap();
             assert_eq!(weights(&out), weights(&first), "{name}: {stage}");
         }
     }

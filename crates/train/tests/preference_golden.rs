@@ -136,8 +136,11 @@ fn trainer(case: &Case, log: &Value) -> Trainer {
     setup.trainer_of(model, pt_objectives::build(objective, &options).unwrap()).unwrap()
 }
 
+/// A step as micro-batches.
+type Cut = fn(Vec<Example>) -> Vec<MicroBatch>;
+
 /// The step in one micro-batch, and in one for each example.
-const CUTS: &[fn(Vec<Example>) -> Vec<MicroBatch>] = &[
+const CUTS: &[Cut] = &[
     |examples| vec![MicroBatch::new(examples)],
     |examples| examples.into_iter().map(|example| MicroBatch::new(vec![example])).collect(),
 ];

@@ -34,6 +34,7 @@ use crate::Context;
 
 /// Every command.
 #[derive(clap::Subcommand)]
+#[allow(clippy::large_enum_variant, reason = "one is made in the life of the program")]
 pub(crate) enum Command {
     /// Run a recipe: data checked, model trained, measured and written
     Run(run::Args),

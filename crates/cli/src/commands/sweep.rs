@@ -42,18 +42,20 @@ struct Axis {
     values: Vec<String>,
 }
 
+/// `key=value` of each axis, in their order.
+type Sets = Vec<(String, String)>;
+
 /// One combination.
 #[derive(Clone)]
 struct Variant {
-    /// `key=value`, in the order of the axes.
-    sets: Vec<(String, String)>,
+    sets: Sets,
 }
 
 /// One line of the result.
 #[derive(Serialize)]
 struct Line {
     run: PathBuf,
-    sets: Vec<(String, String)>,
+    sets: Sets,
     stages: Vec<StageReport>,
 }
 
@@ -170,10 +172,9 @@ const SEED: &str = "seed";
 
 /// One row for every combination but for the seed: the last stage's headline, as mean and spread over seeds.
 fn show(lines: &[Line]) -> anyhow::Result<()> {
-    let without_seed = |line: &Line| -> Vec<(String, String)> {
-        line.sets.iter().filter(|(key, _)| key != SEED).cloned().collect()
-    };
-    let mut groups: Vec<(Vec<(String, String)>, Vec<&Line>)> = Vec::new();
+    let without_seed =
+        |line: &Line| -> Sets { line.sets.iter().filter(|(key, _)| key != SEED).cloned().collect() };
+    let mut groups: Vec<(Sets, Vec<&Line>)> = Vec::new();
     for line in lines {
         let key = without_seed(line);
         match groups.iter_mut().find(|(known, _)| *known == key) {

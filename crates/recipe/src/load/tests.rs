@@ -203,7 +203,6 @@ fn keys_that_contradict_or_do_nothing_are_errors() {
             "stage.0.data.train.0.weight: other sources have",
         ),
         (&["data.train=[{ source = \"b\", weight = 1, repeats = 2 }]"], "no effect beside `weight`"),
-        (&["objective.label_smoothing=0.1"], "give `type` beside it"),
         (&["name=a/b"], "\"a/b\" names a folder"),
         (&["name=\"12\""], "not digits alone"),
     ] {
