@@ -25,7 +25,7 @@ pub enum PipelineError {
     Task(#[from] pt_tasks::TaskError),
     /// From training.
     #[error(transparent)]
-    Train(#[from] pt_train::TrainError),
+    Train(pt_train::TrainError),
     /// From objectives.
     #[error(transparent)]
     Objective(#[from] pt_objectives::ObjectiveError),
@@ -270,3 +270,16 @@ impl PipelineError {
 
 /// Results of this crate.
 pub type Result<T> = std::result::Result<T, PipelineError>;
+
+/// What a step's source could not do is this crate's own error, carried through the training loop.
+impl From<pt_train::TrainError> for PipelineError {
+    fn from(error: pt_train::TrainError) -> PipelineError {
+        match error {
+            pt_train::TrainError::Source(source) => match source.downcast::<PipelineError>() {
+                Ok(own) => *own,
+                Err(other) => PipelineError::Train(pt_train::TrainError::Source(other)),
+            },
+            other => PipelineError::Train(other),
+        }
+    }
+}

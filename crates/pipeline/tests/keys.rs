@@ -172,6 +172,20 @@ fn trial(doc: &KeyDoc, dir: &Path) -> Trial {
         // Three per cent of twelve steps, the default, is one step; so is the documented alternative.
         "stage.schedule.warmup_ratio" => trial.change = set("0.3"),
         "stage.eval.tasks" => trial.change = set("[\"generated:digits?level=1-2\"]"),
+        "stage.distillation.teacher" => {
+            let teacher = |name: &str| {
+                let folder = dir.join(name);
+                std::fs::create_dir_all(&folder).unwrap();
+                for (path, bytes) in files(base_model()) {
+                    std::fs::write(folder.join(path), bytes).unwrap();
+                }
+                std::fs::write(folder.join("generation_config.json"), format!("{{\"note\": {name:?}}}"))
+                    .unwrap();
+                format!("{:?}", folder.display().to_string())
+            };
+            trial.beside.push(format!("{path}={}", teacher("teacher")));
+            trial.change = set(&teacher("other-teacher"));
+        }
         // A reward that is only watched, or only a gate, needs another beside it.
         "stage.reward.0.gate" | "stage.reward.0.hidden" => {
             trial.beside.push("stage.0.reward.1.type=exact".to_owned());

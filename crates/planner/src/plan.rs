@@ -169,6 +169,13 @@ pub fn plan(question: &Question) -> Result<Plan> {
             expected: "1 or more".to_owned(),
         });
     }
+    if let Some(found) = question.step_tokens.filter(|tokens| *tokens < question.sequence) {
+        return Err(PlannerError::Number {
+            what: "the number of tokens of a step",
+            found: found.to_string(),
+            expected: format!("at least one sequence of {}", question.sequence),
+        });
+    }
     let hardware =
         question.hardware.iter().map(|hardware| hardware_plan(question, hardware)).collect::<Result<_>>()?;
     Ok(Plan {

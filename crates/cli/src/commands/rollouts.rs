@@ -46,7 +46,7 @@ pub(crate) struct Args {
     /// Show so many samples
     #[arg(long, value_name = "N", default_value_t = 8)]
     show: usize,
-    /// As JSON lines, all of them unless --show is given
+    /// As JSON lines, all of them
     #[arg(long, conflicts_with = "replay")]
     json: bool,
     /// Train on the samples again, and say what would have happened
