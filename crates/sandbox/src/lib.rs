@@ -7,7 +7,7 @@
 //!
 //! | layer | what it does | where it is missing |
 //! | --- | --- | --- |
-//! | mount namespace | the program sees `/usr` and the like read-only, an empty `/work` of limited size, no `/proc`, `/sys`, `/home` | Landlock holds it to the same paths; the work folder is on the host's disk, and watched |
+//! | mount namespace | the program sees `/usr` and the like read-only, an empty `/pt_job` of limited size, which is also its `/tmp` unless a readable path is below that, no `/proc`, `/sys`, `/home` | Landlock holds it to the same paths; the work folder is on the host's disk, and watched |
 //! | PID namespace | it sees only its own processes, and all die with the first | it cannot leave its process group, which is killed |
 //! | network, IPC, UTS namespaces | no interface, no shared memory of others | seccomp |
 //! | seccomp | no sockets, `ptrace`, mounts, keys, shared memory, `bpf`, `io_uring`, nothing newer than Linux 6.10 | refused |

@@ -10,8 +10,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use crate::launch::{Launch, Step, attempt, effective_gid, effective_uid};
 use crate::{Capabilities, Job, Limits, SandboxError, landlock, seccomp};
 
-/// Where the program works when its root is its own.
-const WORK: &str = "/work";
+/// Where the program works when its root is its own. No host has this folder, so no readable path lies below it.
+const WORK: &str = "/pt_job";
 /// Any folder that is always there: the new root lies over it until it becomes the root.
 const OVER: &str = "/usr";
 /// What programs need of the host, where it exists.
@@ -202,10 +202,14 @@ fn new_root(steps: &mut Vec<Step>, readable: &[PathBuf], disk_bytes: u64, owner:
         let path = path_text(path.strip_prefix("/").expect("absolute"));
         steps.push(Step::Link { target: path_text(&target), path });
     }
-    steps.push(Step::Folder { path: text("work") });
-    steps.push(Step::Link { target: text("work"), path: text("tmp") });
+    let work = &WORK[1..];
+    steps.push(Step::Folder { path: text(work) });
+    // Programs that know no TMPDIR work in their folder too, except where a readable path takes the name.
+    if !made.contains(Path::new("tmp")) {
+        steps.push(Step::Link { target: text(work), path: text("tmp") });
+    }
     if owner != 0 {
-        steps.push(Step::Give { path: text("work"), uid: owner });
+        steps.push(Step::Give { path: text(work), uid: owner });
     }
     steps.push(Step::Pivot);
 }
@@ -251,6 +255,9 @@ pub(crate) fn plan(job: &Job, setting: &Setting<'_>) -> Result<Launch, SandboxEr
         let is_plain = path.is_absolute() && !path.components().any(|part| part == Component::ParentDir);
         if !is_plain || path == Path::new("/") {
             return Err(wrong("readable path", path, "not an absolute path below `/` without `..`"));
+        }
+        if path.starts_with(WORK) {
+            return Err(wrong("readable path", path, "below the job's own folder, which is empty at first"));
         }
     }
     let user = layers.other_user.then(next_user);

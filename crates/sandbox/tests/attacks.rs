@@ -460,6 +460,30 @@ fn jobs_do_not_see_each_other() {
 }
 
 #[test]
+fn readable_paths_may_lie_anywhere() {
+    for (name, sandbox) in sandboxes(&patient()) {
+        let folder = tempfile::tempdir_in("/tmp").unwrap();
+        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o777)).unwrap();
+        let file = folder.path().join("given");
+        fs::write(&file, "given").unwrap();
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o666)).unwrap();
+        let mut paths = vec![folder.path().to_owned(), file.clone()];
+        // The checkout itself, if it lies where a job's own folder might.
+        paths.push(PathBuf::from(env!("CARGO_MANIFEST_DIR")));
+        for path in paths {
+            let script = "cat $1; echo x >> $1; echo x > $1.new; echo x > own; cat own";
+            let mut job = job(In::Shell, script, vec![file.display().to_string()]).unwrap();
+            job.readable = vec![path.clone()];
+            let outcome = sandbox.run(&job).unwrap_or_else(|e| panic!("{name}: {}: {e}", path.display()));
+            let expected = if file.starts_with(&path) { "givenx" } else { "x" };
+            assert_eq!(stdout(&outcome), expected, "{name}: {}", path.display());
+            assert_eq!(fs::read_to_string(&file).unwrap(), "given", "{name}: it was changed");
+            assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "{name}: something is beside it");
+        }
+    }
+}
+
+#[test]
 fn sessions_answer_and_end() {
     // Echoes requests; misbehaves on demand.
     let script = "

@@ -4,6 +4,10 @@
 //! or cases of input and output, compared word by word. What Python defines is tested with either, every other language with
 //! cases.
 //!
+//! **Tests that say nothing of an answer are a skip**, not a score: those that only define functions and classes (unittest's and
+//! pytest's are not run; `check` without `entry_point` is not called), and those that import what the interpreter has not without
+//! its site packages.
+//!
 //! **An answer cannot fake its success.** Three kinds of process, all in one sandbox with one PID namespace:
 //!
 //! - the *worker* never runs anything of the answer or the tests; it forks the other two and is the only one that can write to
@@ -29,7 +33,7 @@ mod python;
 mod task;
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Component, Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -198,7 +202,11 @@ impl Machine {
         };
         let sandbox = Sandbox::new(limits).map_err(|e| e.to_string())?;
         let language = match options.command.first() {
-            None => Language::Python(Python::find(&options.python)?),
+            None => {
+                let python = Python::find(&options.python)?;
+                python.probe(&sandbox)?;
+                Language::Python(python)
+            }
             Some(name) => Language::Command(find_program(name)?),
         };
         Ok(Machine { sandbox, language })
@@ -220,6 +228,7 @@ impl Code {
         if options.memory_mb < 64 {
             return Err(wrong(format!("memory_mb is {}, expected at least 64", options.memory_mb)));
         }
+        check_language(&options).map_err(wrong)?;
         Ok(Code { options, machine: OnceLock::new() })
     }
 
@@ -265,7 +274,7 @@ impl Code {
             let Ok(line) = serde_json::from_slice::<Value>(line) else { break };
             let text = |name: &str| line.get(name).and_then(Value::as_str);
             if let Some(problem) = text("gold") {
-                return Err(Verdict::skip(format!("the tests are not Python: {problem}")));
+                return Err(Verdict::skip(format!("the tests cannot be used: {problem}")));
             }
             if let Some(problem) = text("load") {
                 failures.fill(Some(problem.to_owned()));
@@ -324,6 +333,32 @@ impl Code {
         let found = String::from_utf8_lossy(&stdout);
         let is_same = is_same_output(&found, expected);
         Ok(failed.or_else(|| (!is_same).then(|| format!("wrote `{}`", shortened(found.trim(), 80)))))
+    }
+}
+
+/// That the options of one language do not stand beside the other's, where they would do nothing.
+fn check_language(options: &Options) -> Result<(), String> {
+    let Options { python, command, file, readable, .. } = options;
+    let plain = Options::default();
+    if command.is_empty() {
+        return match (*file != plain.file, readable.is_empty()) {
+            (true, _) => {
+                Err(format!("file is `{file}`, which is for answers that a `command` runs; give one"))
+            }
+            (_, false) => Err("readable is for answers that a `command` runs; give one".to_owned()),
+            _ => Ok(()),
+        };
+    }
+    if command[0].is_empty() {
+        return Err("command begins with an empty text, expected a program".to_owned());
+    }
+    if *python != plain.python {
+        return Err(format!("python is `{python}`, and `command` runs answers; give one of the two"));
+    }
+    let is_plain = Path::new(file).components().all(|part| matches!(part, Component::Normal(_)));
+    match is_plain && !file.is_empty() {
+        true => Ok(()),
+        false => Err(format!("file is `{file}`, expected a relative path without `.` and `..`")),
     }
 }
 
@@ -387,5 +422,32 @@ impl Verifier for Code {
         let reason = format!("{n_passed} of {} tests passed{first}", results.len());
         let parts = results.iter().map(|(name, failed)| Part { name: name.clone(), score: score_of(failed) });
         Verdict::scored(score, reason).with_parts(parts.collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::build;
+
+    #[test]
+    fn options_that_would_do_nothing_are_refused() {
+        let check = |options: &str, expected: Option<&str>| {
+            let found = build("code", &options.parse().unwrap()).err().map(|e| e.to_string());
+            let is_as_expected = match (&found, expected) {
+                (Some(found), Some(expected)) => found.contains(expected),
+                (found, expected) => found.is_none() && expected.is_none(),
+            };
+            assert!(is_as_expected, "{options}: {found:?}");
+        };
+        check("", None);
+        check("python = 'python3.12'", None);
+        check("command = ['node']\nfile = 'src/main.js'\nreadable = ['/opt/node']", None);
+        check("file = 'main.js'", Some("file is `main.js`"));
+        check("readable = ['/opt/node']", Some("readable is for answers"));
+        check("command = ['node']\npython = 'python3.12'", Some("python is `python3.12`"));
+        check("command = ['']", Some("command begins with an empty text"));
+        for file in ["", "/main.js", "../main.js", "./main.js", "a/../b.js"] {
+            check(&format!("command = ['node']\nfile = '{file}'"), Some("expected a relative path"));
+        }
     }
 }

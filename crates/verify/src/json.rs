@@ -56,7 +56,7 @@ pub(crate) struct Equality {
     pub(crate) ignore_case: bool,
     /// Whether the order of arrays matters not.
     pub(crate) ignore_order: bool,
-    /// How far apart numbers may be.
+    /// How far apart numbers may be; 0 with `ignore_order`, since arrays are matched greedily.
     pub(crate) tolerance: f64,
 }
 

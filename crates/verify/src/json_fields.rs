@@ -34,7 +34,12 @@ pub(crate) const INFO: VerifierInfo = VerifierInfo {
             default: "false",
             doc: "whether the order of arrays matters not",
         },
-        OptionInfo { name: "tolerance", kind: "number", default: "0.0", doc: "how far apart numbers may be" },
+        OptionInfo {
+            name: "tolerance",
+            kind: "number",
+            default: "0.0",
+            doc: "how far apart numbers may be; not with `ignore_order`",
+        },
         OptionInfo {
             name: "forbid_extra",
             kind: "bool",
@@ -62,10 +67,15 @@ pub struct JsonFields {
 
 impl JsonFields {
     fn checked(self) -> Result<JsonFields, CatalogueError> {
-        if self.tolerance >= 0.0 {
-            return Ok(self);
-        }
-        let problem = format!("`tolerance` is {}; expected 0 or more", self.tolerance);
+        let problem = match self.tolerance {
+            0.0 => return Ok(self),
+            // Nearness is not transitive: which numbers of an array go together would depend on their order.
+            found if found > 0.0 && self.ignore_order => {
+                format!("`tolerance` is {found} with `ignore_order`; expected 0 there")
+            }
+            found if found > 0.0 => return Ok(self),
+            found => format!("`tolerance` is {found}; expected 0 or more"),
+        };
         Err(CatalogueError::Option { kind: KIND, name: NAME.to_owned(), problem })
     }
 }
@@ -155,4 +165,22 @@ fn extra(gold: &Value, found: &Value, path: &str, parts: &mut Vec<Part>, wrong: 
 
 fn joined(path: &str, key: &str) -> String {
     if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::build;
+
+    #[test]
+    fn a_tolerance_is_not_negative_and_wants_an_order() {
+        let check = |options: &str, is_accepted: bool| {
+            let built = build("json_fields", &options.parse().unwrap());
+            assert_eq!(built.is_ok(), is_accepted, "{options}: {built:?}");
+        };
+        check("tolerance = 0.5", true);
+        check("tolerance = 0.0\nignore_order = true", true);
+        check("tolerance = 0.5\nignore_order = true", false);
+        check("tolerance = -0.5", false);
+        check("tolerance = nan", false);
+    }
 }

@@ -23,13 +23,22 @@ const DEFAULT_CHOICES: usize = 10;
 pub(crate) const INFO: VerifierInfo = VerifierInfo {
     name: NAME,
     summary: "the reply settles on the right choice",
-    reads: "the gold answer: a letter, a place counted from 0, or the text of a choice; the choices' column",
-    options: &[OptionInfo {
-        name: "choices",
-        kind: "text",
-        default: "\"choices\"",
-        doc: "the column with the texts of the choices: a list, or an object with a list `text`; may be absent",
-    }],
+    reads: "the gold answer: a letter, a place counted from `first_place` (a number or its digits), or the text of a choice; the \
+            choices' column",
+    options: &[
+        OptionInfo {
+            name: "choices",
+            kind: "text",
+            default: "\"choices\"",
+            doc: "the column with the texts of the choices: a list, or an object with a list `text`; may be absent",
+        },
+        OptionInfo {
+            name: "first_place",
+            kind: "integer",
+            default: "0",
+            doc: "the place of the first choice where the gold answer is a place: 0, or 1 as in ARC's `answerKey`",
+        },
+    ],
     examples: include_str!("multiple_choice.md"),
     build: |options| Ok(Box::new(parse::<MultipleChoice>(KIND, NAME, options)?)),
 };
@@ -40,11 +49,13 @@ pub(crate) const INFO: VerifierInfo = VerifierInfo {
 pub struct MultipleChoice {
     /// The column with the texts of the choices.
     pub choices: String,
+    /// The place of the first choice.
+    pub first_place: usize,
 }
 
 impl Default for MultipleChoice {
     fn default() -> Self {
-        MultipleChoice { choices: "choices".to_owned() }
+        MultipleChoice { choices: "choices".to_owned(), first_place: 0 }
     }
 }
 
@@ -56,7 +67,7 @@ impl Verifier for MultipleChoice {
     fn verify(&self, question: &Question<'_>) -> Verdict {
         let texts = self.texts(question);
         let n_choices = if texts.is_empty() { DEFAULT_CHOICES } else { texts.len().min(26) };
-        let gold = match gold_choice(question.gold, &texts, n_choices) {
+        let gold = match gold_choice(question.gold, &texts, n_choices, self.first_place) {
             Ok(gold) => gold,
             Err(reason) => return Verdict::skip(reason),
         };
@@ -88,24 +99,30 @@ fn place_of(text: &str, n_choices: usize) -> Option<usize> {
     (text.len() == 1 && place < n_choices).then_some(place)
 }
 
-fn gold_choice(gold: Option<&Value>, texts: &[String], n_choices: usize) -> Result<usize, String> {
+fn gold_choice(
+    gold: Option<&Value>,
+    texts: &[String],
+    n_choices: usize,
+    first_place: usize,
+) -> Result<usize, String> {
+    let counted = |place: u64| {
+        let place = usize::try_from(place).ok()?.checked_sub(first_place)?;
+        (place < n_choices).then_some(place)
+    };
     let found = match gold {
-        Some(Value::Number(number)) => {
-            number.as_u64().and_then(|place| usize::try_from(place).ok()).filter(|place| *place < n_choices)
-        }
+        Some(Value::Number(number)) => number.as_u64().and_then(counted),
         Some(Value::String(text)) => {
             let bare = text.trim().trim_matches(['(', ')', '.', ':']);
-            let number = || bare.parse::<usize>().ok().filter(|n| (1..=n_choices).contains(n)).map(|n| n - 1);
             place_of(bare, n_choices)
                 .or_else(|| texts.iter().position(|choice| plain(choice) == plain(text)))
-                .or_else(number)
+                .or_else(|| bare.parse().ok().and_then(counted))
         }
         _ => None,
     };
     found.ok_or_else(|| {
         let gold = gold.map_or("absent".to_owned(), |gold| shortened(&gold.to_string(), 80));
         format!(
-            "the gold answer is {gold}, expected one of {n_choices} choices by letter, place from 0, or text"
+            "the gold answer is {gold}, expected one of {n_choices} choices by letter, place from {first_place}, or text"
         )
     })
 }

@@ -3,7 +3,8 @@
 //! ```text
 //! total = sum_i weight_i clip_i(score_i)      over the verifiers that did not skip
 //! total = gate_j                              where verifier j has a gate and its score is below 1 (the first such j)
-//! total = none                                where every verifier with a weight other than 0 skipped
+//! total = none                                where every verifier with a weight other than 0 skipped, or the sum is too
+//!                                             large for a number
 //! ```
 //!
 //! The sum is not divided by the weights, and a part that skipped is left out of it, as in TRL's `GRPOTrainer`
@@ -96,7 +97,7 @@ struct Reward {
 /// What all verifiers together say of a reply.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Scored {
-    /// The reward; `None` if nothing could judge the reply.
+    /// The reward, which is finite; `None` if nothing could judge the reply.
     pub total: Option<f64>,
     /// Each verifier's verdict, in the order of the rewards.
     pub verdicts: Vec<Verdict>,
@@ -186,8 +187,9 @@ impl Rewards {
             let [low, high] = reward.clip.unwrap_or([f64::NEG_INFINITY, f64::INFINITY]);
             Some(reward.weight * score.clamp(low, high))
         };
-        let total = each().filter_map(worth).fold(None, |sum, part| Some(sum.unwrap_or(0.0) + part));
-        Scored { total, verdicts, gated_by: None }
+        let total: Option<f64> =
+            each().filter_map(worth).fold(None, |sum, part| Some(sum.unwrap_or(0.0) + part));
+        Scored { total: total.filter(|total| total.is_finite()), verdicts, gated_by: None }
     }
 }
 
@@ -202,8 +204,10 @@ fn check_numbers(name: &str, weight: f64, spec: &RewardSpec) -> Result<(), Rewar
         return bad("gate", gate.to_string(), "a finite number");
     }
     match spec.clip {
-        Some([low, high]) if low.is_nan() || high.is_nan() || low > high => {
-            bad("clip", format!("[{low}, {high}]"), "two numbers, the smaller first")
+        // Written so that NaN is refused too.
+        Some([low, high]) if !(low <= high && low < f64::INFINITY && high > f64::NEG_INFINITY) => {
+            let expected = "two numbers, the smaller first, with finite scores between them";
+            bad("clip", format!("[{low}, {high}]"), expected)
         }
         _ => Ok(()),
     }
@@ -257,7 +261,10 @@ mod tests {
         let plain = "[[reward]]\ntype = 'a'\n[[reward]]\ntype = 'b'\nweight = -0.5\nclip = [0, 2]";
         let gated = "[[reward]]\ntype = 'a'\n[[reward]]\ntype = 'b'\ngate = -1";
         let weighty = "[[reward]]\ntype = 'a'\nweight = 2\n[[reward]]\ntype = 'b'\ngate = 0\nweight = 1";
+        let heavy = "[[reward]]\ntype = 'a'\nweight = 1e300\n[[reward]]\ntype = 'b'\nclip = [-inf, inf]";
         for (list, row, total, gated_by) in [
+            (heavy, r#"{"a": 1e300, "b": 1}"#, None, None),
+            (heavy, r#"{"a": 0, "b": 7}"#, Some(7.0), None),
             (plain, r#"{"a": 1, "b": 1}"#, Some(0.5), None),
             (plain, r#"{"a": 1, "b": 9}"#, Some(0.0), None),
             (plain, r#"{"a": 1, "b": -9}"#, Some(1.0), None),
@@ -292,6 +299,8 @@ mod tests {
             ("[[reward]]\ntype = 'a'\ngate = inf", "`gate` is inf"),
             ("[[reward]]\ntype = 'a'\nclip = [1, 0]", "`clip` is [1, 0]"),
             ("[[reward]]\ntype = 'a'\nclip = [nan, 0]", "`clip` is [NaN, 0]"),
+            ("[[reward]]\ntype = 'a'\nclip = [inf, inf]", "`clip` is [inf, inf]"),
+            ("[[reward]]\ntype = 'a'\nclip = [-inf, -inf]", "`clip` is [-inf, -inf]"),
             ("[[reward]]\ntype = 'a'\ngate = 0", "all rewards have weight 0"),
         ] {
             let error = rewards(list).unwrap_err().to_string();

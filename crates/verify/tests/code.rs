@@ -102,6 +102,26 @@ fn answers_do_not_depend_on_their_company() {
     }
 }
 
+#[cfg(unix)]
+#[test]
+fn an_interpreter_that_cannot_judge_is_a_skip() {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = std::env::temp_dir().join(format!("pt-verify-python-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let row = json!({"test_list": ["assert f(1) == 2"]});
+    let check = |name: &str, script: &str, expected: &str| {
+        let path = folder.join(name);
+        std::fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let verdict = verifier(&format!("python = '{}'", path.display()))
+            .verify(&question("def f(x):\n    return x + 1", row.as_object().unwrap()));
+        assert!(verdict.score.is_none() && verdict.reason.contains(expected), "{name}: {verdict:?}");
+    };
+    check("old", "echo it is Python 3.8 >&2; exit 1", "version 3.9 or later: it is Python 3.8");
+    check("other", "echo /bin/true; echo /usr; echo /usr", "fails a trivial test in the sandbox");
+    std::fs::remove_dir_all(&folder).unwrap();
+}
+
 #[test]
 fn verdicts_say_which_test_failed_and_why() {
     let row = json!({"test_list": ["assert f(1) == 2", "assert f(2) == 3", "assert f('a') == 'a'"]});

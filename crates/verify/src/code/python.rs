@@ -12,6 +12,12 @@ use serde_json::{Value, json};
 const WORKER: &str = include_str!("worker.py");
 /// What a worker may take to start, to notice that time is up, and to clear away.
 const GRACE: Duration = Duration::from_secs(20);
+/// What a trivial test may take on a loaded machine.
+const PROBE_S: f64 = 30.0;
+/// Says where the interpreter and its library lie. The worker needs `os.pidfd_open`, which came with 3.9.
+const ASK: &str = "import sys
+if sys.version_info < (3, 9): sys.exit('it is Python %d.%d' % sys.version_info[:2])
+print(getattr(sys, '_base_executable', sys.executable)); print(sys.base_prefix); print(sys.base_exec_prefix)";
 
 /// An interpreter, and workers that wait.
 #[derive(Debug)]
@@ -46,9 +52,8 @@ pub(super) enum Trouble {
 impl Python {
     /// Finds where the interpreter lies, by asking it. (It is the user's program; nothing of an answer runs here.)
     pub(super) fn find(name: &str) -> Result<Python, String> {
-        let script = "import sys; print(getattr(sys, '_base_executable', sys.executable)); print(sys.base_prefix); print(sys.base_exec_prefix)";
         let output = Command::new(name)
-            .args(["-I", "-S", "-c", script])
+            .args(["-I", "-S", "-c", ASK])
             .stdin(Stdio::null())
             .output()
             .map_err(|e| format!("`{name}` cannot be run: {e}"))?;
@@ -56,7 +61,8 @@ impl Python {
         let mut paths = text.lines().map(PathBuf::from);
         let program = paths.next().filter(|_| output.status.success());
         let program = program.ok_or_else(|| {
-            format!("`{name}` is no Python 3: {}", String::from_utf8_lossy(&output.stderr).trim())
+            let problem = String::from_utf8_lossy(&output.stderr);
+            format!("`{name}` is no Python of version 3.9 or later: {}", problem.trim())
         })?;
         let program = program.canonicalize().map_err(|e| format!("{}: {e}", program.display()))?;
         let mut readable = Vec::new();
@@ -73,6 +79,24 @@ impl Python {
             job: Job { program, args, env, readable, ..Job::default() },
             idle: Mutex::new(Vec::new()),
         })
+    }
+
+    /// Runs a trivial test, so that what fails later is the answer's doing and not the machine's.
+    pub(super) fn probe(&self, sandbox: &Sandbox) -> Result<(), String> {
+        let tests = json!({"setup": "", "tests": ["assert f() == 1"], "entry": "", "check": false});
+        let problem = match self.test(sandbox, "def f():\n    return 1", &tests, PROBE_S) {
+            Ok((head, body)) => {
+                let found = serde_json::from_slice::<Value>(&body).ok();
+                if found == Some(json!({"test": 0, "failed": null})) {
+                    return Ok(());
+                }
+                format!("{head:?} {}", String::from_utf8_lossy(&body).trim())
+            }
+            Err(Trouble::Answer(problem)) => problem.to_owned(),
+            Err(Trouble::Machine(problem)) => problem,
+        };
+        let program = self.job.program.display();
+        Err(format!("`{program}` fails a trivial test in the sandbox, so it can judge nothing: {problem}"))
     }
 
     /// Tests an answer. The lines say what the judge found.

@@ -54,8 +54,6 @@ fn cases(value: &Value) -> Option<Vec<(String, String)>> {
             let (inputs, outputs) = (get("inputs")?, get("outputs")?);
             (inputs.len() == outputs.len()).then(|| inputs.into_iter().zip(outputs).collect())
         }
-        // Several data sets keep them as JSON in a text.
-        Value::String(text) => cases(&serde_json::from_str(text).ok()?),
         _ => None,
     }
 }
@@ -71,6 +69,10 @@ pub(super) fn tests(question: &Question<'_>) -> Result<Tests, String> {
     let Some(gold) = gold else {
         return Err(format!("no gold answer and none of the columns {}", columns.join(", ")));
     };
+    // Several data sets keep them as JSON in a text, which is no Python.
+    let decoded = gold.as_str().and_then(|text| serde_json::from_str::<Value>(text).ok());
+    let decoded = decoded.filter(|value| value.is_array() || value.is_object());
+    let gold = decoded.as_ref().unwrap_or(gold);
     let entry = text(row, "entry_point").to_owned();
     let setup =
         ["test_setup_code", "test_imports"].map(|name| row.get(name).and_then(lines).unwrap_or_default());
@@ -83,6 +85,11 @@ pub(super) fn tests(question: &Question<'_>) -> Result<Tests, String> {
         Value::Array(all) => {
             let tests: Option<Vec<String>> = all.iter().map(|t| t.as_str().map(str::to_owned)).collect();
             tests.ok_or("the tests are a list, but not of texts or of objects with `input` and `output`")?
+        }
+        Value::Object(_) => {
+            let problem = "the tests are an object, expected one with lists `inputs` and `outputs` of the same length, of \
+                           texts, and without `fn_name`";
+            return Err(problem.to_owned());
         }
         _ => return Err("the tests are neither a text nor a list".to_owned()),
     };
@@ -97,18 +104,25 @@ pub(super) fn tests(question: &Question<'_>) -> Result<Tests, String> {
 /// function the row names is taken to go on where the row's prompt ends (HumanEval); one that does, to need what the prompt
 /// has before that function.
 pub(super) fn program(question: &Question<'_>, from_fence: bool) -> String {
-    let block = from_fence.then(|| last_block(after_thinking(question.reply))).flatten();
-    let code = block.unwrap_or_else(|| question.reply.to_owned());
+    let reply = after_thinking(question.reply);
+    let block = from_fence.then(|| last_block(reply)).flatten();
+    let code = block.unwrap_or_else(|| reply.to_owned());
     let (prompt, entry) = (text(question.row, "prompt"), text(question.row, "entry_point"));
     if entry.is_empty() || prompt.is_empty() {
         return code;
     }
-    let definition = format!("def {entry}");
-    match (prompt.find(&definition), code.contains(&definition)) {
-        (Some(at), true) => format!("{}\n{code}", &prompt[..at]),
-        (Some(_), false) => format!("{prompt}{code}"),
+    match (definition(prompt, entry), definition(&code, entry)) {
+        (Some(at), Some(_)) => format!("{}\n{code}", &prompt[..at]),
+        (Some(_), None) => format!("{prompt}{code}"),
         (None, _) => code,
     }
+}
+
+/// Where a function of that whole name is defined.
+fn definition(code: &str, name: &str) -> Option<usize> {
+    let start = format!("def {name}");
+    let is_whole = |at: &usize| code[at + start.len()..].trim_start_matches(' ').starts_with('(');
+    code.match_indices(&start).map(|(at, _)| at).find(is_whole)
 }
 
 /// The text in the last pair of fences; up to the end where the last is not closed.

@@ -147,6 +147,9 @@ class Peer:
                     error = kind(text)
                 except TypeError:
                     error = Exception(str(name) + ": " + str(text))
+                if op != "next" and isinstance(error, (StopIteration, StopAsyncIteration)):
+                    # It would end whatever iterates at this end: `all(map(f, xs))` would be true.
+                    error = RuntimeError("raised " + type(error).__name__)
                 raise error
             return self.decode(message["r"])
 
@@ -307,6 +310,40 @@ def called(tree):
     return {node.func.id for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)}
 
 
+def outside(tree):
+    """The nodes that run when the tests do: not what functions, classes and `if __name__ == "__main__"` hold."""
+    waiting = [tree]
+    while waiting:
+        node = waiting.pop()
+        yield node
+        is_main = isinstance(node, ast.If) and any(getattr(n, "id", None) == "__name__" for n in ast.walk(node.test))
+        if not (is_main or isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda))):
+            waiting.extend(ast.iter_child_nodes(node))
+
+
+def unusable(trees, has_check):
+    """Why tests that are Python say nothing of an answer, if that is so. The last one's `check` is called if `has_check`."""
+    defined = lambda tree: [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "check"]
+    bodies = [tree.body for tree in trees] + ([node.body for node in defined(trees[-1])] if has_check else [])
+    for node in itertools.chain.from_iterable(bodies):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom) and node.level == 0:
+            names = [node.module]
+        for name in names:
+            try:
+                __import__(name)
+            except ImportError as error:
+                return "they import what is not there (the interpreter's site packages are not): " + str(error)
+    for tree in trees[1:len(trees) - 1 if has_check else None]:
+        running = list(outside(tree))
+        calls = [node for node in running if isinstance(node, ast.Call)]
+        if defined(tree) and not any(getattr(call.func, "id", None) == "check" for call in calls):
+            return "they define `check`, which nothing calls: that takes the row's `entry_point`, and `check` in the last test"
+        if not calls and not any(isinstance(node, (ast.Assert, ast.Raise)) for node in running):
+            return "a test asserts nothing: it has no `assert`, `raise` or call outside of functions and classes"
+    return None
+
+
 def run_judge(plan, read, write, results, ready):
     """The judge's process: runs the tests, and asks the answer's process for what they call."""
     tests = read_frame(0)
@@ -319,7 +356,10 @@ def run_judge(plan, read, write, results, ready):
         trees = [ast.parse(part) for part in parts]
         codes = [compile(tree, "tests.py", "exec") for tree in trees]
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        return report({"gold": type(error).__name__ + ": " + str(error)})
+        return report({"gold": "they are not Python: " + type(error).__name__ + ": " + str(error)})
+    problem = unusable(trees, tests["check"])
+    if problem:
+        return report({"gold": problem})
     peer = Peer(read, write, True)
     try:
         hello = read_frame(read)
