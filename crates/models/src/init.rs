@@ -81,6 +81,28 @@ fn default_std() -> f64 {
 }
 
 impl NewModel {
+    /// SmolLM2-135M's shape and settings, without its special tokens: what the project's benchmarks measure.
+    ///
+    /// Source: `config.json` of `HuggingFaceTB/SmolLM2-135M`.
+    pub fn smollm2_135m() -> NewModel {
+        NewModel {
+            vocab_size: 49_152,
+            hidden_size: 576,
+            n_layers: 30,
+            n_heads: 9,
+            n_kv_heads: 3,
+            ffn_size: 1536,
+            max_positions: 8192,
+            tied: true,
+            rope_theta: 100_000.0,
+            norm_eps: default_norm_eps(),
+            init_std: default_std(),
+            bos_token_id: None,
+            eos_token_id: None,
+            pad_token_id: None,
+        }
+    }
+
     /// The `config.json` of such a model.
     pub fn config_json(&self, dtype: Dtype) -> Map<String, serde_json::Value> {
         let value = json!({

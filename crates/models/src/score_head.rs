@@ -40,6 +40,11 @@ pub struct ScoreHead {
     pub n_outputs: usize,
 }
 
+impl ScoreHead {
+    /// The parameter's name.
+    pub const NAME: &'static str = SCORE_HEAD;
+}
+
 impl Architecture {
     /// The class of transformers that has a score head of this kind, if there is one.
     pub fn classifier(&self, kind: ScoreHeadKind) -> Option<String> {

@@ -15,8 +15,10 @@
 //! `normalize_then_sum` (GDPO, arXiv:2601.05242) standardises each reward within its group, adds them up by weight, and
 //! standardises the sum over the batch; it has no baseline or scale of its own.
 //!
-//! Deviations are sample deviations (n − 1), as TRL's. A sample without a reward, and one that is alone in its group among those
-//! with one, has advantage 0. Source: TRL 1.16, `GRPOTrainer` and `RLOOTrainer`; formulas in `golden/rl`.
+//! Deviations are sample deviations (n − 1), as TRL's. A sample without a reward has advantage 0; so has one that is alone in its
+//! group among those with one, where its group is what it is compared with or scaled by. A group whose rewards do not differ has
+//! no scale: its samples have advantage 0 where that is what they would be divided by, whatever the baseline. Source: TRL 1.16,
+//! `GRPOTrainer` and `RLOOTrainer`; formulas in `golden/rl`.
 
 use serde::{Deserialize, Serialize};
 
@@ -160,6 +162,9 @@ impl AdvantageConfig {
                 ScaleRewards::Group | ScaleRewards::None => deviation(&own),
             };
             n_zero += if spread <= ZERO_DEVIATION { members.len() } else { 0 };
+            if self.scale_rewards == ScaleRewards::Group && spread <= ZERO_DEVIATION {
+                continue;
+            }
             for &i in &members {
                 let Some(reward) = rewards[i] else { continue };
                 let centred = reward - self.baseline(reward, &own, &all);
@@ -291,6 +296,15 @@ mod tests {
         check(config(B::Group, R::Group), &[S, S], &[0, 0], &[0.0, 0.0]);
         check(config(B::Group, R::Batch), &[Some(3.0)], &[0], &[0.0]);
         check(config(B::Group, R::Group), &[], &[], &[]);
+        // A group without spread has no scale, whatever it is compared with; nor has one of a single sample.
+        let totals = [Some(1.0), Some(1.0), Some(0.0), Some(1.0), Some(5.0)];
+        let own = 0.5_f64.sqrt() + DEVIATION_FLOOR;
+        for (baseline, level) in [(B::Group, 0.5), (B::Batch, 1.6), (B::None, 0.0)] {
+            let expected = [0.0, 0.0, -level / own, (1.0 - level) / own, 0.0];
+            check(config(baseline, R::Group), &totals, &[0, 0, 1, 1, 2], &expected);
+        }
+        // Alone, and yet compared with the others of the batch.
+        check(config(B::Batch, R::None), &[Some(1.0), Some(3.0)], &[0, 1], &[-1.0, 1.0]);
         // Equal rewards are no signal, whatever their level: no advantage, and counted.
         let equal = config(B::Group, R::Group).of_totals(&[Some(0.3); 4], &[0, 0, 1, 1]).unwrap();
         assert_eq!(equal.frac_reward_zero_std, 1.0);

@@ -12,7 +12,8 @@
 //!
 //! Each speaks up once its condition has held for `patience` steps in a row, once for a warning and once for its action, and again only
 //! after a step without the condition. A figure that was not measured leaves an alarm as it is; one that is not finite is as
-//! bad as can be. All thresholds are options. The state is part of the checkpoint: a resumed run says the same.
+//! bad as can be, except to `reward_hacking`, which leaves such a step out. All thresholds are options. The state is part of the
+//! checkpoint: a resumed run says the same.
 
 use serde::{Deserialize, Serialize};
 

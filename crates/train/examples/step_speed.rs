@@ -67,23 +67,7 @@ fn main() {
 }
 
 fn trainer(mode: &str, dtype: Dtype, steps: u64) -> Trainer {
-    let new = NewModel {
-        vocab_size: VOCABULARY,
-        hidden_size: 576,
-        n_layers: 30,
-        n_heads: 9,
-        n_kv_heads: 3,
-        ffn_size: 1536,
-        max_positions: 2048,
-        tied: true,
-        rope_theta: 10_000.0,
-        norm_eps: 1e-5,
-        init_std: 0.02,
-        bos_token_id: None,
-        eos_token_id: None,
-        pad_token_id: None,
-    };
-    let mut model = new.build(dtype, 1).expect("a valid model");
+    let mut model = NewModel::smollm2_135m().build(dtype, 1).expect("a valid model");
     let mut optimiser = toml::Table::new();
     match mode {
         "full" => {

@@ -80,6 +80,18 @@ pub struct Known {
     pub advantages: Vec<f32>,
 }
 
+impl Known {
+    /// Each array's name and length.
+    fn lengths(&self) -> [(&'static str, usize); 4] {
+        [
+            ("reference_logp", self.reference_logp.len()),
+            ("old_logp", self.old_logp.len()),
+            ("sampler_logp", self.sampler_logp.len()),
+            ("advantages", self.advantages.len()),
+        ]
+    }
+}
+
 /// A token whose hidden state the score head reads.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ScoredToken {
@@ -153,13 +165,17 @@ impl MicroBatch {
     /// A micro-batch of these examples, in this order.
     ///
     /// # Panics
-    /// If an example or a reply has not one weight per token.
+    /// If an example or a reply has not one weight per token, or what is known of a reply is neither nothing nor a value per token.
     pub fn new(examples: Vec<Example>) -> MicroBatch {
         for example in &examples {
             let origin = &example.origin;
             assert_eq!(example.token_ids.len(), example.weights.len(), "one weight per token of {origin}");
             for reply in &example.replies {
-                assert_eq!(reply.token_ids.len(), reply.weights.len(), "one weight per token of {origin}");
+                let n = reply.token_ids.len();
+                assert_eq!(n, reply.weights.len(), "one weight per token of {origin}");
+                for (what, len) in reply.known.lengths() {
+                    assert!(len == 0 || len == n, "{len} values of {what} for {n} tokens of {origin}");
+                }
             }
         }
         MicroBatch { examples }
@@ -190,7 +206,14 @@ impl MicroBatch {
     pub fn with_replies(&self, keep: impl Fn(&Reply) -> bool) -> MicroBatch {
         let kept = self.examples.iter().filter_map(|example| {
             let replies: Vec<Reply> = example.replies.iter().filter(|reply| keep(reply)).cloned().collect();
-            (!replies.is_empty()).then(|| Example { replies, ..example.clone() })
+            (!replies.is_empty()).then(|| Example {
+                token_ids: example.token_ids.clone(),
+                weights: example.weights.clone(),
+                replies,
+                key: example.key,
+                continues_group: example.continues_group,
+                origin: example.origin.clone(),
+            })
         });
         MicroBatch { examples: kept.collect() }
     }
@@ -412,5 +435,13 @@ mod tests {
         let rejected = batch.with_replies(|reply| reply.kind == CompletionKind::Rejected);
         assert_eq!(rejected.n_tokens(), 7);
         assert_eq!(rejected.example_of(4).key, 5);
+    }
+
+    #[test]
+    #[should_panic(expected = "1 values of advantages for 2 tokens of t:1")]
+    fn what_is_known_is_known_of_every_token() {
+        let known = Known { advantages: vec![1.0], ..Known::default() };
+        let reply = Reply { token_ids: vec![7, 8], weights: vec![1.0; 2], known, ..Reply::default() };
+        let _ = MicroBatch::new(vec![Example::prompt(vec![1], vec![reply], 0, "t:1".into())]);
     }
 }

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use pt_engine::Profile;
-use pt_run::{CheckpointState, CheckpointStore, Event, RunFolder, StageFolder};
+use pt_run::{CheckpointState, CheckpointStore, Event, RunError, RunFolder, StageFolder};
 
 use pt_models::Model;
 
@@ -170,8 +170,7 @@ pub fn resume(
 ) -> Result<u64> {
     let found = recorder.store.latest_valid()?;
     for problem in &found.skipped {
-        let stage = recorder.stage.label().to_owned();
-        recorder.run.event(&Event::CheckpointSkipped { stage, problem: problem.to_string() })?;
+        record_skipped(recorder, problem)?;
     }
     let Some(mut checkpoint) = found.checkpoint else {
         recorder.run.resume_at(recorder.stage, 0)?;
@@ -187,6 +186,12 @@ pub fn resume(
     recorder.store.discard_after(trainer.steps_done())?;
     recorder.run.resume_at(recorder.stage, trainer.steps_done())?;
     Ok(checkpoint.state.counters.get(NUM_TOKENS).copied().unwrap_or(0))
+}
+
+/// Notes that a damaged checkpoint was passed over.
+fn record_skipped(recorder: &mut Recorder<'_>, problem: &RunError) -> Result<()> {
+    let stage = recorder.stage.label().to_owned();
+    Ok(recorder.run.event(&Event::CheckpointSkipped { stage, problem: problem.to_string() })?)
 }
 
 /// Takes the remaining steps. `stop` is looked at between steps: a step that has begun is finished and saved.
@@ -274,19 +279,23 @@ impl Loop<'_, '_> {
 
     /// Puts the weights of the newest checkpoint from before step `since_step` in place; later checkpoints are removed. What a
     /// step sees of the model it sees before it changes it, so that the weights which step `since_step` began with are to blame too.
+    /// Damaged ones are passed over; one that could not be read for another reason may be whole, and nothing is removed then.
     fn roll_back(self, since_step: u64) -> Result<Outcome> {
         let store = self.recorder.store;
-        let before: Vec<u64> = store.steps()?.into_iter().filter(|step| *step < since_step).collect();
-        let found =
-            before.into_iter().rev().find_map(|step| CheckpointStore::load(&store.path_of(step)).ok());
-        let Some(mut checkpoint) = found else {
-            store.discard_after(0)?;
-            return Ok(Outcome::BackToStart);
-        };
-        let step = checkpoint.state.step;
-        self.trainer.import_params(&mut checkpoint)?;
-        store.discard_after(step)?;
-        Ok(Outcome::Alarmed { step })
+        for step in store.steps()?.into_iter().rev().filter(|step| *step < since_step) {
+            match CheckpointStore::load(&store.path_of(step)) {
+                Ok(mut checkpoint) => {
+                    self.trainer.import_params(&mut checkpoint)?;
+                    store.discard_after(step)?;
+                    return Ok(Outcome::Alarmed { step });
+                }
+                Err(problem) if problem.is_corruption() => record_skipped(self.recorder, &problem)?,
+                Err(problem) => return Err(problem.into()),
+            }
+        }
+        // All that are left are later, or damaged.
+        store.discard_after(0)?;
+        Ok(Outcome::BackToStart)
     }
 
     /// Measures and logs the held-out loss if it is due. Returns what decides which checkpoint is best: nothing if it

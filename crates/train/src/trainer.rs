@@ -10,7 +10,7 @@ use pt_engine::{
     Dtype, Elements, ElementsMut, Grads, LogprobGrad, LogprobOptions, Logprobs, Param, ParamId, Profile,
     Seed, Tape, Tensor, Var,
 };
-use pt_models::Model;
+use pt_models::{Model, ScoreHead};
 use pt_objectives::{
     CompletionKind, Metric, Needs, Normaliser, Objective, ObjectiveOutput, PrePass, TokenBatch,
 };
@@ -146,7 +146,7 @@ pub fn role_of(param: &Param) -> Role {
         Role::Vector
     } else if name.contains("embed_tokens") {
         Role::Embedding
-    } else if name.contains("lm_head") {
+    } else if name.contains("lm_head") || name == ScoreHead::NAME {
         Role::Head
     } else {
         Role::Hidden
@@ -240,8 +240,7 @@ impl Trainer {
     /// [`TrainError`].
     pub fn accumulate(&mut self, micro_batches: &[MicroBatch]) -> Result<(StepStats, Profile)> {
         let step = self.steps_done + 1;
-        let normaliser = self.normaliser(micro_batches)?;
-        let mut numbering = Numbering::default();
+        let (normaliser, predictions) = self.normaliser(micro_batches)?;
         self.grads.clear();
         let mut totals = Vec::new();
         let mut stats = StepStats {
@@ -249,9 +248,8 @@ impl Trainer {
             ..StepStats::default()
         };
         let mut profile = Profile::default();
-        for micro_batch in micro_batches {
+        for (micro_batch, predictions) in micro_batches.iter().zip(predictions) {
             let micro_batch = self.training_part(micro_batch);
-            let predictions = numbering.number(micro_batch.predictions());
             self.micro_step(
                 step,
                 &micro_batch,
@@ -378,13 +376,11 @@ impl Trainer {
     /// # Errors
     /// [`TrainError`].
     pub fn evaluate(&self, micro_batches: &[MicroBatch]) -> Result<EvalStats> {
-        let normaliser = self.normaliser(micro_batches)?;
+        let (normaliser, predictions) = self.normaliser(micro_batches)?;
         let mut totals = Vec::new();
         let mut stats = EvalStats::default();
-        let mut numbering = Numbering::default();
-        for micro_batch in micro_batches {
+        for (micro_batch, predictions) in micro_batches.iter().zip(predictions) {
             let micro_batch = self.training_part(micro_batch);
-            let predictions = numbering.number(micro_batch.predictions());
             match self.eval_micro_batch(&micro_batch, &predictions, &normaliser, &mut stats, &mut totals) {
                 Err(problem @ TrainError::NotFinite { .. }) => {
                     let not_finite = Some(problem.to_string());
@@ -418,8 +414,9 @@ impl Trainer {
         Ok(())
     }
 
-    /// What the step is divided by, and what its micro-batches must know of each other.
-    fn normaliser(&self, micro_batches: &[MicroBatch]) -> Result<Normaliser> {
+    /// What the step is divided by and what its micro-batches must know of each other, and what each predicts, numbered
+    /// through the step.
+    fn normaliser(&self, micro_batches: &[MicroBatch]) -> Result<(Normaliser, Vec<Predictions>)> {
         let n_outputs = self.objective.needs().score_outputs;
         let mut numbering = Numbering::default();
         let all: Vec<Predictions> = micro_batches
@@ -428,17 +425,17 @@ impl Trainer {
             .collect();
         let batches = all.iter().map(|predictions| predictions.known_batch(&[], n_outputs));
         let normaliser = Normaliser::of_step(&*self.objective, batches)?;
-        let mut whole = match self.objective.pre_pass() {
-            PrePass::None => return Ok(normaliser),
+        let whole = match self.objective.pre_pass() {
+            PrePass::None => return Ok((normaliser, all)),
             PrePass::Mismatched => self.pre_pass(micro_batches.iter().map(|micro_batch| {
                 Cow::Owned(micro_batch.with_replies(|reply| reply.kind == CompletionKind::Mismatched))
             }))?,
             PrePass::All => self.pre_pass(micro_batches.iter().map(Cow::Borrowed))?,
         };
-        let Arrays { logprobs, predictions, scores } = &mut whole;
+        let Arrays { logprobs, predictions, scores } = &whole;
         let shared =
             self.objective.prepare(&token_batch(logprobs, predictions, scores, self.objective.needs()))?;
-        Ok(normaliser.with_shared(shared))
+        Ok((normaliser.with_shared(shared), all))
     }
 
     /// The arrays of several micro-batches, computed without gradients, one after the other.
@@ -638,4 +635,28 @@ fn check_finite(
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use pt_engine::Weight;
+
+    use super::*;
+
+    #[test]
+    fn every_head_is_one_to_the_optimiser() {
+        for (name, shape, expected) in [
+            (ScoreHead::NAME, vec![1, 8], Role::Head),
+            ("lm_head.weight", vec![4, 8], Role::Head),
+            ("model.embed_tokens.weight", vec![4, 8], Role::Embedding),
+            ("model.layers.0.self_attn.q_proj.weight", vec![8, 8], Role::Hidden),
+            ("model.layers.0.self_attn.q_proj.lora_A.weight", vec![2, 8], Role::LoraA),
+            ("model.layers.0.self_attn.q_proj.lora_B.weight", vec![8, 2], Role::LoraB),
+            ("model.norm.weight", vec![8], Role::Vector),
+        ] {
+            let weight = Weight::from_f32(&vec![0.0; shape.iter().product()]);
+            let param = Param { name: name.to_owned(), shape, weight, trainable: true };
+            assert_eq!(role_of(&param), expected, "{name}");
+        }
+    }
 }

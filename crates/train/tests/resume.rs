@@ -10,7 +10,10 @@ use common::*;
 use pt_engine::Dtype;
 use pt_models::Model;
 use pt_run::{CheckpointStore, Difference, RunError, compare_runs};
-use pt_train::{LoopOptions, MicroBatch, Outcome, TrainError, Trainer};
+use pt_train::{
+    Alarm, AlarmAction, LoopOptions, MicroBatch, Outcome, SourceResult, StepData, StepSource, StepStats,
+    TrainError, Trainer,
+};
 use serde_json::Value;
 
 const STEPS: u64 = 12;
@@ -200,6 +203,59 @@ fn a_damaged_newest_checkpoint_is_passed_over_with_an_event() {
     let resumed = events(dir.path(), "resumed").pop().unwrap();
     assert!(resumed["step"].as_u64().unwrap() < 10, "{resumed}");
     assert_eq!(compare_runs(whole.path(), dir.path()).unwrap(), []);
+}
+
+/// Does something to the checkpoints after step 11, then asks to go back to before it.
+struct Damaged<'d> {
+    checkpoints: std::path::PathBuf,
+    damage: &'d dyn Fn(&Path),
+}
+
+impl StepSource for Damaged<'_> {
+    fn step(&mut self, step_idx: u64, _: &Model) -> SourceResult<StepData> {
+        Ok(micro_batches(step_idx, None).into())
+    }
+    fn epoch(&mut self, _: u64) -> f64 {
+        0.0
+    }
+    fn after_step(&mut self, step_idx: u64, _: &StepStats) -> SourceResult<Vec<Alarm>> {
+        if step_idx < 11 {
+            return Ok(Vec::new());
+        }
+        (self.damage)(&self.checkpoints);
+        let reason = "something is wrong".to_owned();
+        Ok(vec![Alarm { action: AlarmAction::RollBack, since_step: step_idx, reason }])
+    }
+}
+
+#[test]
+fn rolling_back_passes_over_damage_and_removes_nothing_that_may_be_whole() {
+    let case = &cases()[0];
+    let check = |damage: &dyn Fn(&Path), expected: Option<Outcome>, kept: &[&str], n_skipped: usize| {
+        let dir = tempfile::tempdir().unwrap();
+        let mut trainer = case.setup.trainer((case.model)());
+        let run = Run { root: dir.path(), options: loop_options(STEPS), keep_last: 9, eval: &[] };
+        let mut source = Damaged { checkpoints: checkpoints(dir.path()), damage };
+        let outcome = run.go(&mut trainer, &mut source, u64::MAX);
+        match expected {
+            Some(expected) => assert_eq!(outcome.unwrap(), expected),
+            None => assert!(matches!(outcome, Err(TrainError::Run(RunError::Io { .. }))), "{outcome:?}"),
+        }
+        assert_eq!(checkpoint_names(dir.path()), kept);
+        assert_eq!(events(dir.path(), "checkpoint_skipped").len(), n_skipped);
+    };
+    let cut = |dir: &Path, name: &str| fs::write(dir.join(name).join("state.json"), "{").unwrap();
+    check(&|_| (), Some(Outcome::Alarmed { step: 10 }), &["step-000005", "step-000010"], 0);
+    check(&|dir| cut(dir, "step-000010"), Some(Outcome::Alarmed { step: 5 }), &["step-000005"], 1);
+    let both = |dir: &Path| ["step-000005", "step-000010"].iter().for_each(|name| cut(dir, name));
+    check(&both, Some(Outcome::BackToStart), &[], 2);
+    // A folder where a file should be cannot be read; that says nothing of what was written.
+    let unreadable = |dir: &Path| {
+        let state = dir.join("step-000010/state.json");
+        fs::remove_file(&state).unwrap();
+        fs::create_dir(&state).unwrap();
+    };
+    check(&unreadable, None, &["step-000005", "step-000010"], 0);
 }
 
 #[test]

@@ -11,10 +11,10 @@
 use pt_core::catalogue::OptionInfo;
 use serde::{Deserialize, Serialize};
 
-use super::contrast::{Contrast, ContrastLoss, chosen_tokens};
-use super::pairs::{self, Form};
+use super::contrast::{Contrast, ContrastLoss};
+use super::pairs::Form;
+use crate::ObjectiveError;
 use crate::catalogue::{ObjectiveInfo, bad_option, parse};
-use crate::{Needs, Normaliser, Objective, ObjectiveError, ObjectiveOutput, TokenBatch};
 
 const NAME: &str = "alphapo";
 
@@ -35,10 +35,10 @@ pub(crate) const INFO: ObjectiveInfo = ObjectiveInfo {
             doc: "how often labels are wrong",
         },
     ],
-    build: |options| Ok(Box::new(AlphaPo::new(parse(NAME, options)?)?)),
+    build: |options| Ok(Box::new(contrast(parse(NAME, options)?)?)),
 };
 
-/// Options of [`AlphaPo`].
+/// Options of AlphaPO.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct AlphaPoConfig {
@@ -58,48 +58,22 @@ impl Default for AlphaPoConfig {
     }
 }
 
-/// AlphaPO.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct AlphaPo(Contrast);
-
-impl AlphaPo {
-    /// AlphaPO with these options.
-    ///
-    /// # Errors
-    /// [`ObjectiveError::Catalogue`] for a value out of range.
-    pub fn new(config: AlphaPoConfig) -> Result<AlphaPo, ObjectiveError> {
-        let AlphaPoConfig { alpha, beta, simpo_gamma, label_smoothing } = config;
-        super::check_beta(beta)
-            .and_then(|()| super::check_smoothing(label_smoothing, true))
-            .and_then(|()| super::check_finite("simpo_gamma", simpo_gamma))
-            .and_then(|()| super::check_finite("alpha", alpha))
-            .map_err(|problem| bad_option(NAME, problem))?;
-        Ok(AlphaPo(Contrast {
-            form: Form::plain(NAME),
-            loss: ContrastLoss::Sigmoid,
-            beta,
-            gamma: simpo_gamma,
-            smoothing: label_smoothing,
-            is_per_token: true,
-            alpha,
-        }))
-    }
-}
-
-impl Objective for AlphaPo {
-    fn name(&self) -> &'static str {
-        NAME
-    }
-
-    fn needs(&self) -> Needs {
-        Needs::default()
-    }
-
-    fn weight(&self, batch: &TokenBatch<'_>) -> f64 {
-        pairs::weight(batch)
-    }
-
-    fn evaluate(&self, batch: &TokenBatch<'_>, step: &Normaliser) -> Result<ObjectiveOutput, ObjectiveError> {
-        self.0.evaluate(batch, step, 0.0, chosen_tokens)
-    }
+/// AlphaPO, with these options checked.
+fn contrast(config: AlphaPoConfig) -> Result<Contrast, ObjectiveError> {
+    let AlphaPoConfig { alpha, beta, simpo_gamma, label_smoothing } = config;
+    super::check_beta(beta)
+        .and_then(|()| super::check_smoothing(label_smoothing, true))
+        .and_then(|()| super::check_finite("simpo_gamma", simpo_gamma))
+        .and_then(|()| super::check_finite("alpha", alpha))
+        .map_err(|problem| bad_option(NAME, problem))?;
+    Ok(Contrast {
+        form: Form::plain(NAME),
+        loss: ContrastLoss::Sigmoid,
+        beta,
+        gamma: simpo_gamma,
+        smoothing: label_smoothing,
+        is_per_token: true,
+        alpha,
+        nll: None,
+    })
 }

@@ -9,7 +9,6 @@
 //! taken apart, as TRL's `KTOTrainer` with `loss_type="apo_zero_unpaired"`. It is KTO with z₀ = 0, and needs no pre-pass.
 
 use super::kto::KtoConfig;
-use super::math::sigmoid;
 use super::unpaired;
 use crate::catalogue::{ObjectiveInfo, bad_option, parse};
 use crate::{Needs, Normaliser, Objective, ObjectiveError, ObjectiveOutput, TokenBatch};
@@ -51,21 +50,16 @@ impl Objective for ApoZeroUnpaired {
     }
 
     fn weight(&self, batch: &TokenBatch<'_>) -> f64 {
-        unpaired::weights(batch).iter().sum()
+        self.totals(batch).iter().sum()
     }
 
     fn totals(&self, batch: &TokenBatch<'_>) -> Vec<f64> {
-        unpaired::weights(batch).to_vec()
+        unpaired::weights(batch, |weight| weight).to_vec()
     }
 
     fn evaluate(&self, batch: &TokenBatch<'_>, step: &Normaliser) -> Result<ObjectiveOutput, ObjectiveError> {
         batch.check(NAME, self.needs())?;
         let replies = unpaired::replies(batch, NAME)?;
-        unpaired::evaluate(batch, step, &replies, self.0.beta, |reply| {
-            let sign = if reply.is_desirable { 1.0 } else { -1.0 };
-            let z = sign * self.0.beta * reply.side.log_ratio();
-            let factor = self.0.factor(reply.is_desirable);
-            (factor * sigmoid(-z), -factor * sign * self.0.beta * sigmoid(z) * sigmoid(-z))
-        })
+        self.0.evaluate(batch, step, &replies, 0.0)
     }
 }

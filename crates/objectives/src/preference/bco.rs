@@ -20,10 +20,7 @@ use serde::{Deserialize, Serialize};
 use super::math::{sigmoid, softplus};
 use super::unpaired::{self, Reply};
 use crate::catalogue::{ObjectiveInfo, bad_option, parse};
-use crate::{
-    CompletionKind, Metric, Needs, Normaliser, Objective, ObjectiveError, ObjectiveOutput, PrePass,
-    TokenBatch,
-};
+use crate::{Metric, Needs, Normaliser, Objective, ObjectiveError, ObjectiveOutput, PrePass, TokenBatch};
 
 const NAME: &str = "bco";
 
@@ -175,11 +172,7 @@ impl Objective for Bco {
     }
 
     fn totals(&self, batch: &TokenBatch<'_>) -> Vec<f64> {
-        let of_kind = |kind| {
-            let completions = batch.completions.iter().filter(move |c| c.kind == kind);
-            completions.map(|c| self.count(f64::from(c.weight))).sum()
-        };
-        [CompletionKind::Desirable, CompletionKind::Undesirable].map(of_kind).to_vec()
+        unpaired::weights(batch, |weight| self.count(weight)).to_vec()
     }
 
     fn pre_pass(&self) -> PrePass {

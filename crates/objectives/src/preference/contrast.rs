@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::math::{MAX_EXPONENT, hinge, logistic, square};
 use super::pairs::{self, Form, Pair, PairLoss, Side, Sum, expected_loss};
-use crate::{Needs, Normaliser, ObjectiveError, ObjectiveOutput, TokenBatch};
+use crate::{CompletionKind, Needs, Normaliser, Objective, ObjectiveError, ObjectiveOutput, TokenBatch};
 
 /// How the difference of two rewards becomes a loss.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,6 +34,8 @@ pub(crate) struct Contrast {
     pub(crate) is_per_token: bool,
     /// α of AlphaPO; 0 for the log-probability itself.
     pub(crate) alpha: f64,
+    /// The weight of the negative log-likelihood, a mean over the step's tokens of replies of that kind; `None`: there is none.
+    pub(crate) nll: Option<(f64, CompletionKind)>,
 }
 
 impl Contrast {
@@ -72,40 +74,52 @@ impl Contrast {
         };
         PairLoss { loss, d_chosen: d * d_chosen, d_rejected: -d * d_rejected }
     }
+}
 
-    /// The whole objective: the loss, and `nll_weight` times the mean negative log-likelihood of `tokens(pair)` over the step.
-    pub(crate) fn evaluate(
-        &self,
-        batch: &TokenBatch<'_>,
-        step: &Normaliser,
-        nll_weight: f64,
-        tokens: fn(&Pair<'_>) -> Range<usize>,
-    ) -> Result<ObjectiveOutput, ObjectiveError> {
-        batch.check(self.form.name, Needs::default())?;
+impl Objective for Contrast {
+    fn name(&self) -> &'static str {
+        self.form.name
+    }
+
+    fn needs(&self) -> Needs {
+        Needs::default()
+    }
+
+    fn weight(&self, batch: &TokenBatch<'_>) -> f64 {
+        pairs::weight(batch)
+    }
+
+    fn totals(&self, batch: &TokenBatch<'_>) -> Vec<f64> {
+        self.nll.iter().map(|(_, kind)| pairs::n_tokens(batch, *kind, false)).collect()
+    }
+
+    fn evaluate(&self, batch: &TokenBatch<'_>, step: &Normaliser) -> Result<ObjectiveOutput, ObjectiveError> {
+        batch.check(self.form.name, self.needs())?;
         let pairs = pairs::pairs(batch, self.form)?;
         let mut sum = Sum::new(batch);
-        let has_nll = nll_weight != 0.0;
-        let share = if has_nll { nll_weight * pairs::token_share(self.form.name, batch, step)? } else { 0.0 };
+        let nll = match self.nll {
+            Some((weight, kind)) => Some((weight * pairs::token_share(self.form.name, batch, step)?, kind)),
+            None => None,
+        };
         for pair in &pairs {
             sum.add_pair(pair, expected_loss(pair, |pair| self.loss(pair)), step);
-            sum.add_nll(tokens(pair), share * pair.weight);
+            if let Some((share, kind)) = nll {
+                sum.add_nll(tokens(pair, kind), share * pair.weight);
+            }
         }
         let rewards =
             |p: &Pair<'_>| (self.beta * self.reward(&p.chosen).0, self.beta * self.reward(&p.rejected).0);
         let mut metrics = pairs::metrics(batch, &pairs, rewards, |side| self.logp(side));
-        if has_nll {
-            metrics.push(pairs::nll_metric(batch, &pairs, |pair| vec![tokens(pair)]));
+        if let Some((_, kind)) = nll {
+            metrics.push(pairs::nll_metric(batch, &pairs, |pair| vec![tokens(pair, kind)]));
         }
         sum.finish(metrics)
     }
 }
 
-/// The tokens of the chosen reply.
-pub(crate) fn chosen_tokens(pair: &Pair<'_>) -> Range<usize> {
-    pair.chosen.completion.tokens.clone()
-}
-
-/// The tokens of the gold reply; none without one.
-pub(crate) fn gold_tokens(pair: &Pair<'_>) -> Range<usize> {
-    pair.gold.as_ref().map_or(0..0, |gold| gold.completion.tokens.clone())
+/// The tokens of a pair's reply of a kind; none without one.
+fn tokens(pair: &Pair<'_>, kind: CompletionKind) -> Range<usize> {
+    let side = [Some(&pair.chosen), Some(&pair.rejected), pair.gold.as_ref()].into_iter().flatten();
+    let mut of_kind = side.filter(|side| side.completion.kind == kind);
+    of_kind.next().map_or(0..0, |side| side.completion.tokens.clone())
 }

@@ -12,11 +12,11 @@
 use pt_core::catalogue::OptionInfo;
 use serde::{Deserialize, Serialize};
 
+use super::contrast::Contrast;
 pub use super::contrast::ContrastLoss;
-use super::contrast::{Contrast, chosen_tokens};
-use super::pairs::{self, Form};
+use super::pairs::Form;
 use crate::catalogue::{ObjectiveInfo, bad_option, parse};
-use crate::{CompletionKind, Needs, Normaliser, Objective, ObjectiveError, ObjectiveOutput, TokenBatch};
+use crate::{CompletionKind, ObjectiveError};
 
 const NAME: &str = "cpo";
 
@@ -52,10 +52,10 @@ pub(crate) const INFO: ObjectiveInfo = ObjectiveInfo {
             doc: "how often labels are wrong; read by sigmoid",
         },
     ],
-    build: |options| Ok(Box::new(Cpo::new(parse(NAME, options)?)?)),
+    build: |options| Ok(Box::new(contrast(parse(NAME, options)?)?)),
 };
 
-/// Options of [`Cpo`].
+/// Options of CPO.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct CpoConfig {
@@ -75,55 +75,21 @@ impl Default for CpoConfig {
     }
 }
 
-/// Contrastive preference optimisation.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Cpo {
-    contrast: Contrast,
-    cpo_alpha: f64,
-}
-
-impl Cpo {
-    /// CPO with these options.
-    ///
-    /// # Errors
-    /// [`ObjectiveError::Catalogue`] for a value out of range.
-    pub fn new(config: CpoConfig) -> Result<Cpo, ObjectiveError> {
-        let CpoConfig { loss_type, beta, cpo_alpha, label_smoothing } = config;
-        super::check_beta(beta)
-            .and_then(|()| super::check_smoothing(label_smoothing, loss_type == ContrastLoss::Sigmoid))
-            .and_then(|()| super::check_not_negative("cpo_alpha", cpo_alpha))
-            .map_err(|problem| bad_option(NAME, problem))?;
-        let contrast = Contrast {
-            form: Form::plain(NAME),
-            loss: loss_type,
-            beta,
-            gamma: 0.0,
-            smoothing: label_smoothing,
-            is_per_token: loss_type == ContrastLoss::Ipo,
-            alpha: 0.0,
-        };
-        Ok(Cpo { contrast, cpo_alpha })
-    }
-}
-
-impl Objective for Cpo {
-    fn name(&self) -> &'static str {
-        NAME
-    }
-
-    fn needs(&self) -> Needs {
-        Needs::default()
-    }
-
-    fn weight(&self, batch: &TokenBatch<'_>) -> f64 {
-        pairs::weight(batch)
-    }
-
-    fn totals(&self, batch: &TokenBatch<'_>) -> Vec<f64> {
-        vec![pairs::n_tokens(batch, CompletionKind::Chosen, false)]
-    }
-
-    fn evaluate(&self, batch: &TokenBatch<'_>, step: &Normaliser) -> Result<ObjectiveOutput, ObjectiveError> {
-        self.contrast.evaluate(batch, step, self.cpo_alpha, chosen_tokens)
-    }
+/// Contrastive preference optimisation, with these options checked.
+fn contrast(config: CpoConfig) -> Result<Contrast, ObjectiveError> {
+    let CpoConfig { loss_type, beta, cpo_alpha, label_smoothing } = config;
+    super::check_beta(beta)
+        .and_then(|()| super::check_smoothing(label_smoothing, loss_type == ContrastLoss::Sigmoid))
+        .and_then(|()| super::check_not_negative("cpo_alpha", cpo_alpha))
+        .map_err(|problem| bad_option(NAME, problem))?;
+    Ok(Contrast {
+        form: Form::plain(NAME),
+        loss: loss_type,
+        beta,
+        gamma: 0.0,
+        smoothing: label_smoothing,
+        is_per_token: loss_type == ContrastLoss::Ipo,
+        alpha: 0.0,
+        nll: (cpo_alpha != 0.0).then_some((cpo_alpha, CompletionKind::Chosen)),
+    })
 }

@@ -2,9 +2,9 @@
 
 use serde_json::Value;
 
+use super::harness::step::Owned;
 use crate::{
-    Completion, CompletionKind as Kind, Metric, Normaliser, Objective, ObjectiveOutput, PrePass, Scores,
-    TokenBatch, build,
+    Completion, CompletionKind as Kind, Metric, Normaliser, Objective, ObjectiveOutput, PrePass, build,
 };
 
 /// Of losses, of metrics, and of gradients relative to the largest of them. Ours are f32 at the end, TRL's f64.
@@ -23,74 +23,42 @@ fn floats(value: &Value) -> Vec<f32> {
     value.as_array().unwrap().iter().map(|v| v.as_f64().unwrap() as f32).collect()
 }
 
-/// A batch that owns its arrays.
-#[derive(Default)]
-struct Owned {
-    logp: Vec<f32>,
-    weights: Vec<f32>,
-    reference: Vec<f32>,
-    collision: Vec<f32>,
-    entropy: Vec<f32>,
-    correct: Vec<bool>,
-    completions: Vec<Completion>,
-    n_outputs: usize,
-    values: Vec<f32>,
-    targets: Vec<f32>,
-    score_weights: Vec<f32>,
+fn push_prompt(batch: &mut Owned, logp: &Value, weight: f32) {
+    let logp = floats(logp);
+    let n = logp.len();
+    batch.reference.extend(&logp);
+    batch.logp.extend(logp);
+    batch.weights.extend(vec![weight; n]);
+    batch.collision.extend(vec![0.0; n]);
+    batch.entropy.extend(vec![0.0; n]);
+    batch.correct.extend(vec![false; n]);
 }
 
-impl Owned {
-    fn push_prompt(&mut self, logp: &Value, weight: f32) {
-        let logp = floats(logp);
-        let n = logp.len();
-        self.reference.extend(&logp);
-        self.logp.extend(logp);
-        self.weights.extend(vec![weight; n]);
-        self.collision.extend(vec![0.0; n]);
-        self.entropy.extend(vec![0.0; n]);
-        self.correct.extend(vec![false; n]);
-    }
-
-    fn push_reply(&mut self, reply: &Value, kind: Kind, group: usize, shift: f32) -> &mut Completion {
-        let start = self.logp.len();
-        self.logp.extend(floats(&reply["logp"]).iter().map(|logp| logp + shift));
-        self.weights.resize(self.logp.len(), 1.0);
-        self.reference.extend(floats(&reply["reference"]));
-        self.collision.extend(floats(&reply["collision"]));
-        self.entropy.extend(floats(&reply["entropy"]));
-        self.correct.extend(reply["correct"].as_array().unwrap().iter().map(|c| c.as_bool().unwrap()));
-        let (tokens, index) = (start..self.logp.len(), self.completions.len());
-        self.completions.push(Completion {
-            tokens,
-            group,
-            index,
-            kind,
-            label: 1.0,
-            weight: 1.0,
-            ..Completion::default()
-        });
-        self.completions.last_mut().unwrap()
-    }
-
-    fn view(&self) -> TokenBatch<'_> {
-        TokenBatch {
-            logp: &self.logp,
-            weights: &self.weights,
-            reference_logp: Some(&self.reference),
-            log_collision: Some(&self.collision),
-            entropy: Some(&self.entropy),
-            correct: Some(&self.correct),
-            completions: &self.completions,
-            scores: (self.n_outputs > 0).then_some(Scores {
-                n_outputs: self.n_outputs,
-                values: &self.values,
-                targets: &self.targets,
-                weights: &self.score_weights,
-                old_values: None,
-            }),
-            ..TokenBatch::default()
-        }
-    }
+fn push_reply<'b>(
+    batch: &'b mut Owned,
+    reply: &Value,
+    kind: Kind,
+    group: usize,
+    shift: f32,
+) -> &'b mut Completion {
+    let start = batch.logp.len();
+    batch.logp.extend(floats(&reply["logp"]).iter().map(|logp| logp + shift));
+    batch.weights.resize(batch.logp.len(), 1.0);
+    batch.reference.extend(floats(&reply["reference"]));
+    batch.collision.extend(floats(&reply["collision"]));
+    batch.entropy.extend(floats(&reply["entropy"]));
+    batch.correct.extend(reply["correct"].as_array().unwrap().iter().map(|c| c.as_bool().unwrap()));
+    let (tokens, index) = (start..batch.logp.len(), batch.completions.len());
+    batch.completions.push(Completion {
+        tokens,
+        group,
+        index,
+        kind,
+        label: 1.0,
+        weight: 1.0,
+        ..Completion::default()
+    });
+    batch.completions.last_mut().unwrap()
 }
 
 /// The batch of a case, and the mismatched replies of its pre-pass.
@@ -112,15 +80,15 @@ fn batches(pairs: &[Value], case: &Value) -> (Owned, Owned) {
                     true => (&pairs[i], "chosen", Kind::Desirable),
                     false => (&pairs[i - n], "rejected", Kind::Undesirable),
                 };
-                let completion = batch.push_reply(&pair[side], kind, i, 0.0);
+                let completion = push_reply(&mut batch, &pair[side], kind, i, 0.0);
                 completion.weight = if i < n { 1.0 } else { weights[i - n] };
-                mismatched.push_reply(&pair["mismatched"], Kind::Mismatched, i, shift);
+                push_reply(&mut mismatched, &pair["mismatched"], Kind::Mismatched, i, shift);
             }
         }
         "samples" => {
             let labels = floats(&case["labels"]);
             for (i, pair) in pairs.iter().enumerate() {
-                batch.push_reply(&pair["chosen"], Kind::Sample, i, 0.0).label = labels[i];
+                push_reply(&mut batch, &pair["chosen"], Kind::Sample, i, 0.0).label = labels[i];
             }
         }
         "steps" => {
@@ -145,12 +113,12 @@ fn batches(pairs: &[Value], case: &Value) -> (Owned, Owned) {
 
 fn push_pair(batch: &mut Owned, pair: &Value, layout: &str, group: usize) {
     let has_scores = layout.starts_with("scores");
-    batch.push_prompt(&pair["prompt"], if layout == "pairs_with_prompt" { 1.0 } else { 0.0 });
+    push_prompt(batch, &pair["prompt"], if layout == "pairs_with_prompt" { 1.0 } else { 0.0 });
     if layout == "triples" {
-        batch.push_reply(&pair["gold"], Kind::Gold, group, 0.0);
+        push_reply(batch, &pair["gold"], Kind::Gold, group, 0.0);
     }
     for (side, name, kind) in [(0, "chosen", Kind::Chosen), (1, "rejected", Kind::Rejected)] {
-        let completion = batch.push_reply(&pair[name], kind, group, 0.0);
+        let completion = push_reply(batch, &pair[name], kind, group, 0.0);
         completion.is_reference_sample = layout == "online" && (side == 0) == (group % 2 == 1);
         if layout == "scores_with_margins" {
             completion.margin = pair["margin"].as_f64().unwrap() as f32;

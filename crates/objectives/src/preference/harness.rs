@@ -2,7 +2,7 @@
 //!
 //! A step is a list of groups (a prompt and its replies); micro-batches are cuts between them.
 
-mod step;
+pub(super) mod step;
 
 use pt_core::rng::Stream;
 

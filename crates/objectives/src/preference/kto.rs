@@ -16,7 +16,7 @@ use pt_core::catalogue::OptionInfo;
 use serde::{Deserialize, Serialize};
 
 use super::math::sigmoid;
-use super::unpaired;
+use super::unpaired::{self, Reply};
 use crate::catalogue::{ObjectiveInfo, bad_option, parse};
 use crate::{
     CompletionKind, Metric, Needs, Normaliser, Objective, ObjectiveError, ObjectiveOutput, PrePass,
@@ -80,9 +80,22 @@ impl KtoConfig {
         super::check_not_negative("undesirable_weight", self.undesirable_weight)
     }
 
-    /// The factor of a reply's loss.
-    pub(crate) fn factor(&self, is_desirable: bool) -> f64 {
-        if is_desirable { self.desirable_weight } else { self.undesirable_weight }
+    /// The mean loss of replies against the reference point z₀.
+    pub(crate) fn evaluate(
+        &self,
+        batch: &TokenBatch<'_>,
+        step: &Normaliser,
+        replies: &[Reply<'_>],
+        z0: f64,
+    ) -> Result<ObjectiveOutput, ObjectiveError> {
+        unpaired::evaluate(batch, step, replies, self.beta, |reply| {
+            let (sign, factor) = match reply.is_desirable {
+                true => (1.0, self.desirable_weight),
+                false => (-1.0, self.undesirable_weight),
+            };
+            let z = sign * self.beta * (reply.side.log_ratio() - z0);
+            (factor * sigmoid(-z), -factor * sign * self.beta * sigmoid(z) * sigmoid(-z))
+        })
     }
 
     /// Where `desirable_weight` should lie for so many good and bad replies, if it does not: `λ_D n_D / (λ_U n_U)` should be
@@ -126,11 +139,11 @@ impl Objective for Kto {
     }
 
     fn weight(&self, batch: &TokenBatch<'_>) -> f64 {
-        unpaired::weights(batch).iter().sum()
+        self.totals(batch).iter().sum()
     }
 
     fn totals(&self, batch: &TokenBatch<'_>) -> Vec<f64> {
-        unpaired::weights(batch).to_vec()
+        unpaired::weights(batch, |weight| weight).to_vec()
     }
 
     fn pre_pass(&self) -> PrePass {
@@ -159,12 +172,7 @@ impl Objective for Kto {
             return Err(ObjectiveError::NoPrePass { name: NAME, found, expected: 1, what });
         };
         let replies = unpaired::replies(batch, NAME)?;
-        let mut output = unpaired::evaluate(batch, step, &replies, self.0.beta, |reply| {
-            let sign = if reply.is_desirable { 1.0 } else { -1.0 };
-            let z = sign * self.0.beta * (reply.side.log_ratio() - z0);
-            let factor = self.0.factor(reply.is_desirable);
-            (factor * sigmoid(-z), -factor * sign * self.0.beta * sigmoid(z) * sigmoid(-z))
-        })?;
+        let mut output = self.0.evaluate(batch, step, &replies, z0)?;
         let weight = replies.iter().map(|reply| reply.weight).sum();
         output.metrics.push(Metric::mean("kl", z0 * weight, weight));
         Ok(output)

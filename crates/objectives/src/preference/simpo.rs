@@ -10,10 +10,10 @@
 use pt_core::catalogue::OptionInfo;
 use serde::{Deserialize, Serialize};
 
-use super::contrast::{Contrast, ContrastLoss, chosen_tokens};
-use super::pairs::{self, Form};
+use super::contrast::{Contrast, ContrastLoss};
+use super::pairs::Form;
+use crate::ObjectiveError;
 use crate::catalogue::{ObjectiveInfo, bad_option, parse};
-use crate::{Needs, Normaliser, Objective, ObjectiveError, ObjectiveOutput, TokenBatch};
 
 const NAME: &str = "simpo";
 
@@ -43,10 +43,10 @@ pub(crate) const INFO: ObjectiveInfo = ObjectiveInfo {
             doc: "how often labels are wrong",
         },
     ],
-    build: |options| Ok(Box::new(Simpo::new(parse(NAME, options)?)?)),
+    build: |options| Ok(Box::new(contrast(parse(NAME, options)?)?)),
 };
 
-/// Options of [`Simpo`].
+/// Options of SimPO.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct SimpoConfig {
@@ -64,47 +64,21 @@ impl Default for SimpoConfig {
     }
 }
 
-/// Simple preference optimisation.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Simpo(Contrast);
-
-impl Simpo {
-    /// SimPO with these options.
-    ///
-    /// # Errors
-    /// [`ObjectiveError::Catalogue`] for a value out of range.
-    pub fn new(config: SimpoConfig) -> Result<Simpo, ObjectiveError> {
-        let SimpoConfig { beta, simpo_gamma, label_smoothing } = config;
-        super::check_beta(beta)
-            .and_then(|()| super::check_smoothing(label_smoothing, true))
-            .and_then(|()| super::check_finite("simpo_gamma", simpo_gamma))
-            .map_err(|problem| bad_option(NAME, problem))?;
-        Ok(Simpo(Contrast {
-            form: Form::plain(NAME),
-            loss: ContrastLoss::Sigmoid,
-            beta,
-            gamma: simpo_gamma,
-            smoothing: label_smoothing,
-            is_per_token: true,
-            alpha: 0.0,
-        }))
-    }
-}
-
-impl Objective for Simpo {
-    fn name(&self) -> &'static str {
-        NAME
-    }
-
-    fn needs(&self) -> Needs {
-        Needs::default()
-    }
-
-    fn weight(&self, batch: &TokenBatch<'_>) -> f64 {
-        pairs::weight(batch)
-    }
-
-    fn evaluate(&self, batch: &TokenBatch<'_>, step: &Normaliser) -> Result<ObjectiveOutput, ObjectiveError> {
-        self.0.evaluate(batch, step, 0.0, chosen_tokens)
-    }
+/// Simple preference optimisation, with these options checked.
+fn contrast(config: SimpoConfig) -> Result<Contrast, ObjectiveError> {
+    let SimpoConfig { beta, simpo_gamma, label_smoothing } = config;
+    super::check_beta(beta)
+        .and_then(|()| super::check_smoothing(label_smoothing, true))
+        .and_then(|()| super::check_finite("simpo_gamma", simpo_gamma))
+        .map_err(|problem| bad_option(NAME, problem))?;
+    Ok(Contrast {
+        form: Form::plain(NAME),
+        loss: ContrastLoss::Sigmoid,
+        beta,
+        gamma: simpo_gamma,
+        smoothing: label_smoothing,
+        is_per_token: true,
+        alpha: 0.0,
+        nll: None,
+    })
 }

@@ -12,10 +12,10 @@
 use pt_core::catalogue::OptionInfo;
 use serde::{Deserialize, Serialize};
 
-use super::contrast::{Contrast, ContrastLoss, gold_tokens};
-use super::pairs::{self, Form};
+use super::contrast::{Contrast, ContrastLoss};
+use super::pairs::Form;
 use crate::catalogue::{ObjectiveInfo, bad_option, parse};
-use crate::{CompletionKind, Needs, Normaliser, Objective, ObjectiveError, ObjectiveOutput, TokenBatch};
+use crate::{CompletionKind, ObjectiveError};
 
 const NAME: &str = "tpo";
 
@@ -52,10 +52,10 @@ pub(crate) const INFO: ObjectiveInfo = ObjectiveInfo {
             doc: "how often labels are wrong; read by sigmoid and tpo-l",
         },
     ],
-    build: |options| Ok(Box::new(Tpo::new(parse(NAME, options)?)?)),
+    build: |options| Ok(Box::new(contrast(parse(NAME, options)?)?)),
 };
 
-/// The preference loss of [`Tpo`].
+/// The preference loss of TPO.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum TpoLoss {
@@ -71,7 +71,7 @@ pub enum TpoLoss {
     TpoL,
 }
 
-/// Options of [`Tpo`].
+/// Options of TPO.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct TpoConfig {
@@ -99,63 +99,29 @@ impl Default for TpoConfig {
     }
 }
 
-/// Triple preference optimisation.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Tpo {
-    contrast: Contrast,
-    tpo_alpha: f64,
-}
-
-impl Tpo {
-    /// TPO with these options.
-    ///
-    /// # Errors
-    /// [`ObjectiveError::Catalogue`] for a value out of range.
-    pub fn new(config: TpoConfig) -> Result<Tpo, ObjectiveError> {
-        let TpoConfig { loss_type, beta, tpo_alpha, tpo_l_gamma, label_smoothing } = config;
-        super::check_beta(beta)
-            .and_then(|()| {
-                super::check_smoothing(label_smoothing, matches!(loss_type, TpoLoss::Sigmoid | TpoLoss::TpoL))
-            })
-            .and_then(|()| super::check_not_negative("tpo_alpha", tpo_alpha))
-            .and_then(|()| super::check_finite("tpo_l_gamma", tpo_l_gamma))
-            .map_err(|problem| bad_option(NAME, problem))?;
-        let loss = match loss_type {
-            TpoLoss::Sigmoid | TpoLoss::TpoL => ContrastLoss::Sigmoid,
-            TpoLoss::Hinge => ContrastLoss::Hinge,
-            TpoLoss::Ipo => ContrastLoss::Ipo,
-        };
-        let contrast = Contrast {
-            form: Form { has_gold: tpo_alpha != 0.0, ..Form::plain(NAME) },
-            loss,
-            beta,
-            gamma: if loss_type == TpoLoss::TpoL { tpo_l_gamma } else { 0.0 },
-            smoothing: label_smoothing,
-            is_per_token: matches!(loss_type, TpoLoss::TpoL | TpoLoss::Ipo),
-            alpha: 0.0,
-        };
-        Ok(Tpo { contrast, tpo_alpha })
-    }
-}
-
-impl Objective for Tpo {
-    fn name(&self) -> &'static str {
-        NAME
-    }
-
-    fn needs(&self) -> Needs {
-        Needs::default()
-    }
-
-    fn weight(&self, batch: &TokenBatch<'_>) -> f64 {
-        pairs::weight(batch)
-    }
-
-    fn totals(&self, batch: &TokenBatch<'_>) -> Vec<f64> {
-        vec![pairs::n_tokens(batch, CompletionKind::Gold, false)]
-    }
-
-    fn evaluate(&self, batch: &TokenBatch<'_>, step: &Normaliser) -> Result<ObjectiveOutput, ObjectiveError> {
-        self.contrast.evaluate(batch, step, self.tpo_alpha, gold_tokens)
-    }
+/// Triple preference optimisation, with these options checked.
+fn contrast(config: TpoConfig) -> Result<Contrast, ObjectiveError> {
+    let TpoConfig { loss_type, beta, tpo_alpha, tpo_l_gamma, label_smoothing } = config;
+    super::check_beta(beta)
+        .and_then(|()| {
+            super::check_smoothing(label_smoothing, matches!(loss_type, TpoLoss::Sigmoid | TpoLoss::TpoL))
+        })
+        .and_then(|()| super::check_not_negative("tpo_alpha", tpo_alpha))
+        .and_then(|()| super::check_finite("tpo_l_gamma", tpo_l_gamma))
+        .map_err(|problem| bad_option(NAME, problem))?;
+    let loss = match loss_type {
+        TpoLoss::Sigmoid | TpoLoss::TpoL => ContrastLoss::Sigmoid,
+        TpoLoss::Hinge => ContrastLoss::Hinge,
+        TpoLoss::Ipo => ContrastLoss::Ipo,
+    };
+    Ok(Contrast {
+        form: Form { has_gold: tpo_alpha != 0.0, ..Form::plain(NAME) },
+        loss,
+        beta,
+        gamma: if loss_type == TpoLoss::TpoL { tpo_l_gamma } else { 0.0 },
+        smoothing: label_smoothing,
+        is_per_token: matches!(loss_type, TpoLoss::TpoL | TpoLoss::Ipo),
+        alpha: 0.0,
+        nll: (tpo_alpha != 0.0).then_some((tpo_alpha, CompletionKind::Gold)),
+    })
 }

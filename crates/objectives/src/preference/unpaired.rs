@@ -41,11 +41,11 @@ pub(crate) fn reply<'a>(
     Ok(Reply { side, is_desirable: completion.kind == CompletionKind::Desirable, weight })
 }
 
-/// The weights of good and of bad replies, added up.
-pub(crate) fn weights(batch: &TokenBatch<'_>) -> [f64; 2] {
+/// How much good and bad replies count, added up; `count` is that of a reply of some weight.
+pub(crate) fn weights(batch: &TokenBatch<'_>, count: impl Fn(f64) -> f64) -> [f64; 2] {
     [CompletionKind::Desirable, CompletionKind::Undesirable].map(|kind| {
         let of_kind = batch.completions.iter().filter(|c| c.kind == kind);
-        of_kind.map(|c| f64::from(c.weight)).sum()
+        of_kind.map(|c| count(f64::from(c.weight))).sum()
     })
 }
 

@@ -23,21 +23,22 @@ pub(super) enum Layout {
     Steps(usize),
 }
 
-/// A group: its prompt's tokens and its replies.
+/// A batch that owns its arrays: a group, its prompt's tokens and its replies, or several.
 #[derive(Clone, Default)]
-pub(super) struct Owned {
-    pub(super) logp: Vec<f32>,
-    pub(super) weights: Vec<f32>,
-    pub(super) entropy: Vec<f32>,
-    pub(super) correct: Vec<bool>,
-    pub(super) reference: Vec<f32>,
-    pub(super) sampler: Vec<f32>,
-    pub(super) collision: Vec<f32>,
-    pub(super) completions: Vec<Completion>,
-    n_outputs: usize,
-    pub(super) values: Vec<f32>,
-    pub(super) targets: Vec<f32>,
-    pub(super) score_weights: Vec<f32>,
+pub(in crate::preference) struct Owned {
+    pub(in crate::preference) logp: Vec<f32>,
+    pub(in crate::preference) weights: Vec<f32>,
+    pub(in crate::preference) entropy: Vec<f32>,
+    pub(in crate::preference) correct: Vec<bool>,
+    pub(in crate::preference) reference: Vec<f32>,
+    /// None at all where it is not known.
+    pub(in crate::preference) sampler: Vec<f32>,
+    pub(in crate::preference) collision: Vec<f32>,
+    pub(in crate::preference) completions: Vec<Completion>,
+    pub(in crate::preference) n_outputs: usize,
+    pub(in crate::preference) values: Vec<f32>,
+    pub(in crate::preference) targets: Vec<f32>,
+    pub(in crate::preference) score_weights: Vec<f32>,
 }
 
 impl Owned {
@@ -114,7 +115,7 @@ impl Owned {
         self.n_outputs = more.n_outputs;
     }
 
-    pub(super) fn view(&self) -> TokenBatch<'_> {
+    pub(in crate::preference) fn view(&self) -> TokenBatch<'_> {
         TokenBatch {
             logp: &self.logp,
             weights: &self.weights,
@@ -122,7 +123,7 @@ impl Owned {
             correct: Some(&self.correct),
             log_collision: Some(&self.collision),
             reference_logp: Some(&self.reference),
-            sampler_logp: Some(&self.sampler),
+            sampler_logp: (!self.sampler.is_empty()).then_some(&self.sampler),
             completions: &self.completions,
             scores: (self.n_outputs > 0).then_some(Scores {
                 n_outputs: self.n_outputs,
