@@ -51,6 +51,7 @@ pub fn run(
     if let Some(blueprint) = &curation.blueprint {
         blueprint.check()?;
     }
+    check_outputs(curation)?;
     check_inputs(curation, &given)?;
     let n_passes = 1 + steps.iter().filter(|step| step.needs_survey()).count();
     let mut runner = Runner::new(curation, &given, steps)?;
@@ -89,10 +90,29 @@ pub fn run(
 
 type Items = Box<dyn Iterator<Item = Result<Item, Refused>>>;
 
-/// A row that could not be read: where it is from, and why.
+/// A row, or an input, that could not be read: where it is from, and why.
 struct Refused {
     input_idx: usize,
     error: CurateError,
+    /// Whether this is about one row, and those after it can still be read.
+    is_row: bool,
+}
+
+/// Whether an error is about one row. What concerns a file, a layout or an option takes more rows with it than one.
+fn concerns_a_row(error: &DataError) -> bool {
+    matches!(
+        error,
+        DataError::NotUtf8 { .. }
+            | DataError::TooLong { .. }
+            | DataError::Json { .. }
+            | DataError::NotAnObject { .. }
+            | DataError::Csv { .. }
+            | DataError::BadColumn { .. }
+            | DataError::Rename { .. }
+            | DataError::Unconvertible { .. }
+            | DataError::BadTokens { .. }
+            | DataError::Row { .. }
+    )
 }
 
 fn build_steps(curation: &Curation, given: &Given) -> Result<Vec<Box<dyn AnyStep>>, CurateError> {
@@ -108,10 +128,7 @@ fn build_steps(curation: &Curation, given: &Given) -> Result<Vec<Box<dyn AnyStep
 
 /// Refuses inputs that are not there, domains there are not, and outputs that are inputs.
 fn check_inputs(curation: &Curation, given: &Given) -> Result<(), CurateError> {
-    let same = |a: &Path, b: &Path| match (a.canonicalize(), b.canonicalize()) {
-        (Ok(a), Ok(b)) => a == b,
-        _ => false,
-    };
+    let outputs = outputs_of(curation);
     for input in &curation.inputs {
         if let Some(domain) = input.domain.as_deref().filter(|domain| !DOMAINS.contains(domain)) {
             let problem =
@@ -128,11 +145,54 @@ fn check_inputs(curation: &Curation, given: &Given) -> Result<(), CurateError> {
         options.split = input.split.clone().unwrap_or(options.split);
         options.subset = input.subset.clone().or(options.subset);
         let files = pt_data::read::locate(&input.source, &options)?;
-        let outputs = [Some(&curation.out), curation.dropped.as_ref()];
-        for output in outputs.into_iter().flatten() {
-            if files.iter().any(|file| same(file, output)) {
+        for output in &outputs {
+            if files.iter().any(|file| place_of(file) == place_of(output)) {
                 return Err(CurateError::OverwritesInput { path: output.clone() });
             }
+        }
+    }
+    Ok(())
+}
+
+/// Every file that is written.
+fn outputs_of(curation: &Curation) -> Vec<PathBuf> {
+    let mut outputs = match &curation.blueprint {
+        None => vec![curation.out.clone()],
+        Some(_) => {
+            let files = DOMAINS.iter().map(|domain| path_for(&curation.out, domain));
+            let mixture = curation.out.with_file_name(mixture_name(&curation.out));
+            files.chain([mixture]).collect()
+        }
+    };
+    outputs.extend(curation.dropped.clone());
+    let card = curation.card.iter().flat_map(|card| ["md", "json"].map(|kind| card.with_extension(kind)));
+    outputs.extend(card);
+    outputs
+}
+
+/// A path by which files that need not be there yet can be compared.
+fn place_of(path: &Path) -> PathBuf {
+    let folder =
+        path.parent().map(|parent| if parent.as_os_str().is_empty() { Path::new(".") } else { parent });
+    let there = || Some(folder?.canonicalize().ok()?.join(path.file_name()?));
+    path.canonicalize().ok().or_else(there).unwrap_or_else(|| path.to_owned())
+}
+
+/// Refuses two outputs of one name, and a file for each domain beside what is no file.
+fn check_outputs(curation: &Curation) -> Result<(), CurateError> {
+    let refuse = |path: &Path, problem: &str| {
+        Err(CurateError::Config { place: path.display().to_string(), problem: problem.to_owned() })
+    };
+    if curation.blueprint.is_some() && is_special(&curation.out) {
+        return refuse(
+            &curation.out,
+            "with a blueprint each domain gets a file beside `out`, and this is no file; name one, as `out = \"sft.jsonl\"`",
+        );
+    }
+    let outputs = outputs_of(curation);
+    for (i, output) in outputs.iter().enumerate().filter(|(_, output)| !is_special(output)) {
+        if outputs[..i].iter().any(|other| place_of(other) == place_of(output)) {
+            return refuse(output, "two outputs would be written to this file; give each a name of its own");
         }
     }
     Ok(())
@@ -219,7 +279,7 @@ impl<'a> Runner<'a> {
         let inputs: Vec<Input> = self.curation.inputs.clone();
         inputs.into_iter().enumerate().flat_map(move |(input_idx, input)| {
             let fail = |error: CurateError| -> Items {
-                Box::new(std::iter::once(Err(Refused { input_idx, error })))
+                Box::new(std::iter::once(Err(Refused { input_idx, error, is_row: false })))
             };
             match InputReader::open(&input, input_idx, &base) {
                 Ok(reader) => {
@@ -232,8 +292,7 @@ impl<'a> Runner<'a> {
     }
 
     fn refuse(&mut self, refused: Refused) -> Result<(), CurateError> {
-        let may_be_dropped = matches!(&refused.error, CurateError::Data(_));
-        if self.curation.unreadable == Unreadable::Error || !may_be_dropped {
+        if self.curation.unreadable == Unreadable::Error || !refused.is_row {
             return Err(refused.error);
         }
         self.report.inputs[refused.input_idx].n_unreadable += 1;
@@ -537,7 +596,11 @@ impl Iterator for InputReader {
             self.convert(rows);
         }
         let input_idx = self.input_idx;
-        self.ready.pop().map(|item| item.map_err(|error| Refused { input_idx, error: error.into() }))
+        let refuse = |error: DataError| {
+            let is_row = concerns_a_row(&error);
+            Refused { input_idx, error: error.into(), is_row }
+        };
+        self.ready.pop().map(|item| item.map_err(refuse))
     }
 }
 
@@ -603,7 +666,11 @@ impl Spill {
                 let files = &self.files;
                 let read = |line: std::io::Result<String>| {
                     let line = line.map_err(CurateError::io(&path, "read back"));
-                    line.map(|line| unspill(&line, files)).map_err(|error| Refused { input_idx: 0, error })
+                    line.map(|line| unspill(&line, files)).map_err(|error| Refused {
+                        input_idx: 0,
+                        error,
+                        is_row: false,
+                    })
                 };
                 ready = chunk.into_par_iter().map(read).collect();
                 ready.reverse();

@@ -216,6 +216,15 @@ fn wrong_curations_say_what_is_wrong() {
         "between 0 and 1",
     );
     check("out = \"DIR/o.jsonl\"\n[[input]]\nsource = \"DIR/none.jsonl\"", "no such file");
+    let twice = "two outputs would be written to this file";
+    check(&format!("out = \"DIR/o.jsonl\"\ndropped = \"DIR/./o.jsonl\"\n{input}"), twice);
+    check(&format!("out = \"DIR/o.json\"\ncard = \"DIR/o\"\n{input}"), twice);
+    let blueprint = "[blueprint]\nshares = { maths = 0.5, chat = 0.5 }\n";
+    check(&format!("out = \"DIR/o.jsonl\"\ndropped = \"DIR/o.maths.jsonl\"\n{input}{blueprint}"), twice);
+    check(&format!("out = \"/dev/null\"\n{input}{blueprint}"), "this is no file");
+    folder.put("o.maths.jsonl", &[json!({"text": "x"})]);
+    let own = "[[input]]\nsource = \"DIR/o.maths.jsonl\"\n";
+    check(&format!("out = \"DIR/o.jsonl\"\n{own}{blueprint}"), "this output is also an input");
     fs::write(
         folder.path("bad.jsonl"),
         "{\"text\": \"a\"}\n{\"text\": \"\\ud83d\"}\nnot json\n{\"text\": \"b\"}\n",
@@ -227,6 +236,28 @@ fn wrong_curations_say_what_is_wrong() {
     let report = folder.curate(&format!("{bad}unreadable = \"drop\"\n{bad_input}")).unwrap();
     assert_eq!((report.n_kept, report.inputs[0].n_unreadable), (2, 2));
     assert!(folder.rows("d.jsonl")[0]["detail"].as_str().unwrap().contains("bad.jsonl:2"));
+}
+
+#[test]
+fn an_input_that_cannot_be_read_is_no_row_to_drop() {
+    let folder = Folder::new();
+    folder.put("good.jsonl", &[json!({"text": "x"})]);
+    folder.put("strange.jsonl", &[json!({"colour": 1}), json!({"colour": 2})]);
+    folder.put("part-a.jsonl", &[json!({"text": "x"})]);
+    fs::write(folder.path("part-b.jsonl"), "").unwrap();
+    fs::write(folder.path("nothing-good.jsonl"), "not json\n").unwrap();
+    for (source, expected) in [
+        ("strange.jsonl", "no known layout"),
+        ("part-*.jsonl", "part-b.jsonl: no rows"),
+        ("nothing-good.jsonl", "nothing-good.jsonl:1"),
+    ] {
+        let text = format!(
+            "out = \"DIR/o.jsonl\"\nunreadable = \"drop\"\n[[input]]\nsource = \"DIR/good.jsonl\"\n[[input]]\nsource = \"DIR/{source}\""
+        );
+        let error = folder.curate(&text).map(|report| report.n_read).unwrap_err().to_string();
+        assert!(error.contains(expected), "{source}: {error}");
+        assert!(!folder.path("o.jsonl").exists(), "{source}: nothing appears after an error");
+    }
 }
 
 #[test]

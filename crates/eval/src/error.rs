@@ -33,6 +33,27 @@ pub enum EvalError {
         /// What is accepted.
         expected: String,
     },
+    /// A benchmark without a question.
+    #[error(
+        "benchmark `{benchmark}`: no question is left; look at its options (`posttrain eval --list`) and its data"
+    )]
+    NoQuestions {
+        /// The benchmark with its options.
+        benchmark: String,
+    },
+    /// Replies as long as the model's whole context.
+    #[error(
+        "{model} was made for {max_length} tokens and replies may have {max_new_tokens}, which leaves no room for a prompt: \
+         give a smaller --max-new-tokens"
+    )]
+    NoRoom {
+        /// The model.
+        model: String,
+        /// The longest sequence it was made for.
+        max_length: usize,
+        /// Most tokens of a reply.
+        max_new_tokens: usize,
+    },
     /// The benchmark's data are not there.
     #[error(
         "benchmark `{benchmark}`: no data: looked for {looked}; name a file or folder with `{benchmark}?data=PATH`, a \

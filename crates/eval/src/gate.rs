@@ -1,12 +1,12 @@
 //! Regression gate: has a model lost more than is allowed, and where?
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use serde::Serialize;
 
 use crate::error::{EvalError, Result};
-use crate::results::{BenchmarkResult, Sample, read, read_samples};
+use crate::results::{BenchmarkResult, Metric, Sample, read, read_samples};
 use crate::stats::{Comparison, compare};
 
 /// Keys the bootstrap.
@@ -54,6 +54,8 @@ pub struct Change {
     pub interval95: (f64, f64),
     /// Questions.
     pub n: usize,
+    /// Questions that were judged before and are not after; they are in no other number.
+    pub n_lost: usize,
     /// Questions that were right before and are not after, and the other way round, where they are right or wrong.
     pub forgotten_gained: Option<(usize, usize)>,
     /// The exact McNemar test.
@@ -67,24 +69,30 @@ pub struct Change {
 pub struct Gate {
     /// Benchmarks and their categories, in the order of the results.
     pub changes: Vec<Change>,
-    /// Benchmarks that only one of the two has.
+    /// Benchmarks that only the new results have.
     pub unpaired: Vec<String>,
+    /// Benchmarks of the base that the new results lack. They may be what was lost: with one of them nothing passes.
+    pub missing: Vec<String>,
+    /// Benchmarks, and with `per_category` categories as `BENCHMARK/CATEGORY`, of which no question that was judged before is
+    /// judged after. With one of them nothing passes.
+    pub unjudged: Vec<String>,
 }
 
 impl Gate {
-    /// Whether nothing failed.
+    /// Whether everything of the base was measured again, and nothing failed.
     pub fn passes(&self) -> bool {
-        !self.changes.iter().any(|change| change.fails)
+        let failed = self.changes.iter().any(|change| change.fails);
+        !failed && self.missing.is_empty() && self.unjudged.is_empty()
     }
 }
 
 /// Compares two models' results.
 ///
 /// # Errors
-/// If results cannot be read, have no benchmark in common, or asked it differently.
+/// If results cannot be read, have no benchmark in common, or asked it differently; if the base has no scores of one.
 pub fn gate(base: &Path, new: &Path, options: &GateOptions) -> Result<Gate> {
     let ((base_folder, base), (new_folder, new)) = (read(base)?, read(new)?);
-    let (mut changes, mut unpaired) = (Vec::new(), Vec::new());
+    let (mut changes, mut unpaired, mut unjudged) = (Vec::new(), Vec::new(), Vec::new());
     for after in &new.benchmarks {
         let Some(before) = base.benchmarks.iter().find(|result| result.benchmark == after.benchmark) else {
             unpaired.push(after.benchmark.clone());
@@ -92,17 +100,27 @@ pub fn gate(base: &Path, new: &Path, options: &GateOptions) -> Result<Gate> {
         };
         check_alike(&base_folder, before, after)?;
         let samples = (read_samples(&base_folder, before)?, read_samples(&new_folder, after)?);
-        changes.extend(changes_of(after, &samples.0, &samples.1, options));
+        let Some(metric) = before.main() else {
+            let problem = format!(
+                "benchmark `{}` has no scores, so nothing can be lost from it: evaluate this model again",
+                before.benchmark
+            );
+            return Err(EvalError::Results { path: base_folder, problem });
+        };
+        let found = changes_of(&after.benchmark, metric, &samples.0, &samples.1, options);
+        changes.extend(found.0);
+        unjudged.extend(found.1);
     }
     // What the new results lack may be what was lost.
     let is_missing =
         |before: &&BenchmarkResult| !new.benchmarks.iter().any(|a| a.benchmark == before.benchmark);
-    unpaired.extend(base.benchmarks.iter().filter(is_missing).map(|result| result.benchmark.clone()));
-    if changes.is_empty() {
+    let missing: Vec<String> =
+        base.benchmarks.iter().filter(is_missing).map(|result| result.benchmark.clone()).collect();
+    if changes.is_empty() && unjudged.is_empty() {
         let problem = "the two results have no benchmark in common: evaluate both with the same --benchmarks";
         return Err(EvalError::Results { path: new_folder, problem: problem.to_owned() });
     }
-    Ok(Gate { changes, unpaired })
+    Ok(Gate { changes, unpaired, missing, unjudged })
 }
 
 /// Refuses to compare what was asked differently.
@@ -127,14 +145,17 @@ fn check_alike(folder: &Path, before: &BenchmarkResult, after: &BenchmarkResult)
     Err(EvalError::Results { path: folder.to_owned(), problem })
 }
 
+/// The changes of a benchmark and its categories, and the names of those of which no question is left.
 fn changes_of(
-    result: &BenchmarkResult,
+    benchmark: &str,
+    metric: &Metric,
     before: &[Sample],
     after: &[Sample],
     options: &GateOptions,
-) -> Vec<Change> {
-    let Some(metric) = result.main() else { return Vec::new() };
-    let by_key: BTreeMap<&str, &Sample> = before.iter().map(|sample| (sample.key.as_str(), sample)).collect();
+) -> (Vec<Change>, Vec<String>) {
+    let judged_before = || before.iter().filter(|sample| sample.score(&metric.name).is_some());
+    let by_key: BTreeMap<&str, &Sample> =
+        judged_before().map(|sample| (sample.key.as_str(), sample)).collect();
     let mut all: Vec<(f64, f64, f64)> = Vec::new();
     let mut by_category: BTreeMap<&str, Vec<(f64, f64, f64)>> = BTreeMap::new();
     for sample in after {
@@ -144,17 +165,16 @@ fn changes_of(
             by_category.entry(&sample.category).or_default().push((before, after, weight));
         }
     }
+    let n_before = |category: Option<&str>| {
+        judged_before().filter(|sample| category.is_none_or(|name| sample.category == name)).count()
+    };
     let change = |category: Option<&str>, pairs: &[(f64, f64, f64)], counts: bool| {
         let found = compare(pairs, SEED);
-        let sign = if metric.higher_is_better { -1.0 } else { 1.0 };
-        let scale = |x: f64| if metric.is_exponential { x.exp_m1() } else { x };
-        let ends = [scale(sign * found.interval95.0), scale(sign * found.interval95.1)];
-        let interval95 = (ends[0].min(ends[1]), ends[0].max(ends[1]));
-        let loss = scale(sign * found.difference);
+        let (loss, interval95) = (metric.loss(found.difference), metric.loss_interval(found.interval95));
         let fails = counts && fails(loss, interval95, options);
         let value = |x: f64| if metric.is_exponential { x.exp() } else { x };
         Change {
-            benchmark: result.benchmark.clone(),
+            benchmark: benchmark.to_owned(),
             category: category.map(str::to_owned),
             metric: metric.name.clone(),
             before: value(found.before),
@@ -162,17 +182,23 @@ fn changes_of(
             loss,
             interval95,
             n: found.n,
+            n_lost: n_before(category) - found.n,
             forgotten_gained: forgotten(&found, pairs),
             mcnemar_p: found.mcnemar_p,
             fails,
         }
     };
+    if all.is_empty() {
+        return (Vec::new(), vec![benchmark.to_owned()]);
+    }
     let mut changes = vec![change(None, &all, true)];
-    if by_category.len() > 1 {
+    let earlier: BTreeSet<&str> = judged_before().map(|sample| sample.category.as_str()).collect();
+    if earlier.len() > 1 {
         let categories = by_category.iter();
         changes.extend(categories.map(|(name, pairs)| change(Some(name), pairs, options.per_category)));
     }
-    changes
+    let gone = earlier.into_iter().filter(|name| options.per_category && !by_category.contains_key(name));
+    (changes, gone.map(|name| format!("{benchmark}/{name}")).collect())
 }
 
 fn forgotten(found: &Comparison, pairs: &[(f64, f64, f64)]) -> Option<(usize, usize)> {

@@ -89,11 +89,7 @@ impl<'a> Company<'a> {
     /// # Errors
     /// [`EvalError::Missing`].
     pub fn judge(&self, benchmark: &'static str) -> Result<&'a dyn Judge> {
-        self.judge.ok_or(EvalError::Missing {
-            benchmark,
-            what: "a judge",
-            advice: "give the address of an OpenAI-compatible server: --judge http://127.0.0.1:8000/v1",
-        })
+        self.judge.ok_or_else(|| no_judge(benchmark))
     }
 
     /// The other model.
@@ -101,18 +97,29 @@ impl<'a> Company<'a> {
     /// # Errors
     /// [`EvalError::Missing`].
     pub fn opponent(&self, benchmark: &'static str) -> Result<&'a Subject<'a>> {
-        self.opponent.ok_or(EvalError::Missing {
-            benchmark,
-            what: "a model to compare with",
-            advice: "name it with --against MODEL",
-        })
+        self.opponent.ok_or_else(|| no_opponent(benchmark))
     }
+}
+
+pub(crate) fn no_judge(benchmark: &'static str) -> EvalError {
+    let advice = "give the address of an OpenAI-compatible server: --judge http://127.0.0.1:8000/v1";
+    EvalError::Missing { benchmark, what: "a judge", advice }
+}
+
+pub(crate) fn no_opponent(benchmark: &'static str) -> EvalError {
+    let advice = "name it with --against MODEL";
+    EvalError::Missing { benchmark, what: "a model to compare with", advice }
 }
 
 /// A benchmark whose answers another model judges.
 pub trait Judged: Sync {
     /// The questions, in order.
     fn items(&self) -> &[Item];
+
+    /// Whether it compares the model with another.
+    fn needs_opponent(&self) -> bool {
+        false
+    }
 
     /// Draws and judges the answers to some of them, in order.
     ///

@@ -124,6 +124,21 @@ pub struct Metric {
     pub detectable: Option<f64>,
 }
 
+impl Metric {
+    /// What is lost by a difference of two weighted means, `after - before`: positive is worse, whichever way the metric goes.
+    /// Of an exponential metric the loss is relative, `exp(difference) - 1` where less is better.
+    pub fn loss(&self, difference: f64) -> f64 {
+        let worse = if self.higher_is_better { -difference } else { difference };
+        if self.is_exponential { worse.exp_m1() } else { worse }
+    }
+
+    /// The interval of the loss from that of the difference.
+    pub fn loss_interval(&self, (low, high): (f64, f64)) -> (f64, f64) {
+        let ends = [self.loss(low), self.loss(high)];
+        (ends[0].min(ends[1]), ends[0].max(ends[1]))
+    }
+}
+
 /// A category's share of a benchmark, by the first metric.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Category {
@@ -284,4 +299,34 @@ pub fn read_samples(folder: &Path, result: &BenchmarkResult) -> Result<Vec<Sampl
         serde_json::from_str(line).map_err(|e| bad(&path, format!("line {}: {e}", i + 1)))
     };
     text.lines().enumerate().map(line).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_loss_is_worse_whichever_way_the_metric_goes() {
+        let metric = |higher_is_better, is_exponential| Metric {
+            name: "m".to_owned(),
+            value: 0.0,
+            interval95: None,
+            stderr: None,
+            n: 1,
+            higher_is_better,
+            is_exponential,
+            detectable: None,
+        };
+        let check = |metric: Metric, difference: f64, interval, loss: f64, (low, high): (f64, f64)| {
+            let found = (metric.loss(difference), metric.loss_interval(interval));
+            for (found, expected) in [(found.0, loss), (found.1.0, low), (found.1.1, high)] {
+                assert!((found - expected).abs() < 1e-12, "{metric:?}: {found}, expected {expected}");
+            }
+        };
+        check(metric(true, false), -0.1, (-0.2, 0.05), 0.1, (-0.05, 0.2));
+        check(metric(false, false), 0.1, (-0.05, 0.2), 0.1, (-0.05, 0.2));
+        // A perplexity of 11 after 10 is a tenth worse, one of 8 after 10 a fifth better.
+        let (worse, better) = ((11.0_f64 / 10.0).ln(), (8.0_f64 / 10.0).ln());
+        check(metric(false, true), worse, (better, worse), 0.1, (-0.2, 0.1));
+    }
 }

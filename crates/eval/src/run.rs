@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::catalogue::{Benchmark, BenchmarkInfo, Chosen, Loaded};
-use crate::error::Result;
+use crate::error::{EvalError, Result};
 use crate::item::{Answer, Ask, Item, Mark, Marks};
 use crate::judge::Company;
 use crate::results::{Asked, BenchmarkResult, Category, Choice, Metric, Reply, Sample, finite, samples_file};
@@ -23,12 +23,15 @@ pub struct Prepared {
 /// Reads a benchmark's questions.
 ///
 /// # Errors
-/// If the benchmark or its options are not known, or its data are not there or not right.
+/// If the benchmark or its options are not known, its data are not there or not right, or no question is left.
 pub fn prepare(name: &str, settings: &Settings) -> Result<Prepared> {
     let chosen = Chosen::parse(name)?;
     let source = Source { info: chosen.info, options: &chosen.options, settings };
     let loaded = (chosen.info.load)(&source)?;
     let items = items_of(&loaded);
+    if items.is_empty() {
+        return Err(EvalError::NoQuestions { benchmark: chosen.name });
+    }
     let places = evenly(items, settings.limit);
     Ok(Prepared { chosen, loaded, settings: settings.clone(), places })
 }
@@ -67,6 +70,26 @@ impl Prepared {
     /// Its entry in the catalogue.
     pub fn info(&self) -> &'static BenchmarkInfo {
         self.chosen.info
+    }
+
+    /// Whether it compares the model with another.
+    pub fn needs_opponent(&self) -> bool {
+        matches!(&self.loaded, Loaded::Judged(benchmark) if benchmark.needs_opponent())
+    }
+
+    /// Refuses to go without a judge or another model where it needs them, before any model is loaded.
+    ///
+    /// # Errors
+    /// [`EvalError::Missing`].
+    pub fn check_company(&self, has_judge: bool, has_opponent: bool) -> Result<()> {
+        let name = self.chosen.info.name;
+        if matches!(self.loaded, Loaded::Judged(_)) && !has_judge {
+            return Err(crate::judge::no_judge(name));
+        }
+        if self.needs_opponent() && !has_opponent {
+            return Err(crate::judge::no_opponent(name));
+        }
+        Ok(())
     }
 
     /// The questions that are asked.
@@ -236,8 +259,8 @@ impl Prepared {
                 few_shot: source.few_shot(),
                 chat: self.settings.chat,
                 samples: self.settings.samples,
-                temperature: f64::from(self.settings.temperature),
-                top_p: f64::from(self.settings.top_p),
+                temperature: as_written(self.settings.temperature),
+                top_p: as_written(self.settings.top_p),
                 max_new_tokens: source.max_new_tokens(),
                 seed: self.settings.seed,
                 limit: self.settings.limit,
@@ -321,6 +344,11 @@ fn powers(n: usize) -> Vec<usize> {
         std::iter::successors(Some(1), |k| Some(k * 2)).take_while(|k| *k < n).collect();
     powers.push(n);
     powers
+}
+
+/// The number as it was written, not its neighbour in single precision: 0.8, not 0.800000011920929.
+fn as_written(x: f32) -> f64 {
+    x.to_string().parse().expect("a number's own text")
 }
 
 fn pass_name(k: usize) -> String {
@@ -419,6 +447,13 @@ mod tests {
             (Some(99), vec![0, 1, 2, 3, 4, 5]),
         ] {
             assert_eq!(evenly(&items, limit), expected, "{limit:?}");
+        }
+    }
+
+    #[test]
+    fn numbers_are_recorded_as_they_were_written() {
+        for x in [0.8_f32, 0.0, 1.0, 0.05, 1e-8] {
+            assert_eq!(as_written(x).to_string(), x.to_string());
         }
     }
 

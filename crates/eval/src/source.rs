@@ -76,6 +76,23 @@ impl Source<'_> {
         self.option(option).is_none_or(|list| list.split(',').any(|wanted| wanted.trim() == name))
     }
 
+    /// Refuses a name in a list option that none of `names` is.
+    ///
+    /// # Errors
+    /// [`EvalError::Option`].
+    pub fn check_names(&self, option: &'static str, names: &[&str]) -> Result<()> {
+        let wanted = self.option(option).into_iter().flat_map(|list| list.split(',')).map(str::trim);
+        let unknown = wanted.into_iter().find(|name| !names.contains(name));
+        unknown.map_or(Ok(()), |name| {
+            Err(EvalError::Option {
+                benchmark: self.info.name,
+                option,
+                found: format!("`{name}`"),
+                expected: format!("names that the data have; {}", pt_core::suggest::hint(name, names)),
+            })
+        })
+    }
+
     /// Examples to show.
     pub fn few_shot(&self) -> usize {
         self.settings.few_shot.unwrap_or(self.info.few_shot)

@@ -108,11 +108,15 @@ impl<'m> Subject<'m> {
             true => self.tokenizer.encode_whole(text, false)?.ids,
             false => self.masker().prompt_text(&Origin::new(rendered.key.clone(), 0), text)?.token_ids,
         };
+        self.check_vocabulary(&rendered.key, ids)
+    }
+
+    fn check_vocabulary(&self, key: &str, ids: Vec<u32>) -> Result<Vec<u32>> {
         let vocabulary = self.model.params.get(self.model.arch.head()).shape[0];
         match ids.iter().find(|&&id| id as usize >= vocabulary) {
             None => Ok(ids),
             Some(id) => Err(self.question(
-                &rendered.key,
+                key,
                 format!(
                     "token id {id} is outside the model's vocabulary of {vocabulary}; is it the model's tokenizer?"
                 ),
@@ -207,9 +211,11 @@ impl<'m> Subject<'m> {
                 "the tokenizer has neither BOS nor EOS, so the first token has no context".to_owned();
             return Err(self.question("0", problem));
         };
+        self.check_vocabulary("0", vec![prefix])?;
         let mut results = Vec::with_capacity(texts.len());
         for (index, rendered) in texts.iter().enumerate() {
             let ids = self.tokenizer.encode_whole(&rendered.text, false)?.ids;
+            let ids = self.check_vocabulary(&rendered.key, ids)?;
             let mut total = ChoiceScore { logprob: 0.0, is_greedy: true, n_tokens: 0 };
             for window in windows(&ids, prefix, self.max_length()) {
                 let job = Job::sequence(rendered.key.clone(), window);
@@ -229,7 +235,7 @@ impl<'m> Subject<'m> {
     /// A reply depends on its prompt, the seed and how often the prompt came before, not on other prompts.
     ///
     /// # Errors
-    /// If a prompt cannot be tokenised or continued.
+    /// If a prompt cannot be tokenised or continued; [`EvalError::NoRoom`].
     pub fn draw(
         &self,
         prompts: &[Rendered],
@@ -238,7 +244,11 @@ impl<'m> Subject<'m> {
         settings: &Settings,
         watch: Watch<'_>,
     ) -> Result<Vec<Vec<Drawn>>> {
-        let room = self.max_length().saturating_sub(max_new_tokens).max(1);
+        let max_length = self.max_length();
+        if max_new_tokens >= max_length {
+            return Err(EvalError::NoRoom { model: self.name.to_owned(), max_length, max_new_tokens });
+        }
+        let room = max_length - max_new_tokens;
         let (mut requests, mut cut, mut seen) = (Vec::new(), Vec::new(), HashMap::<u64, u64>::new());
         for rendered in prompts {
             let mut prompt_ids = self.encode(rendered, &rendered.text)?;

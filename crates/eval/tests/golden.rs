@@ -134,7 +134,7 @@ fn check_choices(expected: &Value, found: &Sample, task: &str, place: &str) {
 #[test]
 fn scores_are_those_of_the_harness() {
     let Some(stories) = Stories::load() else { return };
-    let (golden, mut n_samples) = (golden(), 0);
+    let (golden, mut n_samples, mut n_stderrs) = (golden(), 0, 0);
     for run in golden["runs"].as_array().unwrap() {
         let task = run["task"].as_str().unwrap();
         let (name, prefix, metric_of) = ours(task);
@@ -157,6 +157,7 @@ fn scores_are_those_of_the_harness() {
             let Some((metric, filter)) = theirs.split_once(',') else { continue };
             let metric_name = metric_of(filter).1;
             let ours = result.metrics.iter().find(|m| m.name == metric_name).unwrap();
+            n_stderrs += usize::from(metric.ends_with("_stderr"));
             let ours = if metric.ends_with("_stderr") { ours.stderr.unwrap() } else { ours.value };
             let tolerance = if task == "truthfulqa_mc2" { SHARE_TOLERANCE } else { MEAN_TOLERANCE };
             let theirs = value.as_f64().unwrap();
@@ -164,6 +165,7 @@ fn scores_are_those_of_the_harness() {
         }
     }
     assert!(n_samples > 90, "{n_samples} samples compared");
+    assert_eq!(n_stderrs, 14, "standard errors compared");
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::path::Path;
 use pt_core::testdata::shared_data;
 use pt_engine::Dtype;
 use pt_eval::results::{self, FORMAT};
-use pt_eval::{Company, FailOn, GateOptions, Judge, Results, Settings, Subject, gate, prepare};
+use pt_eval::{Company, FailOn, GateOptions, Judge, Results, Sample, Settings, Subject, gate, prepare};
 use pt_models::Model;
 use pt_text::Tokenizer;
 use serde_json::{Map, Value};
@@ -164,4 +164,106 @@ fn the_gate_finds_what_was_forgotten() {
     assert!(!check("worse", 0.3, FailOn::Point, true).unwrap().passes(), "some category lost more");
     let error = check("other", 0.02, FailOn::Point, false).unwrap_err().to_string();
     assert!(error.contains("seed 0 and 7"), "{error}");
+}
+
+#[test]
+fn the_gate_does_not_pass_what_was_not_measured_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    let change = |name: &str, change: &dyn Fn(&mut Results, &mut Vec<Sample>)| {
+        write_results(&at(name), 40, 0);
+        let (folder, mut results) = results::read(&at(name)).unwrap();
+        let mut samples = results::read_samples(&folder, &results.benchmarks[0]).unwrap();
+        change(&mut results, &mut samples);
+        let all: Vec<Vec<Sample>> = results.benchmarks.iter().map(|_| samples.clone()).collect();
+        results::write(&folder, &results, &all).unwrap();
+    };
+    let check = |base: &str, new: &str, per_category| {
+        gate(&at(base), &at(new), &GateOptions { max_loss: 1.0, fail_on: FailOn::Point, per_category })
+    };
+    change("base", &|_, _| {});
+    change("two", &|results, _| {
+        let mut second = results.benchmarks[0].clone();
+        second.benchmark = "second".to_owned();
+        second.samples_file = "samples/second.jsonl".to_owned();
+        results.benchmarks.push(second);
+    });
+    // The new results may have more, not less.
+    let more = check("base", "two", false).unwrap();
+    assert!(more.passes() && more.unpaired == ["second"], "{more:?}");
+    let less = check("two", "base", false).unwrap();
+    assert!(!less.passes() && less.missing == ["second"], "{less:?}");
+
+    change("none", &|results, samples| {
+        results.benchmarks[0].metrics.clear();
+        samples.iter_mut().for_each(|sample| sample.scores.clear());
+    });
+    let none = check("base", "none", false).unwrap();
+    assert!(!none.passes() && none.unjudged.len() == 1, "{none:?}");
+    let error = check("none", "base", false).unwrap_err().to_string();
+    assert!(error.contains("has no scores"), "{error}");
+
+    change("some", &|_, samples| samples[..7].iter_mut().for_each(|sample| sample.scores.clear()));
+    let some = check("base", "some", false).unwrap();
+    assert!(some.passes() && (some.changes[0].n, some.changes[0].n_lost) == (53, 7), "{some:?}");
+
+    change("category", &|_, samples| {
+        let gone = samples[0].category.clone();
+        samples.iter_mut().filter(|s| s.category == gone).for_each(|sample| sample.scores.clear());
+    });
+    assert!(check("base", "category", false).unwrap().passes());
+    let category = check("base", "category", true).unwrap();
+    assert!(!category.passes() && category.unjudged.len() == 1, "{category:?}");
+}
+
+#[test]
+fn names_the_data_do_not_have_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let row = "what,a,b,c,d,A,anatomy\n";
+    let header = "question,A,B,C,D,answer,subject\n";
+    std::fs::write(dir.path().join("test.csv"), format!("{header}{row}")).unwrap();
+    std::fs::write(dir.path().join("navigate.json"), r#"{"examples": [{"input": "a", "target": "b"}]}"#)
+        .unwrap();
+    let settings =
+        Settings { data_dir: Some(dir.path().to_owned()), few_shot: Some(0), ..Settings::greedy() };
+    for (name, says) in [
+        ("mmlu?subjects=anatmy", Some("`subjects` is `anatmy`")),
+        ("mmlu?subjects=anatomy,astronomy", Some("`subjects` is `astronomy`")),
+        ("mmlu?subjects=anatomy", None),
+        ("bbh?tasks=navigat", Some("did you mean `navigate`")),
+        ("bbh?tasks=navigate", None),
+    ] {
+        match (prepare(name, &settings), says) {
+            (Ok(_), None) => {}
+            (Err(error), Some(says)) => assert!(error.to_string().contains(says), "{name}: {error}"),
+            (Ok(_), Some(_)) => panic!("{name} is accepted"),
+            (Err(error), None) => panic!("{name}: {error}"),
+        }
+    }
+    std::fs::write(dir.path().join("blank.jsonl"), "{\"text\": \"\"}\n").unwrap();
+    let blank = format!("perplexity?data={}", dir.path().join("blank.jsonl").display());
+    let error = prepare(&blank, &settings).err().unwrap().to_string();
+    assert!(error.contains("no question is left"), "{error}");
+}
+
+#[test]
+fn replies_leave_room_for_the_prompt_and_texts_have_the_models_tokens() {
+    let Some(data) = shared_data() else { return };
+    let (mut model, tokenizer) = stories(&data);
+    let prompt =
+        pt_eval::subject::Rendered { key: "k".to_owned(), text: "Once upon".to_owned(), is_chat: false };
+    let (settings, room) = (settings(&data), model.config.max_positions);
+    {
+        let subject = subject("ours", &model, &tokenizer);
+        let draw = |n| subject.draw(std::slice::from_ref(&prompt), &[], n, &settings, &mut |_, _| {});
+        let error = draw(room).unwrap_err().to_string();
+        assert!(error.contains("a smaller --max-new-tokens"), "{error}");
+        draw(1).unwrap();
+        subject.roll(std::slice::from_ref(&prompt), &mut |_, _| {}).unwrap();
+    }
+    let head = model.arch.head();
+    model.params.get_mut(head).shape[0] = 10;
+    let subject = subject("ours", &model, &tokenizer);
+    let error = subject.roll(&[prompt], &mut |_, _| {}).unwrap_err().to_string();
+    assert!(error.contains("outside the model's vocabulary of 10"), "{error}");
 }

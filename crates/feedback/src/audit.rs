@@ -89,6 +89,33 @@ pub struct Subject {
     pub model: String,
     /// Content of the constitution or the rubric; empty for a scorer.
     pub instrument: String,
+    /// How a grader's answers are drawn.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drawn: Option<Drawing>,
+}
+
+/// How a grader's answers are drawn. An audit holds for answers that are drawn alike.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Drawing {
+    /// Most tokens of an answer.
+    pub max_tokens: u32,
+    /// Divides the logits.
+    pub temperature: f64,
+    /// Grades of each reply.
+    pub votes: usize,
+}
+
+impl Drawing {
+    /// Greedy votes are all the same, so their number makes no difference.
+    fn is_like(&self, other: &Drawing) -> bool {
+        let same_votes = self.votes == other.votes || self.temperature == 0.0;
+        self.max_tokens == other.max_tokens && self.temperature == other.temperature && same_votes
+    }
+
+    fn describe(&self) -> String {
+        format!("max_tokens {}, temperature {}, votes {}", self.max_tokens, self.temperature, self.votes)
+    }
 }
 
 /// The file.
@@ -143,7 +170,11 @@ impl Audit {
         }
         if subject.kind != Kind::Scorer {
             let consistency = figures.consistency.map(|share| share.value);
-            checks.push(at_least("consistency", consistency, t.min_consistency));
+            // Greedy grades are the same twice whatever the judge is worth: that is no measurement, and so no check.
+            let is_greedy = subject.drawn.is_some_and(|drawn| drawn.temperature == 0.0);
+            if !is_greedy {
+                checks.push(at_least("consistency", consistency, t.min_consistency));
+            }
             checks.push(at_most("abstain_rate", Some(figures.abstain_rate), t.max_abstain_rate));
         }
         if subject.kind == Kind::Pairwise {
@@ -183,6 +214,18 @@ impl Audit {
                 "it was made with another rubric, scale or constitution; audit the one that is used".into(),
             );
         }
+        let describe = |drawn: Option<Drawing>| drawn.map_or("unknown".to_owned(), |drawn| drawn.describe());
+        let is_alike = match (&found.drawn, &wanted.drawn) {
+            (Some(found), Some(wanted)) => found.is_like(wanted),
+            (found, wanted) => found == wanted,
+        };
+        if !is_alike {
+            return refuse(format!(
+                "its answers were drawn with {}, and {} are to be used; audit the judge as it is used",
+                describe(found.drawn),
+                describe(wanted.drawn)
+            ));
+        }
         let failed: Vec<&str> =
             audit.checks.iter().filter(|check| !check.passed).map(|check| check.name.as_str()).collect();
         if !audit.passed || !failed.is_empty() || audit.checks.is_empty() {
@@ -213,6 +256,11 @@ impl GradeOptions {
     /// Identity of the instrument: rubric and scale.
     pub fn instrument(&self) -> String {
         pt_core::hash::of_parts([self.rubric.trim().as_bytes(), &self.scale.to_le_bytes()])
+    }
+
+    /// How answers are drawn, for the audit.
+    pub fn drawn(&self) -> Drawing {
+        Drawing { max_tokens: self.max_tokens, temperature: self.temperature, votes: self.votes }
     }
 
     /// What is asked of one reply, once per vote.
@@ -295,6 +343,7 @@ pub fn audit_grader(
     for (pair, answers) in pairs.iter().zip(answers.chunks(2 * options.votes)) {
         let (first, second) = answers.split_at(options.votes);
         let (p_first, is_consistent) = compare(&grades(first), &grades(second));
+        let is_consistent = is_consistent.filter(|_| options.temperature > 0.0);
         let (lengths, label) = (pair.lengths(), pair.label);
         observations.push(Observation { p_first, is_consistent, votes: Vec::new(), lengths, label });
     }
@@ -307,8 +356,12 @@ pub fn audit_grader(
         ece: None,
         ..Figures::of(&observations)
     };
-    let subject =
-        Subject { kind: Kind::Grader, model: chat.name().to_owned(), instrument: options.instrument() };
+    let subject = Subject {
+        kind: Kind::Grader,
+        model: chat.name().to_owned(),
+        instrument: options.instrument(),
+        drawn: Some(options.drawn()),
+    };
     Ok(Audit::new(subject, figures, thresholds, tally, chat.cost(&tally)))
 }
 
@@ -340,7 +393,8 @@ pub fn audit_scores(records: &[Record], name: &str, thresholds: &Thresholds) -> 
             label: Some(label),
         });
     }
-    let subject = Subject { kind: Kind::Scorer, model: name.to_owned(), instrument: String::new() };
+    let subject =
+        Subject { kind: Kind::Scorer, model: name.to_owned(), instrument: String::new(), drawn: None };
     Ok(Audit::new(subject, Figures::of(&observations), thresholds, Tally::default(), 0.0))
 }
 
@@ -367,8 +421,12 @@ mod tests {
     fn an_audit_that_failed_or_is_of_something_else_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("audit.json");
-        let subject =
-            |model: &str| Subject { kind: Kind::Scorer, model: model.to_owned(), instrument: String::new() };
+        let subject = |model: &str| Subject {
+            kind: Kind::Scorer,
+            model: model.to_owned(),
+            instrument: String::new(),
+            drawn: None,
+        };
         let share = |value| Some(crate::Share { value, low: 0.0, high: 1.0, n: 100 });
         let good = Figures {
             n_labelled: 100,
@@ -404,6 +462,37 @@ mod tests {
         check(&bad(&|f| f.length_bias = Some(-0.3)), &subject("m"), Some("did not pass: length_bias"));
         check(&bad(&|f| f.kappa = None), &subject("m"), Some("did not pass: kappa"));
         check(&bad(&|f| f.n_labelled = 3), &subject("m"), Some("did not pass: labelled_pairs"));
+        let drawn = |max_tokens, temperature, votes| Subject {
+            kind: Kind::Grader,
+            drawn: Some(Drawing { max_tokens, temperature, votes }),
+            ..subject("m")
+        };
+        let check_drawn = |audited: Subject, wanted: Subject, expected: Option<&str>| {
+            let consistent = Figures { consistency: share(0.9), ..good.clone() };
+            let audit = Audit::new(audited, consistent, &Thresholds::default(), Tally::default(), 0.0);
+            std::fs::write(&path, serde_json::to_string(&audit).unwrap()).unwrap();
+            let error = Audit::check_file(&path, &wanted).err().map(|error| error.to_string());
+            match (&error, expected) {
+                (None, None) => {}
+                (Some(error), Some(part)) if error.contains(part) => {}
+                _ => panic!("{error:?}, expected {expected:?}"),
+            }
+        };
+        check_drawn(drawn(512, 0.0, 1), drawn(512, 0.0, 3), None);
+        check_drawn(drawn(512, 1.0, 2), drawn(512, 1.0, 2), None);
+        check_drawn(drawn(16, 0.0, 1), drawn(512, 0.0, 1), Some("drawn with max_tokens 16"));
+        check_drawn(drawn(512, 0.0, 2), drawn(512, 1.0, 2), Some("temperature 0"));
+        check_drawn(drawn(512, 1.0, 2), drawn(512, 1.0, 1), Some("votes 2, and"));
+        let unknown = Subject { drawn: None, ..drawn(512, 0.0, 1) };
+        check_drawn(unknown, drawn(512, 0.0, 1), Some("drawn with unknown"));
+        let names = |temperature| {
+            let thresholds = Thresholds::default();
+            let (subject, figures) =
+                (drawn(512, temperature, 2), Figures { consistency: None, ..good.clone() });
+            let audit = Audit::new(subject, figures, &thresholds, Tally::default(), 0.0);
+            (audit.passed, audit.checks.iter().any(|check| check.name == "consistency"))
+        };
+        assert_eq!((names(0.0), names(1.0)), ((true, false), (false, true)));
         std::fs::write(&path, "{\"passed\": true}").unwrap();
         let error = Audit::check_file(&path, &subject("m")).unwrap_err().to_string();
         assert!(error.contains("it is no audit"), "{error}");

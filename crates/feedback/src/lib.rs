@@ -29,7 +29,7 @@ mod server;
 mod verdict;
 mod wording;
 
-pub use audit::{Audit, Check, GradeOptions, Kind, Subject, Thresholds, audit_grader, audit_scores};
+pub use audit::{Audit, Check, Drawing, GradeOptions, Kind, Subject, Thresholds, audit_grader, audit_scores};
 pub use chat::{Answer, Answers, Ask, AskOptions, Chat, Counted, Tally, Token, Turn};
 pub use constitution::{BUILT_IN, Constitution, Principle, RevisionExample};
 pub use error::{FeedbackError, Result};
@@ -39,7 +39,7 @@ pub use judge::{
     judge,
 };
 pub use llm_judge::{
-    LLM_JUDGE, LLM_JUDGE_OPTIONS, LLM_JUDGE_READS, LLM_JUDGE_SUMMARY, build_llm_judge, read_key,
+    GRADE_TOKENS, LLM_JUDGE, LLM_JUDGE_OPTIONS, LLM_JUDGE_READS, LLM_JUDGE_SUMMARY, build_llm_judge, read_key,
 };
 pub use local::LocalChat;
 pub use pairs::{Candidate, Pair, pairs_of, sample_pairs};

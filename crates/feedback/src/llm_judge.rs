@@ -5,7 +5,7 @@
 //! ```
 //!
 //! Training finds whatever a judge likes by mistake, so it serves only with an audit that passed, of this model with this
-//! rubric and scale (`posttrain feedback audit --rubric`), or where `unaudited = true` says that nobody looked. An answer
+//! rubric and scale, its answers drawn alike (`posttrain feedback audit --rubric`), or where `unaudited = true` says that nobody looked. An answer
 //! without a grade, and a call that fails, is a skip: no reply is worth less because its judge was away.
 
 use std::path::{Path, PathBuf};
@@ -28,6 +28,9 @@ pub const LLM_JUDGE_SUMMARY: &str =
     "a grade by a rubric from a model behind an OpenAI-compatible server, audited first";
 /// What of a row it reads.
 pub const LLM_JUDGE_READS: &str = "the last user turn of the prompt";
+
+/// Most tokens of a grade and what is said before it, unless told otherwise; the same where a grader is audited.
+pub const GRADE_TOKENS: u32 = 512;
 
 /// Its options.
 pub const LLM_JUDGE_OPTIONS: &[OptionInfo] = &[
@@ -78,7 +81,7 @@ impl Default for Options {
             scale: 10,
             votes: 1,
             temperature: 0.0,
-            max_tokens: 512,
+            max_tokens: GRADE_TOKENS,
             audit: None,
             unaudited: false,
             cache_dir: None,
@@ -134,8 +137,12 @@ pub fn build_llm_judge(options: &toml::Table) -> Result<Box<dyn Verifier>, Catal
         temperature: options.temperature,
     };
     grade.check().map_err(|error| problem(error.to_string()))?;
-    let subject =
-        Subject { kind: Kind::Grader, model: options.model.clone(), instrument: grade.instrument() };
+    let subject = Subject {
+        kind: Kind::Grader,
+        model: options.model.clone(),
+        instrument: grade.instrument(),
+        drawn: Some(grade.drawn()),
+    };
     allow(&options, &subject)?;
     let chat = chat(&options).map_err(|error| problem(error.to_string()))?;
     Ok(Box::new(LlmJudge { chat, grade }))

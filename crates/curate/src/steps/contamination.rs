@@ -100,6 +100,10 @@ pub(crate) const INFO: CuratorInfo = CuratorInfo {
             );
             return Err(CurateError::option(NAME, problem));
         }
+        if !(0.0..=1.0).contains(&options.min_coverage) {
+            let problem = format!("min_coverage is {}, expected 0 to 1", options.min_coverage);
+            return Err(CurateError::option(NAME, problem));
+        }
         let index = Arc::new(Index::build(&options.against, &options.index, &given.read)?);
         Ok(Box::new(Contamination { options, index, by_set: BTreeMap::new(), longest: 0 }))
     },
@@ -257,6 +261,11 @@ impl Index {
 
     /// The evaluation text that has the longest run in common with `row_text`; of equals the one that is covered most.
     pub fn contact(&self, row_text: &str) -> Option<Contact> {
+        self.contact_where(row_text, |_, _| true)
+    }
+
+    /// As [`Index::contact`], of the texts whose longest common run, in words, and coverage are enough.
+    pub fn contact_where(&self, row_text: &str, is_enough: impl Fn(usize, f64) -> bool) -> Option<Contact> {
         let (words, spans) = hashed_words(row_text);
         let mut found: BTreeMap<u32, Vec<(usize, usize, usize)>> = BTreeMap::new();
         for at in 0..(words.len() + 1).saturating_sub(self.n) {
@@ -277,8 +286,9 @@ impl Index {
                 runs.iter().copied().max_by_key(|(at, _, n)| (*n, usize::MAX - at)).unwrap_or_default();
             (longest, covered(&runs) as f64 / self.texts[text as usize].words.len() as f64, text)
         });
+        let enough = scored.filter(|(longest, coverage, _)| is_enough(longest.2, *coverage));
         let (longest, coverage, text) =
-            scored.max_by(|a, b| a.0.2.cmp(&b.0.2).then(a.1.total_cmp(&b.1)).then(b.2.cmp(&a.2)))?;
+            enough.max_by(|a, b| a.0.2.cmp(&b.0.2).then(a.1.total_cmp(&b.1)).then(b.2.cmp(&a.2)))?;
         let (at, _, n_words) = longest;
         let eval = &self.texts[text as usize];
         Some(Contact {
@@ -339,17 +349,18 @@ impl Step for Contamination {
     type Seen = Option<Contact>;
 
     fn see(&self, item: &Item) -> Result<Self::Seen, CurateError> {
-        Ok(self.index.contact(&item.view.part(self.options.part)))
+        // A row may touch several texts, and the one with the longest run need not be the one that is covered enough.
+        let is_enough = |n_words: usize, coverage: f64| {
+            // A short evaluation text that is there as a whole counts, however few its words.
+            let long =
+                n_words >= self.options.min_run || (coverage >= 1.0 && self.options.min_run <= self.index.n);
+            long && coverage >= self.options.min_coverage
+        };
+        Ok(self.index.contact_where(&item.view.part(self.options.part), is_enough))
     }
 
     fn decide(&mut self, _item: &Item, seen: Self::Seen) -> Decision {
-        let is_enough = |contact: &Contact| {
-            // A short evaluation text that is there as a whole counts, however few its words.
-            let long = contact.n_words >= self.options.min_run
-                || (contact.coverage >= 1.0 && self.options.min_run <= self.index.n);
-            long && contact.coverage >= self.options.min_coverage
-        };
-        let Some(contact) = seen.filter(is_enough) else { return Decision::Keep };
+        let Some(contact) = seen else { return Decision::Keep };
         *self.by_set.entry(contact.set.clone()).or_default() += 1;
         self.longest = self.longest.max(contact.n_words);
         let detail = format!(
@@ -434,6 +445,31 @@ mod tests {
         check("n = 8\nmin_run = 20", &[0, 2, 3]);
         assert_eq!(check("action = \"flag\"", &[0, 1, 2, 3]).reason(1), Some("text of an evaluation set"));
         assert!(Harness::refusal(NAME, "").contains("`against` is required"));
+        for share in ["1.5", "-0.1", "nan"] {
+            let refusal = Harness::refusal(NAME, &format!("against = [{path:?}]\nmin_coverage = {share}"));
+            assert!(refusal.contains("expected 0 to 1"), "{refusal}");
+        }
+    }
+
+    #[test]
+    fn a_longer_run_of_another_text_hides_no_text_that_is_covered() {
+        let words = |prefix: &str, n: usize| (0..n).map(|i| format!("{prefix}{i}")).collect::<Vec<_>>();
+        let (long, short) = (words("long", 100), words("short", 15));
+        let (_dir, path) = eval_file(&[text(&long.join(" ")), text(&short.join(" "))]);
+        let row = format!("{} and {}", long[..20].join(" "), short.join(" "));
+        let check = |options: &str, shown: Option<&str>| {
+            let options = format!("against = [{path:?}]\n{options}");
+            let outcome = Harness::new(NAME, &options).run(&[text(&row)]);
+            let found = outcome.details().first().map(|detail| (*detail).to_owned());
+            let is_right = match (&found, shown) {
+                (Some(found), Some(shown)) => found.contains(shown),
+                (found, shown) => found.is_none() && shown.is_none(),
+            };
+            assert!(is_right, "{options}: {found:?}");
+        };
+        check("", Some("20 words in common with"));
+        check("min_coverage = 0.5", Some("eval.jsonl:2 (100 %"));
+        check("min_coverage = 0.5\nmin_run = 16", None);
     }
 
     #[test]

@@ -228,6 +228,10 @@ impl Step for NearDuplicates {
     type Seen = Signature;
 
     fn see(&self, item: &Item) -> Result<Signature, CurateError> {
+        if self.best.is_chosen() {
+            // The second pass only looks up who was chosen.
+            return Ok(Signature { bytes: Vec::new(), bands: Vec::new(), score: 0.0 });
+        }
         let text = item.view.part(self.options.part);
         let minima = self.minima(&text);
         let band = |(i, minima): (usize, &[u32])| {
@@ -327,6 +331,10 @@ impl Best {
             }
         }
         self.winners = roots.iter().map(|root| best[*root as usize]).collect();
+    }
+
+    fn is_chosen(&self) -> bool {
+        !self.winners.is_empty()
     }
 
     /// The row that is better than the next one, if any is.
@@ -470,6 +478,23 @@ mod tests {
         assert_eq!(Harness::new(NAME, "keep = \"best\"").run(&rows).kept, [1, 2]);
         let error = Harness::new(NAME, "keep = \"best\"\nby = \"qualty\"").error(&rows);
         assert!(error.contains("did you mean `quality`"), "{error}");
+    }
+
+    #[test]
+    fn the_second_pass_computes_no_signature() {
+        let options = Options { keep: Keep::Best, ..Options::default() };
+        let mut step = NearDuplicates::new(options, &Given::default()).unwrap();
+        let origin = pt_data::Origin::new("test.jsonl", 1);
+        let row = pt_data::Row { origin, value: text("some words to compare").as_object().unwrap().clone() };
+        let (layout, view) = crate::source::view_of_new(&row);
+        let item = Item { row, view, layout, input_idx: 0, row_idx: 0, notes: Default::default() };
+        let seen = step.see(&item).unwrap();
+        assert_eq!(seen.bytes.len(), 128);
+        step.survey(&item, seen);
+        step.finish_survey();
+        let seen = step.see(&item).unwrap();
+        assert!(seen.bytes.is_empty() && seen.bands.is_empty());
+        assert!(matches!(step.decide(&item, seen), Decision::Keep));
     }
 
     #[test]

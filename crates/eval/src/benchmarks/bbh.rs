@@ -100,7 +100,9 @@ fn load(source: &Source<'_>) -> Result<Loaded> {
     let folder = folder(source)?;
     let options = ReadOptions { rows_key: Some("examples".to_owned()), ..ReadOptions::default() };
     let mut items = Vec::new();
-    for (task, path) in tasks(&folder).into_iter().filter(|(task, _)| source.wants("tasks", task)) {
+    let tasks = tasks(&folder);
+    source.check_names("tasks", &tasks.iter().map(|(task, _)| task.as_str()).collect::<Vec<_>>())?;
+    for (task, path) in tasks.into_iter().filter(|(task, _)| source.wants("tasks", task)) {
         let (system, shots) = worked(source, &folder, &task)?;
         for (index, row) in read_all(&path.to_string_lossy(), &options)?.into_iter().enumerate() {
             items.push(Item {

@@ -4,12 +4,14 @@
 //! `mmlu_generative` (version 3, the reply is the letter). Examples are the first rows of the subject's `dev` split; the
 //! harness shows none unless told, the paper shows five, and so does this.
 
+use std::collections::BTreeSet;
+
 use serde_json::Value;
 
 use crate::catalogue::{Benchmark, BenchmarkInfo, DATA, Loaded, MetricInfo};
 use crate::error::Result;
 use crate::item::{Answer, Ask, Item, Mark, Marks, Prompt};
-use crate::source::Source;
+use crate::source::{Source, text_of};
 use pt_core::catalogue::OptionInfo;
 use pt_data::Row;
 
@@ -81,6 +83,8 @@ fn load(source: &Source<'_>) -> Result<Loaded> {
             shots.push((subject, (question, LETTERS[gold].to_owned())));
         }
     }
+    let known: BTreeSet<&str> = rows.iter().map(|row| text_of(&row.value, "subject")).collect();
+    source.check_names("subjects", &known.into_iter().collect::<Vec<_>>())?;
     let (mut items, mut index_in_subject) = (Vec::new(), std::collections::HashMap::new());
     for row in rows {
         let (subject, question, gold) = read(source, &row)?;

@@ -105,6 +105,10 @@ impl Judged for WinRate {
         &self.items
     }
 
+    fn needs_opponent(&self) -> bool {
+        true
+    }
+
     fn measure(&self, items: &[&Item], subject: &Subject<'_>, company: &Company<'_>) -> Result<Vec<Sample>> {
         let (judge, opponent) = (company.judge(NAME)?, company.opponent(NAME)?);
         let asked: Vec<_> = items.iter().map(|item| vec![message("user", &item.prompt.question)]).collect();
