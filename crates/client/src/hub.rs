@@ -135,6 +135,11 @@ pub enum Event<'a> {
         /// Bytes of it that are there.
         n_done: u64,
     },
+    /// One file is there and is what it should be: told once of each that was not.
+    FileDone {
+        /// The file.
+        file: &'a RemoteFile,
+    },
     /// All is there.
     Done {
         /// The snapshot's folder.
@@ -251,6 +256,7 @@ impl Hub {
                 .join(format!("{}.lock", file.etag()));
             let _lock = locked(&lock)?;
             self.fetch_blob(repository, file, &blobs.join(file.etag()), watch)?;
+            watch(Event::FileDone { file });
         }
         let folder = publish_snapshot(&root, &repository.commit, files)?;
         if revision != repository.commit {

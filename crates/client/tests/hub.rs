@@ -229,6 +229,31 @@ fn a_model_whose_download_was_interrupted_is_not_there_until_it_is_whole() {
     assert_eq!(weights[0].header("range"), Some("bytes=6-"));
 }
 
+/// Whether it comes now or all of it came before, only unchecked.
+#[test]
+fn each_file_is_told_of_once_when_it_is_there() {
+    for left in [None, Some(WEIGHTS)] {
+        let dir = tempfile::tempdir().unwrap();
+        if let Some(left) = left {
+            let blobs = dir.path().join("models--owner--tiny/blobs");
+            std::fs::create_dir_all(&blobs).unwrap();
+            std::fs::write(blobs.join(format!("{WEIGHTS_SHA}.incomplete")), left).unwrap();
+        }
+        let server = hub_server(|_| None);
+        let hub = hub_of(&server.url, dir.path());
+        let mut done = Vec::new();
+        let mut watch = |event: Event| {
+            if let Event::FileDone { file } = event {
+                done.push(file.path.clone());
+            }
+        };
+        for _ in 0..2 {
+            hub.model("owner/tiny", "main", &mut watch).unwrap();
+        }
+        assert_eq!(done, ["config.json", "model.safetensors"]);
+    }
+}
+
 #[test]
 fn what_the_hub_lacks_or_gets_wrong_is_said() {
     fn check(name: &str, reply: Option<serde_json::Value>, expected: &[&str]) {

@@ -10,23 +10,7 @@ use pt_models::NewModel;
 use pt_rollout::{Request, SamplingParams, generate};
 
 fn main() {
-    let new = NewModel {
-        vocab_size: 49_152,
-        hidden_size: 576,
-        n_layers: 30,
-        n_heads: 9,
-        n_kv_heads: 3,
-        ffn_size: 1536,
-        max_positions: 2048,
-        tied: true,
-        rope_theta: 10_000.0,
-        norm_eps: 1e-5,
-        init_std: 0.02,
-        bos_token_id: None,
-        eos_token_id: None,
-        pad_token_id: None,
-    };
-    let model = new.build(Dtype::Bf16, 1).expect("the shape is right");
+    let model = NewModel::smollm2_135m().build(Dtype::Bf16, 1).expect("the shape is right");
     let weights = model.weight_bytes() as f64;
     println!("memory is read at {:.1} GB/s; weights are {:.0} MB", memory_speed() / 1e9, weights / 1e6);
     println!("requests x samples, prompt tokens, new tokens: tokens per second");

@@ -18,23 +18,7 @@ fn main() {
     let number = |i: usize, default: usize| args.get(i).and_then(|a| a.parse().ok()).unwrap_or(default);
     let dtype = if args.first().is_some_and(|d| d == "f32") { Dtype::F32 } else { Dtype::Bf16 };
     let (sequences, n_prompt, n_new, rounds) = (number(1, 64), number(2, 128), number(3, 128), number(4, 1));
-    let new = NewModel {
-        vocab_size: VOCABULARY,
-        hidden_size: 576,
-        n_layers: 30,
-        n_heads: 9,
-        n_kv_heads: 3,
-        ffn_size: 1536,
-        max_positions: 8192,
-        tied: true,
-        rope_theta: 100_000.0,
-        norm_eps: 1e-5,
-        init_std: 0.02,
-        bos_token_id: None,
-        eos_token_id: None,
-        pad_token_id: None,
-    };
-    let model = new.build(dtype, 1).expect("the shape is right");
+    let model = NewModel::smollm2_135m().build(dtype, 1).expect("the shape is right");
     let prompt = |r: usize| (0..n_prompt).map(|i| ((r * 7919 + i * 104_729) % VOCABULARY) as u32).collect();
     let requests: Vec<Request> =
         (0..sequences).map(|r| Request { prompt_ids: prompt(r), key: r as u64 }).collect();

@@ -31,6 +31,7 @@ use pt_models::Model;
 pub use crate::blocks::BLOCK_TOKENS;
 pub use crate::engine::{Engine, EngineOptions, EngineStats, Event, RequestId};
 pub use crate::params::SamplingParams;
+pub use crate::sampling::top_logprobs;
 pub use crate::stop::Detokenise;
 
 /// A prompt to continue.
@@ -40,6 +41,13 @@ pub struct Request {
     pub prompt_ids: Vec<u32>,
     /// Identity of the request: with the seed it determines the draws.
     pub key: u64,
+}
+
+/// 64 bits of a prompt's hash: a [`Request::key`] that depends on what the prompt is, not on where it stands.
+pub fn content_key(prompt_ids: &[u32]) -> u64 {
+    let bytes: Vec<u8> = prompt_ids.iter().flat_map(|id| id.to_le_bytes()).collect();
+    let hash = pt_core::hash::of_bytes(&bytes);
+    u64::from_str_radix(&hash[..16], 16).expect("a hash is hexadecimal")
 }
 
 /// Why a sample ended.

@@ -87,7 +87,7 @@ pub(crate) fn draw(
         return Err(NoToken::NothingLeft);
     }
     let filtered_logprob = params.changes_distribution().then(|| filtered.unwrap_or(scored.logp));
-    let top = top(&logits, params.top_logprobs);
+    let top = top_logprobs(&logits, params.top_logprobs);
     Ok(Drawn { token, logprob: scored.logp, filtered_logprob, top })
 }
 
@@ -117,8 +117,11 @@ fn adjust(logits: &mut [f32], params: &SamplingParams, history: &History, hides_
         }
     }
     if hides_stops {
+        // An id outside the vocabulary stops nothing, and there is nothing to hide.
         for &token in &params.stop_token_ids {
-            logits[token as usize] = f32::NEG_INFINITY;
+            if let Some(logit) = logits.get_mut(token as usize) {
+                *logit = f32::NEG_INFINITY;
+            }
         }
     }
 }
@@ -280,7 +283,7 @@ fn invert(weights: &[(u32, f64)], uniform: f64) -> usize {
 }
 
 /// The `n` most probable tokens with their log-probabilities, most probable first, ties by id.
-fn top(logits: &[f32], n: usize) -> Vec<(u32, f32)> {
+pub fn top_logprobs(logits: &[f32], n: usize) -> Vec<(u32, f32)> {
     if n == 0 {
         return Vec::new();
     }
@@ -384,6 +387,8 @@ mod tests {
         let first = |n| (0..200).filter(|&i| run(&params, n, i).unwrap().token == 0).count();
         assert_eq!((first(0), first(1)), (0, 0));
         assert!(first(2) > 50);
+        let outside = SamplingParams { stop_token_ids: vec![0, 4, u32::MAX], ..params.clone() };
+        assert_eq!(run(&outside, 0, 7), run(&params, 0, 7), "ids outside the vocabulary are no tokens");
         for temperature in [0.0, 1.0] {
             for top_k in [0, 2] {
                 let all =

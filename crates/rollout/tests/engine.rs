@@ -285,6 +285,20 @@ fn prefixes_are_found_later_until_their_blocks_are_needed() {
     }
 }
 
+/// The second waits for the blocks of the first, and is tried in every step until it has them.
+#[test]
+fn what_is_shared_counts_when_a_sample_begins_not_when_it_is_tried() {
+    let model = load("llama", Dtype::F32);
+    let mut engine = Engine::new(&model, strained(&model, Dtype::F32, 6, 2048));
+    for (request, max_new_tokens) in requests(&[35, 90], 33).into_iter().zip([20, 1]) {
+        engine.submit(request, SamplingParams { max_new_tokens, ..Default::default() }).unwrap();
+    }
+    assert_eq!(drain(&mut engine).len(), 2);
+    let stats = engine.stats();
+    assert_eq!((stats.preemptions, stats.prefilled_tokens), (0, 35 + 90 - 32));
+    assert_eq!(stats.shared_tokens, 32);
+}
+
 #[test]
 fn a_request_can_be_cancelled_at_any_time() {
     let model = load("qwen2", Dtype::F32);

@@ -32,7 +32,7 @@ pub(crate) struct TokenOut {
     pub(crate) logprob: Option<f32>,
     /// Alternatives, the most probable first.
     pub(crate) top: Vec<(String, f32)>,
-    /// Where it begins, in bytes of the reply.
+    /// Where it begins, in characters of the reply.
     pub(crate) offset: usize,
 }
 
@@ -109,7 +109,7 @@ struct Assembler<'a> {
     n_tokens: usize,
     /// Text that may be the beginning of a stop string.
     held: String,
-    /// Bytes of text given out.
+    /// Characters of text given out.
     n_given: usize,
     /// Tokens whose text was not given out.
     tokens: VecDeque<TokenOut>,
@@ -189,7 +189,7 @@ impl<'a> Assembler<'a> {
     /// Gives out text, with the tokens that begin in it, or with all.
     fn give(&mut self, n_bytes: usize, all: bool) -> Piece {
         let text: String = self.held.drain(..n_bytes).collect();
-        self.n_given += text.len();
+        self.n_given += text.chars().count();
         let n_given = self.n_given;
         let n_tokens =
             if all { self.tokens.len() } else { self.tokens.partition_point(|t| t.offset < n_given) };
@@ -218,7 +218,7 @@ impl<'a> Assembler<'a> {
             top: top
                 .map(|&(id, logprob)| Ok((token_name(self.side, self.detail, &self.ids, id)?, logprob)))
                 .collect::<Result<_, ApiError>>()?,
-            offset: self.n_given + self.held.len(),
+            offset: self.n_given + self.held.chars().count(),
         })
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 
 use tokio::sync::{mpsc, oneshot};
@@ -127,8 +127,6 @@ pub struct Commands {
 
 #[derive(Default)]
 struct State {
-    /// Jobs that were submitted and are not over.
-    n_jobs: AtomicUsize,
     gone: AtomicBool,
     cut: AtomicBool,
 }
@@ -162,17 +160,10 @@ impl JobEvents {
     }
 }
 
-impl Drop for JobEvents {
-    fn drop(&mut self) {
-        self.state.n_jobs.fetch_sub(1, Ordering::SeqCst);
-    }
-}
-
 impl EngineHandle {
     /// Gives a job to the engine. An engine that is gone shows at the first event.
     pub(crate) fn submit(&self, job: Job) -> JobEvents {
         let (sender, events) = mpsc::unbounded_channel();
-        self.state.n_jobs.fetch_add(1, Ordering::SeqCst);
         // Where nobody listens, the sender is dropped, and the events end.
         let _ = self.commands.send(Command::Submit(job, sender));
         JobEvents { events, state: self.state.clone() }
@@ -183,10 +174,6 @@ impl EngineHandle {
         let (sender, receiver) = oneshot::channel();
         self.commands.send(Command::Score(ids, top, sender)).ok()?;
         receiver.await.ok()
-    }
-
-    pub(crate) fn n_jobs(&self) -> usize {
-        self.state.n_jobs.load(Ordering::SeqCst)
     }
 
     pub(crate) fn is_gone(&self) -> bool {
@@ -242,6 +229,8 @@ pub fn run(backend: &mut dyn Backend, commands: Commands) {
                 if !reply.is_closed() {
                     let _ = reply.send(backend.score(&ids, top));
                 }
+                // Samples go on however many texts wait to be scored.
+                advance(backend, &mut jobs);
             }
             Some(Command::CutAll) => {
                 for (id, job) in std::mem::take(&mut jobs) {
@@ -286,4 +275,57 @@ fn advance(backend: &mut dyn Backend, jobs: &mut BTreeMap<u64, Running>) {
             jobs.remove(&id);
         }
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fields::Fields;
+
+    /// Writes down what it is told to do.
+    #[derive(Default)]
+    struct Diary(Vec<&'static str>);
+
+    impl Backend for Diary {
+        fn submit(&mut self, _id: u64, _job: &Job) -> Result<(), BackendError> {
+            self.0.push("submit");
+            Ok(())
+        }
+
+        fn step(&mut self, _emit: &mut dyn FnMut(u64, Event)) {
+            self.0.push("step");
+        }
+
+        fn cancel(&mut self, _id: u64) {}
+
+        fn score(&mut self, _ids: &[u32], _top: usize) -> Result<Vec<Scored>, BackendError> {
+            self.0.push("score");
+            Ok(Vec::new())
+        }
+    }
+
+    #[test]
+    fn samples_go_on_between_texts_to_be_scored() {
+        let (handle, commands) = engine_channel();
+        let mut fields = Fields::parse(b"{}").unwrap();
+        let job = Job {
+            prompt_ids: vec![1],
+            sampling: Sampling::take(&mut fields, None).unwrap(),
+            max_new_tokens: 9,
+            stop_token_ids: Vec::new(),
+            seed: 0,
+            top_logprobs: 0,
+        };
+        let _events = handle.submit(job);
+        let mut replies = Vec::new();
+        for _ in 0..3 {
+            let (sender, receiver) = oneshot::channel();
+            replies.push(receiver);
+            handle.commands.send(Command::Score(vec![1, 2], 0, sender)).unwrap();
+        }
+        handle.end();
+        let mut diary = Diary::default();
+        run(&mut diary, commands);
+        assert_eq!(diary.0, ["submit", "score", "step", "score", "step", "score", "step"]);
+    }
 }

@@ -34,7 +34,7 @@ pub(crate) async fn answer(app: &Arc<App>, body: &[u8]) -> Result<Response<Body>
     let request = parse(app, body)?;
     let ids = app.text.chat_ids(&request.messages, request.tools.as_ref(), request.kwargs.as_ref())?;
     let job = app.job(ids, &request.sampling, request.detail.logprobs.unwrap_or(0))?;
-    app.check_load()?;
+    let admitted = app.admit()?;
     let events = app.engine.submit(job.clone());
     let reply = Reply {
         id: app.name("chatcmpl"),
@@ -46,13 +46,18 @@ pub(crate) async fn answer(app: &Arc<App>, body: &[u8]) -> Result<Response<Body>
         job,
     };
     match request.stream {
-        None => whole(app, &reply, events).await.map(|value| json_response(&value)),
+        None => {
+            let outcome = whole(app, &reply, events).await;
+            drop(admitted);
+            outcome.map(|value| json_response(&value))
+        }
         Some(options) => {
             let (sink, response) = sse::channel();
             let app = app.clone();
             tokio::spawn(async move {
                 let outcome =
                     crate::http::until_closed(&sink, stream(&app, &reply, events, options, &sink)).await;
+                drop(admitted);
                 if let Some(outcome) = outcome {
                     sink.end(outcome).await;
                 }
@@ -84,6 +89,8 @@ fn parse(app: &App, body: &[u8]) -> Result<Request, ApiError> {
         as_ids: fields.flag("return_tokens_as_token_ids")?,
     };
     let tools = tools_of(&mut fields)?;
+    let why = "this server cannot keep the model from calling several tools";
+    fields.only("parallel_tool_calls", &[json!(true)], why)?;
     let kwargs = match fields.take("chat_template_kwargs") {
         None => None,
         Some(Value::Object(kwargs)) => Some(kwargs),

@@ -57,7 +57,7 @@ struct Work {
 /// Answers a request.
 pub(crate) async fn answer(app: &Arc<App>, body: &[u8]) -> Result<Response<Body>, ApiError> {
     let request = parse(app, body)?;
-    app.check_load()?;
+    let admitted = app.admit()?;
     let mut work = Vec::new();
     for prompt in &request.prompts {
         // All jobs run together; those before a prompt that is wrong end with this request.
@@ -78,13 +78,18 @@ pub(crate) async fn answer(app: &Arc<App>, body: &[u8]) -> Result<Response<Body>
     let reply =
         Reply { id: app.name("cmpl"), created: app.now_s(), n: request.sampling.n, detail: request.detail };
     match request.stream {
-        None => whole(app, &reply, work).await.map(|value| json_response(&value)),
+        None => {
+            let outcome = whole(app, &reply, work).await;
+            drop(admitted);
+            outcome.map(|value| json_response(&value))
+        }
         Some(options) => {
             let (sink, response) = sse::channel();
             let app = app.clone();
             tokio::spawn(async move {
                 let outcome =
                     crate::http::until_closed(&sink, stream(&app, &reply, work, options, &sink)).await;
+                drop(admitted);
                 if let Some(outcome) = outcome {
                     sink.end(outcome).await;
                 }
@@ -163,6 +168,7 @@ async fn echo(app: &App, request: &Request, prompt: &Prompt) -> Result<Echo, Api
     })?;
     let mut tokens: Vec<TokenOut> = Vec::with_capacity(prompt.ids.len());
     let mut offset = 0;
+    let mut decode = app.text.tokenizer.decode_stream(true);
     for (at, &id) in prompt.ids.iter().enumerate() {
         let before = &prompt.ids[..at];
         let name = |id| token_name(&app.text, request.detail, before, id);
@@ -170,8 +176,8 @@ async fn echo(app: &App, request: &Request, prompt: &Prompt) -> Result<Echo, Api
         let top = score.into_iter().flat_map(|score| &score.top);
         let top = top.map(|&(id, logprob)| Ok((name(id)?, logprob))).collect::<Result<_, ApiError>>()?;
         tokens.push(TokenOut { text: name(id)?, logprob: score.map(|score| score.logprob), top, offset });
-        let special = app.text.tokenizer.is_special(id);
-        offset += if special { 0 } else { app.text.token_text(before, id)?.len() };
+        let read = decode.push(id).map_err(|error| ApiError::internal(error.to_string()))?;
+        offset += read.chars().count();
     }
     Ok(Echo { text: prompt.text.clone(), tokens })
 }
@@ -231,7 +237,7 @@ async fn whole(app: &App, reply: &Reply, work: Vec<Work>) -> Result<Value, ApiEr
 fn choice_json(reply: &Reply, index: usize, echo: &Echo, choice: &Choice) -> Value {
     let text = format!("{}{}", echo.text, choice.text);
     let logprobs =
-        reply.detail.logprobs.map(|_| logprobs_json(&echo.tokens, &choice.tokens, echo.text.len()));
+        reply.detail.logprobs.map(|_| logprobs_json(&echo.tokens, &choice.tokens, echo.text.chars().count()));
     let mut value =
         json!({ "text": text, "index": index, "logprobs": logprobs, "finish_reason": choice.finish });
     if reply.detail.token_ids {
@@ -287,7 +293,7 @@ async fn stream(
         let Some((job, events)) = job else { continue };
         let mut generation = Generation::new(&app.text, &job, events, reply.detail, true)?;
         // Offsets go on after the echo, which was sent.
-        let shift = echo.text.len();
+        let shift = echo.text.chars().count();
         while let Some(piece) = generation.next().await? {
             let has_tokens = !piece.tokens.is_empty() || !piece.token_ids.is_empty();
             if piece.text.is_empty() && !has_tokens && piece.finish.is_none() {

@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 
 use pt_engine::{Batch, Dtype, Logprobs, SegmentTable, Tape};
 use pt_models::Model;
-use pt_rollout::{Engine, EngineOptions, FinishReason, Request, RequestId, SamplingParams};
+use pt_rollout::{
+    Engine, EngineOptions, FinishReason, Request, RequestId, SamplingParams, content_key, top_logprobs,
+};
 
 use crate::backend::{Backend, BackendError, Event, Job, Sampled, Scored};
 
@@ -155,20 +157,5 @@ fn scored(logits: &[f32], target: u32, top: usize) -> Option<Scored> {
     if !logprob.is_finite() {
         return None;
     }
-    let mut ids: Vec<u32> = (0..logits.len() as u32).collect();
-    let by_logit = |a: &u32, b: &u32| logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b));
-    if top > 0 && top < ids.len() {
-        ids.select_nth_unstable_by(top - 1, by_logit);
-    }
-    ids.truncate(top);
-    ids.sort_unstable_by(by_logit);
-    let of = |id: u32| (id, Logprobs::of_logits(logits, id).logp);
-    Some(Scored { logprob, top: ids.into_iter().map(of).collect() })
-}
-
-/// 64 bits of the prompt's hash.
-pub fn content_key(prompt_ids: &[u32]) -> u64 {
-    let bytes: Vec<u8> = prompt_ids.iter().flat_map(|id| id.to_le_bytes()).collect();
-    let hash = pt_core::hash::of_bytes(&bytes);
-    u64::from_str_radix(&hash[..16], 16).expect("a hash is hexadecimal")
+    Some(Scored { logprob, top: top_logprobs(logits, top) })
 }

@@ -5,7 +5,7 @@ use serde_json::{Map, Value};
 use crate::error::ApiError;
 
 /// Fields of the OpenAI API that change nothing about the answer of a server like this.
-const WITHOUT_EFFECT: [&str; 8] = [
+const WITHOUT_EFFECT: [&str; 7] = [
     "user",
     "metadata",
     "store",
@@ -13,11 +13,14 @@ const WITHOUT_EFFECT: [&str; 8] = [
     "prompt_cache_key",
     "prompt_cache_retention",
     "safety_identifier",
-    "parallel_tool_calls",
 ];
 
-/// A request's fields.
-pub(crate) struct Fields(Map<String, Value>);
+/// A request's fields, or those of an object in it.
+pub(crate) struct Fields {
+    map: Map<String, Value>,
+    /// The object's name and a dot; nothing for the request itself.
+    within: String,
+}
 
 impl Fields {
     /// The fields of a body.
@@ -25,14 +28,23 @@ impl Fields {
         let value: Value = serde_json::from_slice(body)
             .map_err(|error| ApiError::invalid(format!("the body is not JSON: {error}")))?;
         match value {
-            Value::Object(map) => Ok(Fields(map)),
+            Value::Object(map) => Ok(Fields { map, within: String::new() }),
             other => Err(ApiError::invalid(format!("the body is {}, expected an object", kind(&other)))),
         }
     }
 
+    /// The fields of an object that a request has under `name`.
+    pub(crate) fn inside(name: &str, map: Map<String, Value>) -> Fields {
+        Fields { map, within: format!("{name}.") }
+    }
+
+    fn wrong(&self, name: &str, found: &Value, expected: &str) -> ApiError {
+        wrong(&format!("{}{name}", self.within), found, expected)
+    }
+
     /// A field as it is; `null` counts as absent.
     pub(crate) fn take(&mut self, name: &str) -> Option<Value> {
-        self.0.remove(name).filter(|value| !value.is_null())
+        self.map.remove(name).filter(|value| !value.is_null())
     }
 
     /// Text.
@@ -40,7 +52,7 @@ impl Fields {
         match self.take(name) {
             None => Ok(None),
             Some(Value::String(text)) => Ok(Some(text)),
-            Some(other) => Err(wrong(name, &other, "text")),
+            Some(other) => Err(self.wrong(name, &other, "text")),
         }
     }
 
@@ -49,7 +61,7 @@ impl Fields {
         match self.take(name) {
             None => Ok(false),
             Some(Value::Bool(flag)) => Ok(flag),
-            Some(other) => Err(wrong(name, &other, "true or false")),
+            Some(other) => Err(self.wrong(name, &other, "true or false")),
         }
     }
 
@@ -58,8 +70,10 @@ impl Fields {
         let Some(value) = self.take(name) else { return Ok(None) };
         match value.as_u64().filter(|n| (low..=high).contains(n)) {
             Some(n) => Ok(Some(n)),
-            None if high == u64::MAX => Err(wrong(name, &value, &format!("a whole number, {low} or more"))),
-            None => Err(wrong(name, &value, &format!("a whole number from {low} to {high}"))),
+            None if high == u64::MAX => {
+                Err(self.wrong(name, &value, &format!("a whole number, {low} or more")))
+            }
+            None => Err(self.wrong(name, &value, &format!("a whole number from {low} to {high}"))),
         }
     }
 
@@ -72,7 +86,7 @@ impl Fields {
     ) -> Result<Option<f64>, ApiError> {
         let Some(value) = self.take(name) else { return Ok(None) };
         let number = value.as_f64().filter(|number| number.is_finite() && accepts(*number));
-        number.map(Some).ok_or_else(|| wrong(name, &value, expected))
+        number.map(Some).ok_or_else(|| self.wrong(name, &value, expected))
     }
 
     /// A list of text, or one text.
@@ -84,25 +98,26 @@ impl Fields {
             Some(Value::Array(items)) => {
                 let text = |item: &Value| {
                     let text = item.as_str().filter(|text| !text.is_empty());
-                    text.map(str::to_owned).ok_or_else(|| wrong(name, item, expected))
+                    text.map(str::to_owned).ok_or_else(|| self.wrong(name, item, expected))
                 };
                 items.iter().map(text).collect()
             }
-            Some(other) => Err(wrong(name, &other, expected)),
+            Some(other) => Err(self.wrong(name, &other, expected)),
         }
     }
 
     /// A list of token ids.
     pub(crate) fn ids(&mut self, name: &str) -> Result<Vec<u32>, ApiError> {
         let Some(value) = self.take(name) else { return Ok(Vec::new()) };
-        token_ids(&value).ok_or_else(|| wrong(name, &value, "a list of token ids"))
+        token_ids(&value).ok_or_else(|| self.wrong(name, &value, "a list of token ids"))
     }
 
     /// Refuses a field unless it is absent or has one of the values that ask for nothing special.
     pub(crate) fn only(&mut self, name: &str, accepted: &[Value], why: &str) -> Result<(), ApiError> {
         match self.take(name) {
             Some(value) if !accepted.contains(&value) => {
-                Err(ApiError::field(name, format!("`{name}` is {}: {why}", short(&value))))
+                let name = format!("{}{name}", self.within);
+                Err(ApiError::field(&name, format!("`{name}` is {}: {why}", short(&value))))
             }
             _ => Ok(()),
         }
@@ -110,11 +125,12 @@ impl Fields {
 
     /// Refuses what nobody took.
     pub(crate) fn finish(self) -> Result<(), ApiError> {
-        let unknown = |name: &&String| !WITHOUT_EFFECT.contains(&name.as_str());
-        match self.0.iter().filter(|(_, value)| !value.is_null()).map(|(name, _)| name).find(unknown) {
+        let unknown = |name: &&String| !self.within.is_empty() || !WITHOUT_EFFECT.contains(&name.as_str());
+        match self.map.iter().filter(|(_, value)| !value.is_null()).map(|(name, _)| name).find(unknown) {
             None => Ok(()),
             Some(name) => {
-                Err(ApiError::field(name, format!("this server does not know the field `{name}` here")))
+                let name = format!("{}{name}", self.within);
+                Err(ApiError::field(&name, format!("this server does not know the field `{name}` here")))
             }
         }
     }

@@ -4,7 +4,7 @@ use std::future::Future;
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime};
 
@@ -66,8 +66,19 @@ pub(crate) struct App {
     pub(crate) engine: EngineHandle,
     pub(crate) metrics: Metrics,
     created_s: u64,
+    /// Requests that are running or waiting.
+    n_requests: Arc<AtomicUsize>,
     n_names: AtomicU64,
     n_seeds: AtomicU64,
+}
+
+/// A request counts as running while this lives.
+pub(crate) struct Admitted(Arc<AtomicUsize>);
+
+impl Drop for Admitted {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
 }
 
 /// What is streamed, where a request asks for a stream.
@@ -83,7 +94,9 @@ impl StreamOptions {
         match fields.take("stream_options") {
             None => Ok(stream.then_some(StreamOptions { include_usage: false })),
             Some(Value::Object(options)) if stream => {
-                let include_usage = options.get("include_usage") == Some(&Value::Bool(true));
+                let mut options = Fields::inside("stream_options", options);
+                let include_usage = options.flag("include_usage")?;
+                options.finish()?;
                 Ok(Some(StreamOptions { include_usage }))
             }
             Some(other) => Err(wrong("stream_options", &other, "an object, together with `stream: true`")),
@@ -115,15 +128,14 @@ impl App {
         }
     }
 
-    pub(crate) fn check_load(&self) -> Result<(), ApiError> {
-        let n_jobs = self.engine.n_jobs();
+    /// A place for a request among those that run or wait, until it is dropped.
+    pub(crate) fn admit(&self) -> Result<Admitted, ApiError> {
         if self.engine.is_gone() {
-            Err(ApiError::engine_gone())
-        } else if n_jobs >= self.options.max_waiting {
-            Err(ApiError::overloaded(n_jobs))
-        } else {
-            Ok(())
+            return Err(ApiError::engine_gone());
         }
+        let n_before = self.n_requests.fetch_add(1, Ordering::SeqCst);
+        let admitted = Admitted(self.n_requests.clone());
+        if n_before < self.options.max_waiting { Ok(admitted) } else { Err(ApiError::overloaded(n_before)) }
     }
 
     /// The job that a prompt and a request's parameters make.
@@ -141,7 +153,7 @@ impl App {
             );
             return Err(ApiError::field("min_tokens", message));
         }
-        let mut stop_token_ids = sampling.stop_token_ids.clone();
+        let mut stop_token_ids = self.text.known("stop_token_ids", sampling.stop_token_ids.clone())?;
         if !sampling.ignore_eos {
             stop_token_ids.extend(&self.text.stop_token_ids);
         }
@@ -220,6 +232,7 @@ impl Server {
             engine: handle,
             metrics: Metrics::default(),
             created_s: unix_s(),
+            n_requests: Arc::default(),
             n_names: AtomicU64::new(0),
             n_seeds: AtomicU64::new(0),
         });
@@ -334,7 +347,8 @@ async fn route(app: &Arc<App>, path: &str, request: Request) -> Result<Response<
         }
         "/metrics" => {
             got(&request)?;
-            let mut response = Response::new(Body::from(app.metrics.text(app.engine.n_jobs())));
+            let mut response =
+                Response::new(Body::from(app.metrics.text(app.n_requests.load(Ordering::SeqCst))));
             let kind = HeaderValue::from_static("text/plain; version=0.0.4");
             response.headers_mut().insert(header::CONTENT_TYPE, kind);
             Ok(response)

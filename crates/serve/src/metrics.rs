@@ -25,7 +25,7 @@ impl Metrics {
         self.generation_tokens.fetch_add(generated as u64, Ordering::Relaxed);
     }
 
-    pub(crate) fn text(&self, n_jobs: usize) -> String {
+    pub(crate) fn text(&self, n_requests: usize) -> String {
         let mut text = String::from("# TYPE posttrain_requests_total counter\n");
         for ((path, status), n) in self.requests.lock().unwrap_or_else(PoisonError::into_inner).iter() {
             let _ = writeln!(text, "posttrain_requests_total{{path=\"{path}\",status=\"{status}\"}} {n}");
@@ -33,7 +33,7 @@ impl Metrics {
         let counters = [
             ("posttrain_prompt_tokens_total", "counter", self.prompt_tokens.load(Ordering::Relaxed)),
             ("posttrain_generation_tokens_total", "counter", self.generation_tokens.load(Ordering::Relaxed)),
-            ("posttrain_running_requests", "gauge", n_jobs as u64),
+            ("posttrain_running_requests", "gauge", n_requests as u64),
         ];
         for (name, kind, value) in counters {
             let _ = writeln!(text, "# TYPE {name} {kind}\n{name} {value}");

@@ -61,6 +61,11 @@ impl TextSide {
                 "the prompt is empty, and the tokenizer puts nothing before it; give at least one token";
             return Err(ApiError::field(param, message));
         }
+        self.known(param, ids)
+    }
+
+    /// Refuses ids that the model has no embeddings for.
+    pub(crate) fn known(&self, param: &str, ids: Vec<u32>) -> Result<Vec<u32>, ApiError> {
         match ids.iter().find(|&&id| id as usize >= self.vocabulary) {
             None => Ok(ids),
             Some(id) => {

@@ -178,6 +178,41 @@ fn an_echo_has_the_prompt_s_own_log_probabilities() {
 }
 
 #[test]
+fn offsets_of_text_count_characters() {
+    let running = start("é ran", |_| {});
+    let body =
+        json!({ "prompt": "né the ", "echo": true, "max_tokens": 30, "logprobs": 0, "temperature": 0 });
+    let check = |text: &str, logprobs: &[Value]| {
+        let list = |name: &str| -> Vec<Value> {
+            logprobs.iter().flat_map(|part| part[name].as_array().unwrap().clone()).collect()
+        };
+        let (tokens, offsets) = (list("tokens"), list("text_offset"));
+        assert_eq!((text, offsets.len()), ("né the é ran", tokens.len()));
+        let mut n_compared = 0;
+        for (token, offset) in tokens.iter().zip(&offsets) {
+            let (token, offset) = (token.as_str().unwrap(), offset.as_u64().unwrap() as usize);
+            // Half a character and the end token are not in the text.
+            if token.contains('\u{FFFD}') || token == "<|end|>" {
+                continue;
+            }
+            let rest: String = text.chars().skip(offset).collect();
+            assert!(rest.starts_with(token), "`{token}` is not at {offset} of `{text}`");
+            n_compared += 1;
+        }
+        assert!(n_compared > 5, "{tokens:?}");
+    };
+    let (_, answer) = running.post(TEXT, &body);
+    let choice = &answer["choices"][0];
+    check(choice["text"].as_str().unwrap(), std::slice::from_ref(&choice["logprobs"]));
+    let mut streamed = body;
+    streamed["stream"] = json!(true);
+    let events = running.stream(TEXT, &streamed);
+    let choices = || events.iter().map(|event| &event["choices"][0]);
+    let text: String = choices().filter_map(|choice| choice["text"].as_str()).collect();
+    check(&text, &choices().map(|choice| choice["logprobs"].clone()).collect::<Vec<_>>());
+}
+
+#[test]
 fn tool_calls_come_back_as_calls() {
     let script =
         "I look.\n<tool_call>\n{\"name\": \"weather\", \"arguments\": {\"city\": \"Bern\"}}\n</tool_call>";
@@ -265,6 +300,16 @@ fn what_is_wrong_is_said_with_its_field_and_status() {
     );
     check(CHAT, chat("tool_choice", json!("required")), 400, Some("tool_choice"), "cannot force");
     check(CHAT, chat("stream_options", json!({})), 400, Some("stream_options"), "stream: true");
+    let streams =
+        |options: Value| json!({ "messages": user("hi"), "stream": true, "stream_options": options });
+    let usage = "stream_options.include_usage";
+    check(CHAT, streams(json!({ "include_usage": "yes" })), 400, Some(usage), "true or false");
+    let unknown = "stream_options.chunk_size";
+    check(CHAT, streams(json!({ "chunk_size": 9 })), 400, Some(unknown), "does not know");
+    check(CHAT, chat("parallel_tool_calls", json!(false)), 400, Some("parallel_tool_calls"), "several tools");
+    let stops = json!({ "prompt": "the", "stop_token_ids": [3, 4294967295u32], "min_tokens": 1 });
+    check(TEXT, stops, 400, Some("stop_token_ids"), "outside the model's vocabulary");
+    check(CHAT, chat("stop_token_ids", json!([300_000])), 400, Some("stop_token_ids"), "300000 is outside");
     check(CHAT, chat("guided_regex", json!("a+")), 400, Some("guided_regex"), "does not know");
     check(CHAT, chat("messages", json!([])), 400, Some("messages"), "at least one message");
     check(CHAT, chat("messages", json!([{ "content": "x" }])), 400, Some("messages[0].role"), "a role");
@@ -369,6 +414,28 @@ fn too_many_requests_are_told_to_come_later() {
         head.starts_with("HTTP/1.1 429") && head.to_ascii_lowercase().contains("retry-after: 1"),
         "{head}"
     );
+}
+
+/// A request is one however many prompts it has, and until its answer is there.
+#[test]
+fn requests_are_counted_and_not_their_prompts() {
+    let running = start("", |options| options.max_waiting = 2);
+    let headers = [("content-type", "application/json")];
+    let two_prompts = json!({ "prompt": ["the", "cat"], "max_tokens": 1900 }).to_string();
+    let first = running.send("POST", TEXT, &headers, &two_prompts);
+    submitted(&running);
+    submitted(&running);
+    let n_running =
+        |n: usize| running.get("/metrics").1.contains(&format!("posttrain_running_requests {n}\n"));
+    assert!(n_running(1));
+    let echo = json!({ "prompt": "the", "echo": true, "max_tokens": 0, "logprobs": 0 });
+    assert_eq!(running.post(TEXT, &echo).0, 200, "there is room for another");
+    assert!(n_running(1), "it is over");
+    let second = running.send("POST", TEXT, &headers, &two_prompts);
+    submitted(&running);
+    submitted(&running);
+    assert_eq!(running.post(TEXT, &echo).0, 429);
+    drop((first, second));
 }
 
 #[test]

@@ -17,7 +17,7 @@ impl Engine<'_> {
         let mut budget = self.options.max_prefill_tokens.max(1);
         let keys: Vec<Key> = self.running.keys().copied().collect();
         for key in keys {
-            self.match_prefix(key);
+            self.stats.shared_tokens += self.match_prefix(key);
             let Some(sequence) = self.running.get(&key) else { continue };
             let n_left = sequence.tokens.len() - sequence.n_computed;
             let n_tokens = if sequence.prefills { n_left.min(budget) } else { n_left };
@@ -49,12 +49,13 @@ impl Engine<'_> {
             }
             let sequence = self.waiting.remove(&key).flatten().unwrap_or_else(|| self.begin(key, Vec::new()));
             self.running.insert(key, sequence);
-            self.match_prefix(key);
+            let n_shared = self.match_prefix(key);
             if !self.has_room_for_all(key) {
                 let sequence = self.remove(key).expect("it was just put there");
                 self.waiting.insert(key, (!is_new).then_some(sequence));
                 break;
             }
+            self.stats.shared_tokens += n_shared;
             self.groups.get_mut(&key.0).expect("samples have a request").is_prefilling |= is_new;
             let sequence = &self.running[&key];
             let n_tokens = (sequence.tokens.len() - sequence.n_computed).min(budget);
@@ -95,22 +96,26 @@ impl Engine<'_> {
         }
     }
 
-    /// Takes over the blocks that hold a sequence's next tokens, but for the last token: its logits are asked for.
-    fn match_prefix(&mut self, key: Key) {
-        let Some(sequence) = self.running.get_mut(&key).filter(|sequence| sequence.prefills) else { return };
+    /// Takes over the blocks that hold a sequence's next tokens, but for the last token: its logits are asked for. Returns
+    /// how many tokens they hold.
+    fn match_prefix(&mut self, key: Key) -> u64 {
+        let Some(sequence) = self.running.get_mut(&key).filter(|sequence| sequence.prefills) else {
+            return 0;
+        };
         if !self.shares || sequence.n_computed != sequence.blocks.len() * BLOCK_TOKENS {
-            return;
+            return 0;
         }
+        let n_before = sequence.n_computed;
         while sequence.n_computed + BLOCK_TOKENS < sequence.tokens.len() {
             let before = sequence.blocks.last().map_or(ROOT, |&block| self.blocks.id(block));
             let tokens = &sequence.tokens[sequence.n_computed..sequence.n_computed + BLOCK_TOKENS];
-            let Some(block) = self.blocks.find(before, tokens) else { return };
+            let Some(block) = self.blocks.find(before, tokens) else { break };
             self.blocks.share(block);
             sequence.blocks.push(block);
             sequence.n_computed += BLOCK_TOKENS;
             sequence.n_published += 1;
-            self.stats.shared_tokens += BLOCK_TOKENS as u64;
         }
+        (sequence.n_computed - n_before) as u64
     }
 
     /// Blocks that the next `n_tokens` of a sequence need, a copy of a shared last one included.
