@@ -179,8 +179,12 @@ impl Proof {
     }
 }
 
-/// The tokens models are compared on.
-fn sequences(
+/// The tokens models are compared on: those of `text` up to a number that is enough, in pieces of at most `context`; any
+/// tokens where there is no tokenizer.
+///
+/// # Errors
+/// Those of the tokenizer; [`ExportError::Option`] for a text without a token of the model.
+pub fn sequences(
     model: &Model,
     tokenizer: Option<&Tokenizer>,
     text: &str,

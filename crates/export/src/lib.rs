@@ -22,7 +22,7 @@ pub mod vocab;
 
 pub use divergence::{Divergence, divergence};
 pub use error::{ExportError, Result};
-pub use export::{GgufOptions, Proof, prove_gguf, prove_model, write_gguf};
+pub use export::{GgufOptions, Proof, prove_gguf, prove_model, sequences, write_gguf};
 pub use fuse::{FuseMethod, FuseOptions, fuse};
 pub use mixture::{Quant, TensorRole};
 pub use modelfile::{Modelfile, modelfile};

@@ -120,10 +120,20 @@ pub fn all_reduce_seconds(bytes: f64, k: usize, bytes_per_s: f64, latency_s: f64
     2.0 * gather_seconds(bytes, k, bytes_per_s, latency_s)
 }
 
+/// What is asked of every layout; by default, anything goes.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Asked {
+    /// Whether blocks run again in backward.
+    pub recompute: Option<bool>,
+    /// Sequences of a micro-batch.
+    pub micro_sequences: Option<u64>,
+}
+
 /// What all layouts of a question share.
 struct Facts<'a> {
     shape: &'a Shape,
     training: &'a Training,
+    asked: Asked,
     device: &'a Device,
     n: usize,
     /// Sequences of a step.
@@ -139,21 +149,22 @@ struct Facts<'a> {
 /// not combined with pipelines, whose micro-batches would each pay for their communication.
 ///
 /// # Errors
-/// Numbers that are 0, an unknown optimiser.
-pub fn search(shape: &Shape, training: &Training, hardware: &Hardware, step_tokens: u64) -> Result<Search> {
+/// Numbers that are 0, a step that is not of whole sequences or cannot be shared out, an unknown optimiser.
+pub fn search(
+    shape: &Shape,
+    training: &Training,
+    hardware: &Hardware,
+    step_tokens: u64,
+    asked: Asked,
+) -> Result<Search> {
     check(training)?;
+    check_step(step_tokens, training.sequence)?;
     let sequences = step_tokens / training.sequence;
-    if sequences == 0 {
-        return Err(PlannerError::Number {
-            what: "the number of tokens of a step",
-            found: step_tokens.to_string(),
-            expected: format!("at least one sequence of {}", training.sequence),
-        });
-    }
     let with = |recompute| Training { recompute, ..training.clone() };
     let facts = Facts {
         shape,
         training,
+        asked,
         device: &hardware.device,
         n: hardware.n,
         sequences,
@@ -169,7 +180,13 @@ pub fn search(shape: &Shape, training: &Training, hardware: &Hardware, step_toke
         return Err(PlannerError::Number {
             what: "the number of tokens of a step",
             found: format!("{step_tokens}, {sequences} sequences"),
-            expected: format!("sequences that {} devices can share out: a multiple of that", hardware.n),
+            expected: match asked.micro_sequences {
+                Some(micro) => format!(
+                    "sequences that {} devices can share out in micro-batches of {micro}: a multiple of both",
+                    hardware.n
+                ),
+                None => format!("sequences that {} devices can share out: a multiple of that", hardware.n),
+            },
         });
     }
     let mut fitting: Vec<LayoutEstimate> = all.into_iter().filter(|e| e.memory.total() <= usable).collect();
@@ -192,14 +209,35 @@ pub fn search(shape: &Shape, training: &Training, hardware: &Hardware, step_toke
 ///
 /// # Errors
 /// As [`search`].
-pub fn least_devices(shape: &Shape, training: &Training, device: &Device) -> Result<Option<usize>> {
+pub fn least_devices(
+    shape: &Shape,
+    training: &Training,
+    device: &Device,
+    asked: Asked,
+) -> Result<Option<usize>> {
     for n in (0..=12).map(|i| 1usize << i) {
         let hardware = Hardware { device: device.clone(), n };
-        if !search(shape, training, &hardware, n as u64 * training.sequence)?.best.is_empty() {
+        let sequences = n as u64 * asked.micro_sequences.unwrap_or(1);
+        if !search(shape, training, &hardware, sequences * training.sequence, asked)?.best.is_empty() {
             return Ok(Some(n));
         }
     }
     Ok(None)
+}
+
+/// Refuses a step that is not of whole sequences.
+pub(crate) fn check_step(step_tokens: u64, sequence: u64) -> Result<()> {
+    if step_tokens >= sequence && step_tokens.is_multiple_of(sequence) {
+        return Ok(());
+    }
+    Err(PlannerError::Number {
+        what: "the number of tokens of a step",
+        found: step_tokens.to_string(),
+        expected: match step_tokens < sequence {
+            true => format!("at least one sequence of {sequence}"),
+            false => format!("whole sequences: a multiple of {sequence}"),
+        },
+    })
 }
 
 fn divisors(n: usize) -> impl Iterator<Item = usize> {
@@ -211,6 +249,8 @@ impl Facts<'_> {
         let shape = self.shape;
         let divides_heads =
             |t: &usize| shape.n_heads.is_multiple_of(*t) && shape.n_kv_heads.is_multiple_of(*t);
+        let micros = self.asked.micro_sequences.map_or_else(|| MICRO.to_vec(), |micro| vec![micro]);
+        let again = self.asked.recompute.map_or_else(|| vec![false, true], |recompute| vec![recompute]);
         let mut layouts = Vec::new();
         let node = self.device.per_node;
         let in_node = divisors(self.n).take_while(|t| *t <= node).filter(|t| node.is_multiple_of(*t));
@@ -218,13 +258,13 @@ impl Facts<'_> {
             let rest = self.n / tensor;
             for pipeline in divisors(rest).take_while(|p| *p <= shape.n_layers) {
                 let data = rest / pipeline;
-                for micro in MICRO {
+                for &micro in &micros {
                     let share = data as u64 * micro;
                     if !self.sequences.is_multiple_of(share) {
                         continue;
                     }
                     let zeros = if data == 1 { 0..1 } else { 0..if pipeline > 1 { 2 } else { 4 } };
-                    for (zero, recompute) in zeros.flat_map(|z| [(z, false), (z, true)]) {
+                    for (zero, recompute) in zeros.flat_map(|z| again.iter().map(move |again| (z, *again))) {
                         layouts.push(Layout {
                             data,
                             tensor,
@@ -431,27 +471,12 @@ impl Facts<'_> {
 mod tests {
     use super::*;
     use crate::hardware::{devices, find};
-    use crate::memory::Storage;
-
-    fn training(method: Method) -> Training {
-        Training {
-            method,
-            dtype: Storage::Bf16,
-            rank: 16,
-            optimizer: "adamw".to_owned(),
-            optimizer_options: toml::Table::new(),
-            micro_tokens: 4096,
-            sequence: 4096,
-            recompute: false,
-            one_pass_head: true,
-            pooled: false,
-        }
-    }
+    use crate::memory::tests::training;
 
     fn searched(model: &str, hardware: &str, method: Method, sequences: u64) -> Search {
         let shape = Shape::find(model).unwrap();
         let hardware = find(hardware, &devices(None).unwrap()).unwrap();
-        search(&shape, &training(method), &hardware, sequences * 4096).unwrap()
+        search(&shape, &training(method), &hardware, sequences * 4096, Asked::default()).unwrap()
     }
 
     #[test]
@@ -476,6 +501,7 @@ mod tests {
         let facts = Facts {
             shape: &shape,
             training: &training,
+            asked: Asked::default(),
             device: &hardware.device,
             n: 64,
             sequences: 64,
@@ -538,8 +564,14 @@ mod tests {
     fn steps_that_cannot_be_shared_out_are_refused() {
         let shape = Shape::find("SmolLM2-135M").unwrap();
         let hardware = find("H100x4096", &devices(None).unwrap()).unwrap();
-        let message = search(&shape, &training(Method::Full), &hardware, 3 * 4096).unwrap_err().to_string();
-        assert!(message.contains("3 sequences") && message.contains("4096 devices"), "{message}");
+        let message = |tokens, asked| {
+            search(&shape, &training(Method::Full), &hardware, tokens, asked).unwrap_err().to_string()
+        };
+        let found = message(3 * 4096, Asked::default());
+        assert!(found.contains("3 sequences") && found.contains("4096 devices"), "{found}");
+        let found = message(4096 * 4096, Asked { micro_sequences: Some(3), ..Asked::default() });
+        assert!(found.contains("micro-batches of 3"), "{found}");
+        assert!(message(4097 * 4096 + 1, Asked::default()).contains("a multiple of 4096"));
     }
 
     #[test]
@@ -548,7 +580,8 @@ mod tests {
         assert!(found.best.is_empty() && found.least_bytes > 80 << 30);
         let shape = Shape::find("Llama-3.1-405B").unwrap();
         let device = find("H100", &devices(None).unwrap()).unwrap().device;
-        let least = least_devices(&shape, &training(Method::Full), &device).unwrap().unwrap();
+        let least =
+            least_devices(&shape, &training(Method::Full), &device, Asked::default()).unwrap().unwrap();
         assert!((64..=512).contains(&least), "{least}");
     }
 
@@ -568,6 +601,7 @@ mod tests {
         let facts = Facts {
             shape,
             training: &training,
+            asked: Asked::default(),
             device: &hardware.device,
             n: hardware.n,
             sequences,

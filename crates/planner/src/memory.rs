@@ -347,10 +347,11 @@ pub struct RolloutBytes {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
-    fn training(method: Method) -> Training {
+    /// What the tests of this crate train with.
+    pub(crate) fn training(method: Method) -> Training {
         Training {
             method,
             dtype: Storage::Bf16,

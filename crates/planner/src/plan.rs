@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use crate::error::{PlannerError, Result};
 use crate::hardware::{Device, Hardware};
-use crate::layout::{self, LayoutEstimate};
+use crate::layout::{self, Asked, LayoutEstimate};
 use crate::memory::{
     Memory, Method, RolloutBytes, Storage, Training, rollout_bytes, trainable_params, training_memory,
     weight_bytes,
@@ -169,12 +169,8 @@ pub fn plan(question: &Question) -> Result<Plan> {
             expected: "1 or more".to_owned(),
         });
     }
-    if let Some(found) = question.step_tokens.filter(|tokens| *tokens < question.sequence) {
-        return Err(PlannerError::Number {
-            what: "the number of tokens of a step",
-            found: found.to_string(),
-            expected: format!("at least one sequence of {}", question.sequence),
-        });
+    if let Some(tokens) = question.step_tokens {
+        layout::check_step(tokens, question.sequence)?;
     }
     let hardware =
         question.hardware.iter().map(|hardware| hardware_plan(question, hardware)).collect::<Result<_>>()?;
@@ -197,6 +193,13 @@ impl Question {
         let n = n as u64;
         let sequences = n * 16u64.div_ceil(n).max(4);
         self.step_tokens.unwrap_or(sequences * self.sequence)
+    }
+
+    /// What is asked of layouts over several devices. As in training, a longer sequence is a micro-batch by itself.
+    fn asked(&self) -> Asked {
+        let micro_sequences =
+            self.micro_tokens.map(|tokens| tokens.checked_div(self.sequence).unwrap_or(1).max(1));
+        Asked { recompute: self.recompute, micro_sequences }
     }
 
     fn training(&self, method: Method, device: &Device) -> Training {
@@ -268,17 +271,15 @@ fn alone(question: &Question, device: &Device, method: Method, step_tokens: u64)
     let fits = memory.total() <= device.usable_bytes();
     let least_devices = match fits || device.is_this {
         true => None,
-        false => layout::least_devices(&question.shape, &training, device)?,
+        false => layout::least_devices(&question.shape, &training, device, question.asked())?,
     };
     Ok(Found { training, memory, fits, step_seconds, layouts: Vec::new(), least_devices })
 }
 
 fn together(question: &Question, hardware: &Hardware, method: Method, step_tokens: u64) -> Result<Found> {
     let training = question.training(method, &hardware.device);
-    let mut search = layout::search(&question.shape, &training, hardware, step_tokens)?;
-    if let Some(recompute) = question.recompute {
-        search.best.retain(|estimate| estimate.layout.recompute == recompute);
-    }
+    let asked = question.asked();
+    let search = layout::search(&question.shape, &training, hardware, step_tokens, asked)?;
     match search.best.first() {
         Some(best) => Ok(Found {
             training: Training { recompute: best.layout.recompute, ..training },
@@ -293,7 +294,7 @@ fn together(question: &Question, hardware: &Hardware, method: Method, step_token
             fits: false,
             step_seconds: f64::NAN,
             layouts: Vec::new(),
-            least_devices: layout::least_devices(&question.shape, &training, &hardware.device)?,
+            least_devices: layout::least_devices(&question.shape, &training, &hardware.device, asked)?,
             training,
         }),
     }
@@ -428,7 +429,9 @@ fn largest_of(question: &Question, hardware: &Hardware, method: Method) -> Resul
             1 => training_memory(&shape, &training)?.total() <= hardware.device.usable_bytes(),
             _ => {
                 let tokens = question.step_tokens(hardware.n);
-                !layout::search(&shape, &training, hardware, tokens)?.best.is_empty()
+                // The largest may run blocks again, whatever was asked of the model in question.
+                let asked = Asked { recompute: None, ..question.asked() };
+                !layout::search(&shape, &training, hardware, tokens, asked)?.best.is_empty()
             }
         };
         if fits {
@@ -562,6 +565,44 @@ mod tests {
         }
         let names: Vec<_> = hardware.largest.iter().map(|largest| largest.parameters).collect();
         assert!(names[0] < names[1] && names[1] < names[2], "{names:?}");
+    }
+
+    #[test]
+    fn what_is_asked_of_layouts_is_looked_for_and_not_only_kept() {
+        for recompute in [true, false] {
+            for micro in [1, 2] {
+                let question = Question {
+                    recompute: Some(recompute),
+                    micro_tokens: Some(micro * 2048 + 100),
+                    ..question("Qwen2.5-0.5B", "H100x8", 1_000_000)
+                };
+                for method in &plan(&question).unwrap().hardware[0].methods {
+                    assert!(method.fits && method.recompute == recompute, "{}", method.method.name());
+                    assert!(!method.layouts.is_empty());
+                    for estimate in &method.layouts {
+                        let layout = &estimate.layout;
+                        assert_eq!((layout.recompute, layout.micro_sequences), (recompute, micro));
+                    }
+                }
+            }
+        }
+        // Shorter than a sequence: one sequence at a time.
+        let short = Question { micro_tokens: Some(100), ..question("Qwen2.5-0.5B", "H100x8", 1_000_000) };
+        let found = plan(&short).unwrap();
+        assert_eq!(found.hardware[0].methods[0].layouts[0].layout.micro_sequences, 1);
+    }
+
+    #[test]
+    fn a_step_is_of_whole_sequences() {
+        for hardware in ["H100", "H100x8"] {
+            let message = |tokens| {
+                let question =
+                    Question { step_tokens: Some(tokens), ..question("Qwen2.5-0.5B", hardware, 1_000_000) };
+                plan(&question).unwrap_err().to_string()
+            };
+            assert!(message(2047).contains("at least one sequence of 2048"));
+            assert!(message(16 * 2048 + 1).contains("a multiple of 2048"), "{hardware}");
+        }
     }
 
     #[test]

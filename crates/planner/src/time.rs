@@ -160,21 +160,7 @@ pub fn sampling_seconds(
 mod tests {
     use super::*;
     use crate::hardware::{devices, find};
-
-    fn training(method: Method) -> Training {
-        Training {
-            method,
-            dtype: Storage::Bf16,
-            rank: 16,
-            optimizer: "adamw".to_owned(),
-            optimizer_options: toml::Table::new(),
-            micro_tokens: 4096,
-            sequence: 4096,
-            recompute: false,
-            one_pass_head: true,
-            pooled: false,
-        }
-    }
+    use crate::memory::tests::training;
 
     #[test]
     fn a_step_does_six_operations_a_weight() {

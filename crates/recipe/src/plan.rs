@@ -383,6 +383,9 @@ pub struct PlannedReward {
     pub gold: Option<String>,
     pub hidden: bool,
     pub params: Value,
+    /// Weights and configuration of the model that judges; none where no model of ours does.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub files: Vec<PlannedFile>,
 }
 
 /// Accuracy on generated tasks.
@@ -418,9 +421,10 @@ impl Plan {
         let mut value = serde_json::to_value(self).expect("a plan is plain JSON");
         remove_without_effect(&mut value, "");
         for stage in value["stages"].as_array_mut().into_iter().flatten() {
-            for kind in ["train", "eval"] {
-                sources_mut(stage, kind).into_iter().for_each(forget_location);
+            for list in ["/data/train", "/data/eval", "/ppo/ptx"] {
+                items_mut(stage, list).for_each(forget_location);
             }
+            items_mut(stage, "/rewards").for_each(forget_model);
         }
         pt_core::hash::of_bytes(value.to_string().as_bytes())
     }
@@ -431,16 +435,25 @@ impl Plan {
     }
 }
 
-fn sources_mut<'v>(stage: &'v mut Value, kind: &str) -> Vec<&'v mut Value> {
-    let list = stage.pointer_mut(&format!("/data/{kind}")).and_then(Value::as_array_mut);
-    list.into_iter().flatten().collect()
+fn items_mut<'v>(stage: &'v mut Value, list: &str) -> impl Iterator<Item = &'v mut Value> {
+    stage.pointer_mut(list).and_then(Value::as_array_mut).into_iter().flatten()
+}
+
+fn has_files(item: &Value) -> bool {
+    item["files"].as_array().is_some_and(|files| !files.is_empty())
 }
 
 /// A source with files is its files; a generated one is its name.
 fn forget_location(source: &mut Value) {
-    let has_files = source["files"].as_array().is_some_and(|files| !files.is_empty());
-    if let (true, Some(object)) = (has_files, source.as_object_mut()) {
-        object.shift_remove("source");
+    if has_files(source) {
+        source.as_object_mut().map(|source| source.shift_remove("source"));
+    }
+}
+
+/// A reward's model with files is its files.
+fn forget_model(reward: &mut Value) {
+    if has_files(reward) {
+        reward["params"].as_object_mut().map(|params| params.shift_remove("model"));
     }
 }
 

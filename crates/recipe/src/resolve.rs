@@ -45,6 +45,8 @@ pub struct StageFacts {
     pub ptx: Vec<SourceFacts>,
     /// The files of the teacher, where there is one.
     pub teacher: Vec<PlannedFile>,
+    /// One for each reward: the files of the model that judges, none where no model of ours does.
+    pub reward_models: Vec<Vec<PlannedFile>>,
     /// Optimiser steps of one pass, as the batches were really formed.
     pub steps_per_epoch: u64,
     /// Tokens of one pass.
@@ -229,6 +231,7 @@ impl StageSection {
             gold: reward.gold.clone(),
             hidden: reward.hidden,
             params: Value::Object(reward.params.values().clone()),
+            files: Vec::new(),
         };
         let task = || PlannedReward {
             name: TASK_REWARD.to_owned(),
@@ -238,6 +241,7 @@ impl StageSection {
             gold: None,
             hidden: false,
             params: Value::Object(serde_json::Map::new()),
+            files: Vec::new(),
         };
         if self.reward.is_empty() { vec![task()] } else { self.reward.iter().map(planned).collect() }
     }
@@ -331,7 +335,7 @@ fn plan_stage(number: u32, stage: &StageSection, facts: &StageFacts) -> Result<P
         },
         schedule,
         rollout: plan_rollout(stage),
-        rewards: stage.planned_rewards(),
+        rewards: plan_rewards(stage, facts),
         ppo: plan_ppo(stage, facts),
         online: plan_online(stage),
         distillation: stage
@@ -374,6 +378,14 @@ fn plan_rollout(stage: &StageSection) -> Option<PlannedRollout> {
         curriculum: rollout.curriculum,
         alarms: rollout.alarms,
     })
+}
+
+fn plan_rewards(stage: &StageSection, facts: &StageFacts) -> Vec<PlannedReward> {
+    let mut rewards = stage.planned_rewards();
+    for (reward, files) in rewards.iter_mut().zip(&facts.reward_models) {
+        reward.files.clone_from(files);
+    }
+    rewards
 }
 
 fn plan_ppo(stage: &StageSection, facts: &StageFacts) -> Option<PlannedPpo> {

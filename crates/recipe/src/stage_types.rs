@@ -89,6 +89,11 @@ impl StageType {
         STAGE_TYPES.iter().find(|kind| kind.name == name)
     }
 
+    /// Whether what the stage writes scores texts instead of writing them: a reward model, on which no later stage trains.
+    pub fn writes_scorer(&self) -> bool {
+        matches!(self.rows, RowKind::ScoredPairs | RowKind::Steps)
+    }
+
     /// The learning rate of `method` when the recipe gives none.
     pub fn learning_rate(&self, method: Method) -> f64 {
         match method {

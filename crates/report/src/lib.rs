@@ -25,6 +25,7 @@ pub use card::{CARD_MARK, card};
 pub use page::page;
 pub use read::{Outcome, RolloutSample, RolloutStep, RunData, Sample, StageData, TaskGain, TaskResult};
 pub use series::{Point, Series};
+pub use text::stage_title;
 pub use why::{Divergence, Group, PlanDifference, ResultDifference, Why, why};
 
 /// What went wrong. Files of a run that are missing or damaged are no error but a note in [`RunData::problems`].

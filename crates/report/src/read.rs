@@ -43,7 +43,7 @@ pub struct StageData {
     pub before: Vec<TaskResult>,
     /// Tasks after it.
     pub after: Vec<TaskResult>,
-    /// Samples of the first, the middle and the last step that has some.
+    /// Samples of the first, the middle and the last round that left some.
     pub rollouts: Vec<RolloutStep>,
 }
 
@@ -121,11 +121,13 @@ pub struct Sample {
     pub reason: String,
 }
 
-/// The samples of one step.
+/// The samples of one round.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct RolloutStep {
-    /// The step.
+    /// The first step that trained on them.
     pub step: u64,
+    /// The last; later where there are several mini-batches or passes.
+    pub last_step: u64,
     /// Its samples, groups in order.
     pub samples: Vec<RolloutSample>,
 }
@@ -278,18 +280,23 @@ impl StageData {
     }
 
     fn read_rollouts(&mut self, dir: &Path, problems: &mut Vec<String>) {
-        let step = |path: &PathBuf| {
+        // Files are numbered by round, from 0.
+        let per_round = |key: &str| self.plan["rollout"][key].as_u64().unwrap_or(1).max(1);
+        let per_round = per_round("passes").saturating_mul(per_round("mini_batches"));
+        let round = |path: &PathBuf| {
             let name = path.file_name()?.to_str()?.strip_prefix("step-")?;
             name.strip_suffix(".jsonl.zst").or_else(|| name.strip_suffix(".jsonl"))?.parse::<u64>().ok()
         };
-        let steps: Vec<(u64, PathBuf)> =
-            files(dir).into_iter().filter_map(|path| Some((step(&path)?, path))).collect();
-        let Some(last) = steps.len().checked_sub(1) else { return };
+        let rounds: Vec<(u64, PathBuf)> =
+            files(dir).into_iter().filter_map(|path| Some((round(&path)?, path))).collect();
+        let Some(last) = rounds.len().checked_sub(1) else { return };
         let mut chosen = vec![0, last / 2, last];
         chosen.dedup();
-        for (step, path) in chosen.into_iter().map(|i| &steps[i]) {
+        for (round, path) in chosen.into_iter().map(|i| &rounds[i]) {
+            let before = round.saturating_mul(per_round);
+            let (step, last_step) = (before.saturating_add(1), before.saturating_add(per_round));
             match read_rollouts(path) {
-                Ok(samples) => self.rollouts.push(RolloutStep { step: *step, samples }),
+                Ok(samples) => self.rollouts.push(RolloutStep { step, last_step, samples }),
                 Err(problem) => problems.push(format!(
                     "stages/{}/rollouts/{}: {problem}",
                     self.label,

@@ -57,6 +57,9 @@ impl Group {
         match key {
             "seed" => Group::Seed,
             "name" | "format_version" => Group::Nothing,
+            // Where things were; `files`, or a hash, says what they contain.
+            "model.base" | "model.revision" | "model.tokenizer" => Group::Nothing,
+            _ if starts(&["data.chat_template.origin", "distillation.teacher"]) => Group::Nothing,
             _ if key.ends_with(".path") => Group::Nothing,
             _ if key.starts_with("model.") => Group::Model,
             _ if starts(&[
@@ -141,14 +144,16 @@ pub struct Why {
     pub files: Option<Vec<String>>,
 }
 
-/// Compares two runs: plans, results, metrics; and files, byte by byte, where the plans have no difference of effect
-/// or `with_files` asks for it.
+/// Compares two runs: plans, results, metrics; and files, byte by byte, where the plans have the same hash (or, where a run
+/// does not say its own, no difference of effect) or `with_files` asks for it.
 ///
 /// # Errors
 /// [`ReportError::Run`] when a file that must be compared cannot be read.
 pub fn why(a: &RunData, b: &RunData, paired: Paired, with_files: bool) -> Result<Why, ReportError> {
     let plan = plan_differences(&a.plan, &b.plan);
-    let should_agree = !plan.iter().any(|difference| difference.group.has_effect());
+    let same_hash = a.plan_hash().zip(b.plan_hash()).map(|(a, b)| a == b);
+    let should_agree =
+        same_hash.unwrap_or_else(|| !plan.iter().any(|difference| difference.group.has_effect()));
     let files = match with_files || should_agree {
         true => {
             let all = pt_run::compare_runs(&a.dir, &b.dir)?;
@@ -156,7 +161,6 @@ pub fn why(a: &RunData, b: &RunData, paired: Paired, with_files: bool) -> Result
         }
         false => None,
     };
-    let same_hash = a.plan_hash().zip(b.plan_hash()).map(|(a, b)| a == b);
     let stages =
         || a.stages.iter().filter_map(|x| Some((x, b.stages.iter().find(|y| y.name() == x.name())?)));
     let results = stages().flat_map(|(a, b)| results(a, b, paired)).collect();
@@ -179,13 +183,21 @@ pub(crate) fn plan_differences(a: &Value, b: &Value) -> Vec<PlanDifference> {
     let mut all: Vec<PlanDifference> = differing
         .map(|key| PlanDifference {
             key: key.clone(),
-            group: Group::of(key),
+            group: if is_place(key, &a) && is_place(key, &b) { Group::Nothing } else { Group::of(key) },
             a: a.get(key).cloned(),
             b: b.get(key).cloned(),
         })
         .collect();
     all.sort_by_key(|difference| difference.group);
     all
+}
+
+/// Whether a key says where something lies whose files, with their hashes, are beside it.
+fn is_place(key: &str, plan: &BTreeMap<String, String>) -> bool {
+    let holder = key
+        .strip_suffix(".source")
+        .or_else(|| key.strip_suffix(".params.model").filter(|holder| holder.contains(".rewards.")));
+    holder.is_some_and(|holder| plan.contains_key(&format!("{holder}.files.0.blake3")))
 }
 
 /// A plan as lines of keys and values. Stages go by their names, so that one stage more does not shift the rest.
@@ -432,6 +444,14 @@ mod tests {
             ("seed", Group::Seed),
             ("name", Group::Nothing),
             ("model.parameters", Group::Model),
+            ("model.base", Group::Nothing),
+            ("model.revision", Group::Nothing),
+            ("model.tokenizer", Group::Nothing),
+            ("stages.sft.data.chat_template.origin", Group::Nothing),
+            ("stages.sft.data.chat_template.blake3", Group::Data),
+            ("stages.rl.distillation.teacher", Group::Nothing),
+            ("stages.rl.distillation.files.0.blake3", Group::Training),
+            ("stages.sft.data.train.0.source", Group::Data),
             ("model.files.0.path", Group::Nothing),
             ("model.files.0.blake3", Group::Model),
             ("stages.sft.data.train.0.rows", Group::Data),
@@ -446,6 +466,20 @@ mod tests {
         for (key, expected) in cases {
             assert_eq!(Group::of(key), expected, "{key}");
         }
+    }
+
+    #[test]
+    fn what_has_files_is_these_wherever_it_lies() {
+        let plan = |place: &str, files: Value| {
+            json!({"stages": [{"name": "rl", "data": {"train": [{"source": place, "files": files}]},
+                "rewards": [{"params": {"model": place}, "files": files}]}]})
+        };
+        let group = |files: Value| -> Vec<Group> {
+            let all = plan_differences(&plan("a", files.clone()), &plan("b", files));
+            all.into_iter().map(|difference| difference.group).collect()
+        };
+        assert_eq!(group(json!([{"blake3": "c0"}])), [Group::Nothing, Group::Nothing]);
+        assert_eq!(group(json!([])), [Group::Data, Group::Sampling]);
     }
 
     #[test]

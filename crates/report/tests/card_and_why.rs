@@ -75,6 +75,15 @@ fn equal_runs_are_equal_to_the_byte() {
 }
 
 #[test]
+fn equal_hashes_are_compared_to_the_byte_wherever_the_base_lies() {
+    let ((_a, a), (_b, b)) = (run(4, |plan| plan), run(4, |plan| plan.replace("org/base", "elsewhere/base")));
+    let found = why(&a, &b, paired, false).unwrap();
+    assert_eq!((found.plan.len(), found.same_hash), (1, Some(true)));
+    assert!(!found.plan[0].group.has_effect(), "{:?}", found.plan);
+    assert_eq!(found.files, Some(Vec::new()));
+}
+
+#[test]
 fn what_differs_is_explained() {
     let (a_dir, a) = run(4, |plan| plan);
     let (b_dir, _) = run(4, |plan| {
@@ -86,6 +95,9 @@ fn what_differs_is_explained() {
     let changed = fs::read_to_string(&metrics).unwrap().replacen("\"loss\":2.5", "\"loss\":2.75", 1);
     fs::write(&metrics, changed).unwrap();
     let tasks = "stages/02-dpo/eval/tasks-after.json";
+    let events = b_dir.path().join("events.jsonl");
+    let other = fs::read_to_string(&events).unwrap().replace("27b1b8b178369600", "55aa");
+    fs::write(&events, other).unwrap();
     fs::copy(a_dir.path().join("stages/03-grpo/eval/tasks-after.json"), b_dir.path().join(tasks)).unwrap();
     let b = RunData::read(b_dir.path()).unwrap();
     let found = why(&a, &b, paired, false).unwrap();

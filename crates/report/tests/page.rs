@@ -160,6 +160,8 @@ fn a_page_has_all_its_parts() {
         "✓ right",
         "✗ wrong",
         "samples it trained on",
+        "rollouts of steps 1<",
+        "Samples of step 1, prompt 1<",
         "advantage 3.5",
         "40.2\u{a0}%",
         "planned 2.5\u{a0}s",
@@ -180,6 +182,19 @@ fn a_page_has_all_its_parts() {
         found.attributes.iter().filter(|(name, value)| name == "aria-label" && !value.is_empty()).count();
     assert_eq!(labels, found.n("svg") + 1, "every chart and the contents have a label");
     assert_eq!(found.n("table"), found.n("caption"));
+}
+
+#[test]
+fn rounds_are_shown_by_the_steps_that_trained_on_them() {
+    let (dir, mut run) = a_run(12);
+    let folder = dir.path().join("stages/03-grpo/rollouts");
+    fs::copy(folder.join("step-00000000.jsonl.zst"), folder.join("step-00000002.jsonl.zst")).unwrap();
+    run.plan["stages"][2]["rollout"] = serde_json::json!({"passes": 2, "mini_batches": 2});
+    write(&dir.path().join("plan.json"), &run.plan.to_string());
+    let html = page(&[RunData::read(dir.path()).unwrap()], paired);
+    for text in ["rollouts of steps 1 to 4, 9 to 12<", "Samples of step 9 to 12, prompt 1<"] {
+        assert!(html.contains(text), "the page does not say {text}");
+    }
 }
 
 #[test]

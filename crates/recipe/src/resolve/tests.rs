@@ -39,6 +39,7 @@ fn facts() -> Facts {
         eval: vec![],
         ptx: vec![],
         teacher: vec![],
+        reward_models: vec![],
         steps_per_epoch: 10,
         tokens_per_epoch: 12_345,
         chat_template: Some(PlannedTemplate { origin: "tokenizer".into(), blake3: "t0".into() }),
@@ -185,6 +186,60 @@ fn the_hash_changes_with_what_affects_the_result_and_with_nothing_else() {
         recipe(&[&format!("stage.0.data.train={name}")]).resolve(&facts).unwrap().hash()
     };
     assert_ne!(generated("generated:sort"), generated("generated:add"));
+}
+
+#[test]
+fn sources_and_reward_models_with_files_are_these_wherever_they_lie() {
+    let hash = |source: &str, model: &str, content: &str, has_files: bool| {
+        let mut plan = plan(&[]);
+        let files = if has_files { vec![file(source, content)] } else { vec![] };
+        let stage = &mut plan.stages[0];
+        let ptx =
+            PlannedSource { source: source.into(), files: files.clone(), ..stage.data.train[0].clone() };
+        stage.ppo = Some(PlannedPpo {
+            kl_coef: 0.05,
+            kl_target: None,
+            kl_horizon: 1e4,
+            kl_estimator: crate::RewardKl::K1,
+            gamma: 1.0,
+            lam: 0.95,
+            whiten_rewards: false,
+            whiten_advantages: true,
+            ptx: vec![ptx],
+            ptx_rows_per_step: 8,
+        });
+        stage.rewards = vec![PlannedReward {
+            name: "reward_model".into(),
+            r#type: "reward_model".into(),
+            weight: 1.0,
+            gate: None,
+            gold: None,
+            hidden: false,
+            params: serde_json::json!({ "model": model }),
+            files,
+        }];
+        plan.hash()
+    };
+    let here = hash("a.txt", "runs/a", "c0", true);
+    assert_eq!(hash("b.txt", "runs/a", "c0", true), here, "moved text");
+    assert_eq!(hash("a.txt", "runs/b", "c0", true), here, "moved reward model");
+    assert_ne!(hash("a.txt", "runs/a", "c1", true), here, "other content at the same place");
+    let named = hash("a.txt", "runs/a", "", false);
+    assert_ne!(hash("b.txt", "runs/a", "", false), named, "a source without files is its name");
+    assert_ne!(hash("a.txt", "runs/b", "", false), named, "and so is a model");
+}
+
+#[test]
+fn the_files_of_reward_models_are_in_the_plan() {
+    let mut stage = recipe(&[]).stage.remove(0);
+    stage.r#type = "grpo".into();
+    let facts = StageFacts {
+        reward_models: vec![vec![file("rm/model.safetensors", "r0")]],
+        ..facts().stages.remove(0)
+    };
+    assert_eq!(plan_rewards(&stage, &facts)[0].files, facts.reward_models[0]);
+    let old = serde_json::to_value(&stage.planned_rewards()[0]).unwrap();
+    assert!(old.get("files").is_none(), "plans without such models are as they were: {old}");
 }
 
 #[test]

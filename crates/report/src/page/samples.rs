@@ -117,7 +117,7 @@ fn rollouts(stage: &StageData) -> String {
     if stage.rollouts.is_empty() {
         return String::new();
     }
-    let steps: Vec<String> = stage.rollouts.iter().map(|rollouts| rollouts.step.to_string()).collect();
+    let steps: Vec<String> = stage.rollouts.iter().map(steps_of).collect();
     let mut html = format!(
         "<details><summary>{}: samples it trained on <small>rollouts of steps {}</small></summary>\n",
         esc(stage.name()),
@@ -126,6 +126,14 @@ fn rollouts(stage: &StageData) -> String {
     stage.rollouts.iter().for_each(|rollouts| html.push_str(&step(rollouts)));
     html.push_str("</details>\n");
     html
+}
+
+/// The steps that trained on a round, as `posttrain rollouts` numbers them.
+fn steps_of(rollouts: &RolloutStep) -> String {
+    match rollouts.last_step > rollouts.step {
+        true => format!("{} to {}", rollouts.step, rollouts.last_step),
+        false => rollouts.step.to_string(),
+    }
 }
 
 fn step(rollouts: &RolloutStep) -> String {
@@ -143,10 +151,10 @@ fn step(rollouts: &RolloutStep) -> String {
             best.iter().enumerate().filter(|(i, _)| chosen(*i)).map(|(_, sample)| rollout(sample)).collect();
         let _ = writeln!(
             html,
-            "<div class=\"sample\"><div class=\"cols two\"><div><h4>Step {}, prompt {}</h4>{}<p class=\"why\">{} samples; the best and worst are shown</p></div>\
+            "<div class=\"sample\"><div class=\"cols two\"><div><h4>Samples of step {}, prompt {}</h4>{}<p class=\"why\">{} samples; the best and worst are shown</p></div>\
              <div>{replies}</div></div></div>",
-            rollouts.step,
-            group[0].group,
+            steps_of(rollouts),
+            group[0].group.saturating_add(1),
             block(prompt),
             n
         );
