@@ -7,6 +7,9 @@
 # and judges, OUT a folder. Called again after it was stopped, it goes on where it was. Options for every run come
 # from the environment: FEEDBACK (of `posttrain feedback revise` and `judge`), RESPOND (of `judge`), SFT and DPO (of
 # `posttrain run`, as `--set stage.0.train.steps=100`); POSTTRAIN names the program.
+#
+# With an adapter (SFT="--set stage.0.train.method=lora") the first stage leaves an adapter alone; it is merged into MODEL, as
+# OUT/sft-merged, which then replies and is trained further. That of the second stage stays an adapter, of the model in its base.
 set -eu
 
 posttrain=${POSTTRAIN:-posttrain}
@@ -23,9 +26,19 @@ recipe() { # NAME TYPE BASE DATA
 train() { # NAME, options
     name=$1
     shift
-    [ -d "$out/$name/stages/01-$name/model" ] && return
+    [ -f "$out/$name/stages/01-$name/outcome.json" ] && return
     if [ -d "$out/$name" ]; then set -- "$@" --resume; fi
     "$posttrain" run "$out/$name.toml" --out "$out/$name" "$@"
+}
+
+trained() { # NAME BASE; prints the folder of the stage's model
+    stage=$out/$1/stages/01-$1
+    if [ -d "$stage/model" ]; then
+        echo "$stage/model"
+        return
+    fi
+    [ -d "$out/$1-merged" ] || "$posttrain" merge --model "$2" --adapter "$stage/adapter" --out "$out/$1-merged" >&2 || exit
+    echo "$out/$1-merged"
 }
 
 # Stage 1: replies, critiques, revisions; supervised fine-tuning on the last revisions.
@@ -35,11 +48,12 @@ train() { # NAME, options
 recipe sft sft "$model" "$out/revised.jsonl"
 # shellcheck disable=SC2086
 train sft ${SFT:-}
+tuned=$(trained sft "$model")
 
 # Stage 2: two replies of that model to each prompt, judged by principle; direct preference optimisation.
 # shellcheck disable=SC2086
 "$posttrain" feedback judge --constitution "$constitution" --server "$server" --prompts "$prompts" \
-    --respond "$out/sft/stages/01-sft/model" --principles 2 --out "$out/judged.jsonl" ${FEEDBACK:-} ${RESPOND:-}
-recipe dpo dpo "$out/sft/stages/01-sft/model" "$out/judged.jsonl"
+    --respond "$tuned" --principles 2 --out "$out/judged.jsonl" ${FEEDBACK:-} ${RESPOND:-}
+recipe dpo dpo "$tuned" "$out/judged.jsonl"
 # shellcheck disable=SC2086
 train dpo ${DPO:-}

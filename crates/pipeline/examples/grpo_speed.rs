@@ -69,23 +69,7 @@ fn main() {
 }
 
 fn trainer(mode: &str, dtype: Dtype) -> Trainer {
-    let new = NewModel {
-        vocab_size: VOCABULARY,
-        hidden_size: 576,
-        n_layers: 30,
-        n_heads: 9,
-        n_kv_heads: 3,
-        ffn_size: 1536,
-        max_positions: 8192,
-        tied: true,
-        rope_theta: 100_000.0,
-        norm_eps: 1e-5,
-        init_std: 0.02,
-        bos_token_id: None,
-        eos_token_id: None,
-        pad_token_id: None,
-    };
-    let mut model = new.build(dtype, 1).expect("the shape is right");
+    let mut model = NewModel::smollm2_135m().build(dtype, 1).expect("the shape is right");
     match mode {
         "full" => model.train_all().expect("nothing is quantised"),
         _ => model.attach_lora(&lora(), 1).expect("layers"),

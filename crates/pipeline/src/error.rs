@@ -210,6 +210,20 @@ pub enum PipelineError {
         /// The tokenizer's vocabulary.
         tokenizer_size: usize,
     },
+    /// A round in the middle of its steps whose samples are not there any more.
+    #[error(
+        "the samples of round {round} are gone: step {step} of the stage trains on them, and its rollouts folder has no \
+         step-{round:08}.jsonl.zst; put the file back, or remove the stage's checkpoints after step {first} and resume: the \
+         round is then sampled again"
+    )]
+    SamplesGone {
+        /// The round, from 0, as its file is named.
+        round: u64,
+        /// The step that needs them, from 1.
+        step: u64,
+        /// Steps done before the round.
+        first: u64,
+    },
     /// A task that cannot be measured as the recipe asks.
     #[error("stage `{stage}`, task `{task}` of its eval.tasks: {source}; correct eval.tasks or eval.n")]
     EvalTask {

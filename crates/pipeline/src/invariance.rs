@@ -12,6 +12,7 @@ use pt_train::{MicroBatch, Trainer};
 use crate::error::{PipelineError, Result};
 use crate::model::{load_base, load_tokenizer};
 use crate::prepare::first_texts;
+use crate::reference::fill_with_zeros;
 use crate::source::Surroundings;
 use crate::stage::{prepare_model, stage_data, stage_trainer};
 
@@ -53,16 +54,29 @@ const LOSS_REGROUPING: f64 = 1e-12;
 /// small by `--set stage.0.train.rows_per_step`.
 ///
 /// # Errors
-/// Those of data, model and training.
+/// Those of data, model and training; [`PipelineError::Unsupported`] for a stage that samples.
 pub fn verify_invariance(recipe: &Recipe, surroundings: &Surroundings) -> Result<Vec<LayoutResult>> {
     let stage = &recipe.stage[0];
+    if stage.planned_rollout().is_some() {
+        return Err(PipelineError::Unsupported {
+            what: format!(
+                "a `{}` stage samples what it trains on, which has no one layout to compare",
+                stage.r#type
+            ),
+            advice: "begin the recipe with a stage that trains on rows, as sft or dpo".to_owned(),
+        });
+    }
     let tokenizer = load_tokenizer(recipe, surroundings, || first_texts(recipe, surroundings))?;
     let mut data = stage_data(recipe, stage, &tokenizer, surroundings)?;
-    let planned = data.steps.micro_batches(0)?;
     let mut model: Model = load_base(recipe, &tokenizer, surroundings)?;
     prepare_model(&mut model, recipe, stage)?;
     let schedule = pt_optim::ScheduleConfig::default().resolve(1)?;
     let mut trainer = stage_trainer(model, recipe, stage, schedule)?;
+    if trainer.objective().needs().reference_logp {
+        // Any reference will do: it is the same in every layout.
+        fill_with_zeros(&mut data);
+    }
+    let planned = data.steps.micro_batches(0)?;
     let recompute = trainer.options().recompute;
     let is_f32 = recipe.model.dtype == pt_recipe::Dtype::F32;
     let (same_order, other_order) =

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use pt_engine::Dtype;
 use pt_models::{LoadOptions, Model, ModelConfig, NewModel};
-use pt_recipe::{PlannedFile, PlannedNewModel, Recipe, StageSection};
+use pt_recipe::{Plan, PlannedFile, PlannedNewModel, PlannedStage, Recipe, StageSection, StageType};
 use pt_text::template::Moment;
 use pt_text::{ChatTemplate, Tokenizer, train_byte_bpe};
 
@@ -51,6 +51,16 @@ pub fn locate_model(name: &str, revision: &str, surroundings: &Surroundings) -> 
     let cache =
         cache.map_or_else(|| "no cache folder is known: set HF_HOME".to_owned(), |c| c.display().to_string());
     Err(PipelineError::NotDownloaded { name: name.to_owned(), cache })
+}
+
+/// Whether a planned stage writes a reward model, on which no later stage trains.
+pub(crate) fn writes_scorer(planned: &PlannedStage) -> bool {
+    StageType::named(&planned.r#type).is_some_and(StageType::writes_scorer)
+}
+
+/// The last stage before this one whose model is a language model: what the stage begins with; `None` is the base.
+pub(crate) fn language_model_before(plan: &Plan, index: usize) -> Option<usize> {
+    (0..index).rev().find(|i| !writes_scorer(&plan.stages[*i]))
 }
 
 /// The recipe's tokenizer. `texts` are what one is trained on if the recipe asks for that.
@@ -108,7 +118,26 @@ pub fn tokenizer_at(path: &Path) -> Result<Tokenizer> {
     })
 }
 
+/// What a person should know of a tokenizer that was trained: that it has fewer tokens than the recipe asks for.
+pub(crate) fn tokenizer_note(recipe: &Recipe, tokenizer: &Tokenizer) -> Option<String> {
+    let size: usize = recipe.model.tokenizer.as_deref()?.strip_prefix(TRAINED_PREFIX)?.parse().ok()?;
+    let found = tokenizer.vocab_size();
+    (found < size).then(|| {
+        format!(
+            "the trained tokenizer has {found} tokens of the {size} asked for: its texts have no more that repeat; give it \
+             more text, or name a smaller size"
+        )
+    })
+}
+
 fn train_tokenizer(texts: &[String], size: usize) -> Result<Tokenizer> {
+    if texts.iter().all(|text| text.trim().is_empty()) {
+        return Err(PipelineError::Unsupported {
+            what: "there is no text in the stages' training data that a tokenizer could be trained on"
+                .to_owned(),
+            advice: "name a tokenizer's folder with model.tokenizer, or give rows of text".to_owned(),
+        });
+    }
     let mut n_chars = 0;
     let within = texts.iter().take_while(|text| {
         n_chars += text.len();
@@ -246,13 +275,37 @@ pub(crate) fn load_teacher(
     Ok(teacher)
 }
 
+/// What a distillation stage's teacher takes in memory, by its configuration.
+///
+/// # Errors
+/// If it cannot be found or read.
+///
+/// # Panics
+/// As [`load_teacher`].
+pub(crate) fn teacher_bytes(
+    recipe: &Recipe,
+    stage: &StageSection,
+    surroundings: &Surroundings,
+) -> Result<usize> {
+    let name = stage.distillation.teacher.as_deref().expect("a distillation stage names its teacher");
+    let config = config_at(&locate_model(name, "main", surroundings)?)?;
+    Ok(config.n_params() * engine_dtype(recipe.model.dtype).bytes())
+}
+
 /// The files of a teacher, hashed; none where there is no teacher.
 ///
 /// # Errors
 /// If it cannot be found or read.
 pub(crate) fn teacher_files(stage: &StageSection, surroundings: &Surroundings) -> Result<Vec<PlannedFile>> {
     let Some(name) = &stage.distillation.teacher else { return Ok(Vec::new()) };
-    let path = locate_model(name, "main", surroundings)?;
+    model_files_at(locate_model(name, "main", surroundings)?)
+}
+
+/// The files of a model's folder, or the one file it is, hashed.
+///
+/// # Errors
+/// If they cannot be read.
+pub(crate) fn model_files_at(path: PathBuf) -> Result<Vec<PlannedFile>> {
     let mut paths = if path.is_dir() { model_folder_files(&path)? } else { vec![path] };
     paths.sort();
     paths.iter().map(planned_file).collect()
@@ -273,9 +326,12 @@ pub fn model_config(
         return Ok(ModelConfig::from_map("model.new", json, &[])?);
     }
     let base = recipe.model.base.as_deref().expect("a recipe has a base or a new model: it was checked");
-    let path = locate_model(base, &recipe.model.revision, surroundings)?;
+    config_at(&locate_model(base, &recipe.model.revision, surroundings)?)
+}
+
+fn config_at(path: &Path) -> Result<ModelConfig> {
     if path.is_dir() {
-        return Ok(pt_models::load_config(&path, &[])?);
+        return Ok(pt_models::load_config(path, &[])?);
     }
-    Ok(load_model(&path, None)?.config)
+    Ok(load_model(path, None)?.config)
 }

@@ -9,20 +9,26 @@ use pt_models::ModelConfig;
 use pt_objectives::OBJECTIVES;
 use pt_optim::{Groups, OPTIMISERS};
 use pt_recipe::{
-    Catalogue, Component, Facts, MemoryPart, Method, Plan, PlannedRollout, PlannedStage, Recipe, StageFacts,
-    StageSection,
+    Catalogue, Component, Facts, MemoryPart, Method, Plan, PlannedFile, PlannedReward, PlannedRollout,
+    PlannedStage, Recipe, StageFacts, StageSection,
 };
 use pt_text::Tokenizer;
 use pt_train::Trainer;
 use pt_verify::VERIFIERS;
 
 use crate::error::{PipelineError, Result};
-use crate::model::{engine_dtype, load_base, load_tokenizer, model_config, model_files, teacher_files};
+use crate::model::{
+    engine_dtype, load_base, load_tokenizer, model_config, model_files, model_files_at, teacher_files,
+};
+use crate::model::{teacher_bytes, tokenizer_note};
 use crate::probe::{Estimate, probe};
 use crate::reference::fill_with_zeros;
+use crate::rl::ReferenceKind;
 use crate::rl::{
     LOCAL_VERIFIERS, LongestRounds, Sampler, build_credit, build_rewards, check_rollout, decode_speed,
+    reward_model,
 };
+use crate::scorer::base_of;
 use crate::source::{Surroundings, read_source};
 use crate::stage::{
     StageData, planned_schedule, planned_template, prepare_model, stage_data, stage_trainer, with_defaults,
@@ -96,6 +102,9 @@ pub fn prepare_again(recipe: Recipe, surroundings: &Surroundings, known: Option<
     for stage in &recipe.stage {
         stages.push(stage_data(&recipe, stage, &tokenizer, surroundings)?);
     }
+    if let (Some(first), Some(note)) = (stages.first_mut(), tokenizer_note(&recipe, &tokenizer)) {
+        first.notes.push(note);
+    }
     let config = model_config(&recipe, &tokenizer, surroundings)?;
     stages.iter().try_for_each(|data| data.check_vocabulary(&tokenizer, config.vocab_size))?;
     check_least(&recipe, &config, surroundings)?;
@@ -107,6 +116,7 @@ pub fn prepare_again(recipe: Recipe, surroundings: &Surroundings, known: Option<
     };
     for (stage, facts) in recipe.stage.iter().zip(&mut facts.stages) {
         facts.teacher = teacher_files(stage, surroundings)?;
+        facts.reward_models = reward_model_files(stage)?;
     }
     // A first plan decides the steps, on which the schedule and so the probe depend; the second one has the estimates.
     let draft = with_tasks(&recipe, recipe.resolve(&facts)?)?;
@@ -233,19 +243,42 @@ pub(crate) fn first_texts(recipe: &Recipe, surroundings: &Surroundings) -> Resul
     Ok(texts)
 }
 
+/// The columns of every kind of row that hold text, and within them the keys of messages and segments.
+const TEXT_KEYS: [&str; 9] =
+    ["text", "content", "prompt", "completion", "completions", "messages", "segments", "chosen", "rejected"];
+
 /// Contents only: the words `role`, `user` and `assistant` would otherwise be learned as text.
 fn collect_strings(value: &serde_json::Value, strings: &mut Vec<String>) {
     match value {
         serde_json::Value::String(text) => strings.push(text.clone()),
         serde_json::Value::Array(items) => items.iter().for_each(|item| collect_strings(item, strings)),
         serde_json::Value::Object(map) => {
-            let text_keys = ["text", "content", "prompt", "completion", "messages"];
             map.iter()
-                .filter(|(key, _)| text_keys.contains(&key.as_str()))
+                .filter(|(key, _)| TEXT_KEYS.contains(&key.as_str()))
                 .for_each(|(_, value)| collect_strings(value, strings));
         }
         _ => {}
     }
+}
+
+/// For each reward, the files of the reward model that judges, hashed, with those an adapter stands on.
+fn reward_model_files(stage: &StageSection) -> Result<Vec<Vec<PlannedFile>>> {
+    let files = |reward: &PlannedReward| -> Result<Vec<PlannedFile>> {
+        let path = match reward.params["model"].as_str() {
+            Some(path) if reward.r#type == reward_model::NAME => Path::new(path),
+            _ => return Ok(Vec::new()),
+        };
+        // What is not there is an error where the verifier is built, which says more.
+        if !path.exists() {
+            return Ok(Vec::new());
+        }
+        let mut files = model_files_at(path.to_owned())?;
+        if let Some(base) = base_of(path)?.filter(|base| base.exists()) {
+            files.extend(model_files_at(base)?);
+        }
+        Ok(files)
+    };
+    stage.planned_rewards().iter().map(files).collect()
 }
 
 fn stage_facts(stage: &StageSection, data: &StageData) -> StageFacts {
@@ -266,6 +299,7 @@ fn stage_facts(stage: &StageSection, data: &StageData) -> StageFacts {
         eval: data.eval_facts.clone(),
         ptx: data.ptx_facts.clone(),
         teacher: Vec::new(),
+        reward_models: Vec::new(),
         steps_per_epoch: data.steps.steps_per_epoch() * steps_per_round,
         tokens_per_epoch: data.steps.tokens_per_epoch() + n_sampled,
         chat_template: planned_template(stage, data.template.as_ref().filter(|_| renders)),
@@ -280,13 +314,15 @@ fn stage_facts(stage: &StageSection, data: &StageData) -> StageFacts {
 /// What rounds of sampling cost at the most: every reply as long as it may be.
 fn estimate_rounds(
     recipe: &Recipe,
+    stage: &StageSection,
     planned: &PlannedStage,
     rollout: PlannedRollout,
     trainer: Trainer,
     tokenizer: &Tokenizer,
     data: &mut StageData,
+    surroundings: &Surroundings,
 ) -> Result<Estimate> {
-    check_rollout(&rollout, &planned.rewards)?;
+    check_rollout(&rollout, planned)?;
     build_rewards(&planned.rewards)?;
     let dtype = engine_dtype(recipe.model.dtype);
     let sampler = Sampler::new(tokenizer, data.template.as_ref(), &rollout, recipe.seed, dtype);
@@ -294,6 +330,12 @@ fn estimate_rounds(
     let credit = build_credit(planned, recipe.seed)?;
     let needs_reference =
         trainer.objective().needs().reference_logp || rollout.reward_kl > 0.0 || credit.reads_reference();
+    // A second set of weights beside those that train.
+    let beside = match ReferenceKind::of(planned, stage, &trainer, &*credit) {
+        Some(ReferenceKind::Teacher) => Some(("teacher", teacher_bytes(recipe, stage, surroundings)?)),
+        Some(ReferenceKind::Frozen) => Some(("reference", trainer.model.weight_bytes())),
+        Some(ReferenceKind::WithoutAdapter) | None => None,
+    };
     let passes = rollout.passes as f64;
     let mut rounds = LongestRounds {
         prompts: &mut data.steps,
@@ -304,6 +346,9 @@ fn estimate_rounds(
         needs_reference,
     };
     let mut estimate = probe(trainer, &mut rounds, &[])?;
+    if let Some((part, bytes)) = beside {
+        estimate.memory.push(MemoryPart { part: part.to_owned(), bytes: bytes as u64 });
+    }
     // Seconds of a token that is sampled once and trained on in every pass.
     let forward = if needs_reference { 1.0 / 3.0 } else { 0.0 };
     let trained = (passes + forward) / estimate.tokens_per_second;
@@ -334,7 +379,8 @@ fn estimate(
     let trainer = stage_trainer(model, recipe, stage, schedule)?;
     let needs_reference = trainer.objective().needs().reference_logp;
     if let Some(rollout) = planned.rollout.clone() {
-        let estimate = estimate_rounds(recipe, planned, rollout, trainer, tokenizer, data)?;
+        let estimate =
+            estimate_rounds(recipe, stage, planned, rollout, trainer, tokenizer, data, surroundings)?;
         return Ok(StageEstimate { estimate, trainable_parameters });
     }
     if needs_reference {

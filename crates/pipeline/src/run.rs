@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use pt_core::atomic_file;
 use pt_models::Model;
-use pt_recipe::{LoraInit, Plan, PlannedStage, Recipe, RowKind, StageType};
+use pt_recipe::{Plan, PlannedStage, Recipe, RowKind};
 use pt_rl::RolloutsFolder;
 use pt_run::{CheckpointStore, Event, RunFolder, StageFolder};
 use pt_text::{ChatTemplate, Tokenizer};
@@ -14,7 +14,7 @@ use pt_train::{MicroBatch, Outcome, Recorder, StepSource, Trainer, Watcher, fit,
 use crate::error::{PipelineError, Result};
 use crate::fitting::{LastEval, loop_options, restore_best, retention};
 use crate::folder::open_folder;
-use crate::model::{engine_dtype, load_base, load_model, load_teacher};
+use crate::model::{engine_dtype, language_model_before, load_base, load_model, load_teacher, writes_scorer};
 use crate::output::{merge, write_model};
 use crate::prepare::Prepared;
 use crate::probe::flops_per_token;
@@ -22,7 +22,7 @@ use crate::reference;
 use crate::report::{StageReport, TaskGain};
 use crate::reuse;
 use crate::reward_report::report_rewards;
-use crate::rl::{Reference, Rounds, RoundsOptions, Sampler, build_credit, build_rewards};
+use crate::rl::{Reference, ReferenceKind, Rounds, RoundsOptions, Sampler, build_credit, build_rewards};
 use crate::source::Surroundings;
 use crate::stage::{StageData, planned_schedule, prepare_model, stage_trainer};
 use crate::steps::Steps;
@@ -307,10 +307,9 @@ impl<'a> Runner<'a> {
         folder: &StageFolder,
     ) -> Result<(StageSteps<'a>, Vec<MicroBatch>)> {
         let planned = &self.plan.stages[index];
-        let needs_reference = trainer.objective().needs().reference_logp;
         let tokens_per_micro_batch = planned.train.tokens_per_micro_batch as usize;
         let Some(rollout) = planned.rollout.clone() else {
-            if needs_reference {
+            if trainer.objective().needs().reference_logp {
                 let identity = format!("{} {}", self.plan_hash, folder.label());
                 let path = folder.root().join("reference-logp.bin");
                 reference::fill(&mut data, trainer, &identity, path, tokens_per_micro_batch)?;
@@ -323,17 +322,15 @@ impl<'a> Runner<'a> {
         let rewards = build_rewards(&planned.rewards)?;
         let sampler = Sampler::new(self.tokenizer, template, &rollout, seed, dtype);
         let credit = build_credit(planned, seed)?;
-        let reads_reference = needs_reference || rollout.reward_kl > 0.0 || credit.reads_reference();
-        let reference = match (credit.samples_reference(), reads_reference) {
-            _ if planned.distillation.is_some() => Some(Reference::Frozen(Box::new(load_teacher(
-                &self.recipe,
-                &self.recipe.stage[index],
-                self.surroundings,
-                &trainer.model,
-            )?))),
-            (true, _) => Some(Reference::Frozen(Box::new(self.frozen_input(index)?))),
-            (false, true) => Some(self.reference_of(index, trainer)?),
-            (false, false) => None,
+        let section = &self.recipe.stage[index];
+        let reference = match ReferenceKind::of(planned, section, trainer, &*credit) {
+            None => None,
+            Some(ReferenceKind::WithoutAdapter) => Some(Reference::WithoutAdapter),
+            Some(ReferenceKind::Teacher) => {
+                let teacher = load_teacher(&self.recipe, section, self.surroundings, &trainer.model)?;
+                Some(Reference::Frozen(Box::new(teacher)))
+            }
+            Some(ReferenceKind::Frozen) => Some(Reference::Frozen(Box::new(self.frozen_input(index)?))),
         };
         let rollouts = RolloutsFolder::open(folder.rollouts_dir(), true)?;
         let options = RoundsOptions { rollout, tokens_per_micro_batch, dtype, seed };
@@ -351,16 +348,6 @@ impl<'a> Runner<'a> {
         Ok((StageSteps::Rounds(Box::new(rounds)), data.eval))
     }
 
-    /// The reference policy of a stage that samples. An adapter that began without effect is left out of the model; otherwise the
-    /// model is read once more.
-    fn reference_of(&mut self, index: usize, trainer: &Trainer) -> Result<Reference> {
-        let begins_without_effect = self.recipe.stage[index].lora.init == LoraInit::Default;
-        if trainer.model.adapter().is_some() && begins_without_effect {
-            return Ok(Reference::WithoutAdapter);
-        }
-        Ok(Reference::Frozen(Box::new(self.frozen_input(index)?)))
-    }
-
     /// The model a stage starts from, once more, prepared as the one that trains.
     fn frozen_input(&mut self, index: usize) -> Result<Model> {
         let mut model = self.input_of(index)?;
@@ -369,18 +356,10 @@ impl<'a> Runner<'a> {
         Ok(model)
     }
 
-    /// The last stage before this one whose model is a language model: reward models are not trained on.
-    fn language_model_before(&self, index: usize) -> Option<usize> {
-        let writes_scorer = |i: &usize| {
-            matches!(self.recipe.stage[*i].stage_type().rows, RowKind::ScoredPairs | RowKind::Steps)
-        };
-        (0..index).rev().find(|i| !writes_scorer(i))
-    }
-
     /// The model a stage starts from, read from disk, so that a resumed run starts from the same bytes: the base, or
     /// what the last stage before wrote that is a language model.
     fn input_of(&mut self, index: usize) -> Result<Model> {
-        let Some(before) = self.language_model_before(index) else {
+        let Some(before) = language_model_before(&self.plan, index) else {
             return load_base(&self.recipe, self.tokenizer, self.surroundings);
         };
         let planned = &self.plan.stages[before];
@@ -400,9 +379,7 @@ impl<'a> Runner<'a> {
     ) -> Result<Vec<TaskScore>> {
         let tasks = &planned.eval.tasks;
         // A reward model answers nothing.
-        let is_scorer = StageType::named(&planned.r#type)
-            .is_some_and(|kind| matches!(kind.rows, RowKind::ScoredPairs | RowKind::Steps));
-        if tasks.is_empty() || is_scorer {
+        if tasks.is_empty() || writes_scorer(planned) {
             return Ok(Vec::new());
         }
         let dir = stage_folder.eval_dir();
@@ -459,7 +436,7 @@ impl<'a> Runner<'a> {
     /// What an adapter of this stage belongs to: as the recipe names it, or the model of the stage before, seen from
     /// the adapter's folder, so that a run folder can be moved.
     fn base_of(&self, index: usize) -> Option<String> {
-        match self.language_model_before(index) {
+        match language_model_before(&self.plan, index) {
             None => self.recipe.model.base.clone(),
             Some(before) => Some(format!("../../{}/model", Plan::stage_label(&self.plan.stages[before]))),
         }

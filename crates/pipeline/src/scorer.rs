@@ -1,6 +1,6 @@
 //! Scores of replies by a reward model.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use pt_data::{Body, Content, Message, Record};
 use pt_engine::{Dtype, Tape};
@@ -41,13 +41,7 @@ pub fn is_scorer(path: &Path) -> bool {
 /// [`PipelineError::Unsupported`] if it has no score head; if it cannot be read.
 pub fn load_scorer(path: &Path, dtype: Option<Dtype>) -> Result<Model> {
     let options = LoadOptions { dtype, score_head: true, ..LoadOptions::default() };
-    let mut model = if path.join("adapter_config.json").is_file() {
-        let base = PeftConfig::read(path)?.base_model.ok_or_else(|| PipelineError::Unsupported {
-            what: format!("the adapter in {} names no base model", path.display()),
-            advice: "merge it into its base with `posttrain merge`, and give the merged folder".to_owned(),
-        })?;
-        let beside = path.join(&base);
-        let base = if beside.is_dir() { beside } else { Path::new(&base).to_owned() };
+    let mut model = if let Some(base) = base_of(path)? {
         let mut model = pt_models::load(&base, &options)?;
         model.attach_peft(path)?;
         model
@@ -63,6 +57,22 @@ pub fn load_scorer(path: &Path, dtype: Option<Dtype>) -> Result<Model> {
     }
     model.freeze();
     Ok(model)
+}
+
+/// The folder of the model that an adapter stands on; `None` where `path` is no adapter.
+///
+/// # Errors
+/// [`PipelineError::Unsupported`] if the adapter names none; if its configuration cannot be read.
+pub(crate) fn base_of(path: &Path) -> Result<Option<PathBuf>> {
+    if !path.join("adapter_config.json").is_file() {
+        return Ok(None);
+    }
+    let base = PeftConfig::read(path)?.base_model.ok_or_else(|| PipelineError::Unsupported {
+        what: format!("the adapter in {} names no base model", path.display()),
+        advice: "merge it into its base with `posttrain merge`, and give the merged folder".to_owned(),
+    })?;
+    let beside = path.join(&base);
+    Ok(Some(if beside.is_dir() { beside } else { PathBuf::from(base) }))
 }
 
 impl Scorer {

@@ -31,15 +31,9 @@ pub fn prepare_model(model: &mut Model, recipe: &Recipe, stage: &StageSection) -
         RowKind::Steps => ScoreHeadKind::Token,
         _ => ScoreHeadKind::Value,
     };
-    let values = match model.score_head() {
-        // A reward model that is trained on.
-        Some(id) => model.params.get(id).weight.to_f32(),
-        None => {
-            let n = (needs.score_outputs * model.config.hidden_size) as u64;
-            let stream = Stream::new(recipe.seed, "score head");
-            (0..n).map(|i| (stream.at(i).normal() * SCORE_HEAD_DEVIATION) as f32).collect()
-        }
-    };
+    let n = (needs.score_outputs * model.config.hidden_size) as u64;
+    let stream = Stream::new(recipe.seed, "score head");
+    let values: Vec<f32> = (0..n).map(|i| (stream.at(i).normal() * SCORE_HEAD_DEVIATION) as f32).collect();
     model.add_score_head(kind, &values)?;
     Ok(())
 }

@@ -7,6 +7,7 @@ use std::path::Path;
 
 use common::*;
 use pt_pipeline::catalogue;
+use pt_pipeline::rl::{ReplayOptions, replay};
 use pt_recipe::Recipe;
 use pt_rl::{RolloutRecord, RolloutsFolder};
 use pt_run::{Difference, compare_runs};
@@ -150,5 +151,86 @@ fn interrupted_anywhere_it_ends_the_same() {
             .map(|difference| difference.to_string())
             .collect();
         assert!(differences.is_empty(), "{kind}: {differences:#?}");
+    }
+}
+
+/// Samples of other stages than those of group advantages do not train as a replay would have them.
+#[test]
+fn only_group_advantages_are_replayed() {
+    let replayed = |text: &str, stage: usize, run: &Path| {
+        let plan = prepared(text, &[]).plan;
+        replay(run, &plan, &plan.stages[stage], 1, &ReplayOptions::default(), &nothing_around())
+    };
+    let teacher = format!("distillation.teacher = {:?}\n", base_model());
+    for kind in ["ppo", "online_dpo", "xpo", "nash_md", "rejection", "distillation"] {
+        let more = "train.steps = 2\nrollout.n = 2\n";
+        let text = match kind {
+            "distillation" => online(kind, &format!("{more}{teacher}")).replace(REWARD, ""),
+            _ => online(kind, more),
+        };
+        let refused = replayed(&text, 0, Path::new("nowhere")).unwrap_err().to_string();
+        assert!(
+            refused.contains(&format!("`{kind}` stage")) && refused.contains("grpo"),
+            "{kind}: {refused}"
+        );
+    }
+    // A stage after a reward model begins with what was before that.
+    let dir = tempdir();
+    let out = dir.path().join("run");
+    let scorer = "\n[[stage]]\ntype = \"reward\"\ndata.train = [\"generated:sum?level=1&n=8&seed=5&form=preference\"]\n\
+                  train.steps = 1\n";
+    let grpo = online("grpo", "train.steps = 2\nobjective.type = \"grpo\"\nobjective.beta = 0.1\n");
+    let text = grpo.replacen("\n[[stage]]", &format!("{scorer}\n[[stage]]"), 1);
+    finish(&text, &[], &out);
+    let found = replayed(&text, 1, &out).unwrap();
+    let value = |name: &str| found.values.iter().find(|(n, _)| n == name).map(|(_, value)| *value);
+    assert_eq!(found.model, base_model().display().to_string());
+    assert_eq!(value("sampling/sampling_logp_difference/max"), Some(0.0), "{found:?}");
+    assert_eq!(value("kl"), Some(0.0), "{found:?}");
+}
+
+#[test]
+fn a_round_whose_samples_are_gone_is_refused_and_can_be_sampled_again() {
+    let text =
+        online("online_dpo", "rollout.n = 2\nrollout.passes = 2\ntrain.steps = 6\ntrain.save_every = 1\n");
+    let dir = tempdir();
+    let (whole, out) = (dir.path().join("whole"), dir.path().join("out"));
+    finish(&text, &[], &whole);
+    go(&text, &[], &out, &mut Seen::stopping(StopAt::Step("sft", 3))).unwrap();
+    let stage = out.join("stages").join(STAGE);
+    std::fs::remove_file(stage.join("rollouts/step-00000001.jsonl.zst")).unwrap();
+    let refused = go(&text, &[], &out, &mut Seen::default()).unwrap_err().to_string();
+    assert!(refused.contains("samples of round 1 are gone") && refused.contains("after step 2"), "{refused}");
+    // What the message says to do.
+    std::fs::remove_dir_all(stage.join("checkpoints/step-000003")).unwrap();
+    finish(&text, &[], &out);
+    let differences: Vec<Difference> = compare_runs(&whole, &out).unwrap();
+    assert!(differences.is_empty(), "{differences:?}");
+}
+
+/// A second set of weights is part of what a stage needs; an adapter's reference is the model without it.
+#[test]
+fn a_second_model_is_part_of_the_planned_memory() {
+    let teacher = format!("distillation.teacher = {:?}\n", base_model());
+    let lora = "train.method = \"lora\"\nlora.rank = 4\n";
+    for (kind, more, expected) in [
+        ("online_dpo", "", Some("reference")),
+        ("online_dpo", lora, None),
+        ("xpo", lora, Some("reference")),
+        ("grpo", "", None),
+        ("grpo", "objective.type = \"grpo\"\nobjective.beta = 0.1\n", Some("reference")),
+        ("grpo", "rollout.reward_kl = 0.1\n", Some("reference")),
+        ("rejection", "", None),
+        ("distillation", teacher.as_str(), Some("teacher")),
+    ] {
+        let text = online(kind, &format!("train.steps = 1\nrollout.n = 2\n{more}"));
+        let text = if kind == "distillation" { text.replace(REWARD, "") } else { text };
+        let memory = &prepared(&text, &[]).plan.stages[0].memory;
+        let bytes = |name: &str| memory.iter().find(|part| part.part == name).map(|part| part.bytes);
+        let found = ["reference", "teacher"].into_iter().find(|name| bytes(name).is_some());
+        assert_eq!(found, expected, "{kind} {more}");
+        if let Some(name) = found {
+            assert_eq!(bytes(name), bytes("weights"), "{kind} {more}");
+        }
     }
 }

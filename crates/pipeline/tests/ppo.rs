@@ -177,3 +177,21 @@ fn interrupted_in_the_middle_of_a_round_it_ends_the_same() {
         }
     }
 }
+
+/// Passes over a whole group are cut as training is, and say the same, to the bit.
+#[test]
+fn values_and_divergences_do_not_depend_on_the_cut() {
+    let credits = |tokens: u64| {
+        let dir = tempdir();
+        let out = dir.path().join("run");
+        let more = format!("rollout.n = 4\ntrain.steps = 4\ntrain.tokens_per_micro_batch = {tokens}\n");
+        finish(&ppo(&more), &[], &out);
+        let folder = RolloutsFolder::open(out.join("stages").join(STAGE).join("rollouts"), true).unwrap();
+        let records = folder.read(0).unwrap().unwrap();
+        records.into_iter().map(|record| (record.completion_ids, record.tokens)).collect::<Vec<_>>()
+    };
+    let whole = credits(4096);
+    assert!(whole.len() == 32 && whole.iter().all(|(ids, tokens)| tokens.values.len() == ids.len()));
+    // A prompt and a reply or two.
+    assert!(credits(32) == whole);
+}

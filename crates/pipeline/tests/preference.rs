@@ -8,7 +8,7 @@ use common::*;
 use pt_engine::Dtype;
 use pt_models::{LoadOptions, Model, load};
 use pt_pipeline::scorer::Scorer;
-use pt_pipeline::{RewardReport, RunOutcome};
+use pt_pipeline::{RewardReport, RunOutcome, verify_invariance};
 use pt_run::{Difference, compare_runs};
 use pt_train::{Example, MicroBatch, Reply};
 use serde_json::{Value, json};
@@ -385,6 +385,17 @@ fn a_reward_model_is_reported_on_read_back_and_serves_as_a_reward() {
         let first = &metrics(&next)[0];
         let mean = first["rewards/reward_model/mean"].as_f64().or(first["reward"].as_f64());
         assert!(mean.is_some_and(|mean| mean.is_finite() && mean != 0.0), "{method}: {first}");
+        // Trained again in place, it is another reward, and no stage that it judged is taken over.
+        let plan = || prepared(&grpo, &["stage.0.train.steps=2"]).plan;
+        let before = plan();
+        let weights =
+            path.join(if *method == "full" { "model.safetensors" } else { "adapter_model.safetensors" });
+        assert!(before.stages[0].rewards[0].files.iter().any(|f| f.path == weights.display().to_string()));
+        let mut bytes = std::fs::read(&weights).unwrap();
+        let last = bytes.len() - 2;
+        bytes[last] ^= 1;
+        std::fs::write(&weights, bytes).unwrap();
+        assert_ne!(plan().hash(), before.hash(), "{method}");
     }
 }
 
@@ -430,4 +441,53 @@ fn displacement_is_an_alarm() {
     let falls = all.last().unwrap()["rewards/chosen"].as_f64().unwrap() < 0.0;
     assert_eq!(events.contains("less likely"), falls, "{events}");
     assert!(falls, "the case displaces: {:?}", all.last());
+}
+
+/// A model from nothing trains its tokenizer on every text of its rows, whatever kind they are.
+#[test]
+fn a_trained_tokenizer_has_seen_every_kind_of_text() {
+    let said =
+        |word: &str| json!([{"role": "user", "content": "Say it"}, {"role": "assistant", "content": word}]);
+    let cases: &[(&str, Value, &[&str])] = &[
+        ("dpo", json!({"chosen": "Say: harmless", "rejected": "Say: dreadful"}), &["harmless", "dreadful"]),
+        ("dpo", json!({"chosen": said("harmless"), "rejected": said("dreadful")}), &["harmless", "dreadful"]),
+        ("prm", json!({"prompt": "Say", "completions": ["harmless"], "labels": [true]}), &["harmless"]),
+        (
+            "sft",
+            json!({"segments": [{"label": false, "text": "Say: "}, {"label": true, "text": "harmless"}]}),
+            &["harmless"],
+        ),
+    ];
+    for (kind, row, words) in cases {
+        let dir = tempdir();
+        let source = rows(dir.path(), &vec![row.clone(); 8]);
+        let stage =
+            format!("[[stage]]\ntype = \"{kind}\"\ndata.train = [{source:?}]\ntrain.rows_per_step = 4\n");
+        let prepared = prepared(&format!("{NEW_MODEL}{stage}"), &["stage.0.train.steps=2"]);
+        for word in *words {
+            let n = prepared.tokenizer.encode(&format!(" {word}"), false).unwrap().ids.len();
+            assert!(n <= 2, "{kind}: {word} is {n} tokens after {row}");
+        }
+        // Few words have few pairs: less than the 300 tokens that were asked for.
+        let notes = &prepared.stages[0].notes;
+        assert!(notes.iter().any(|note| note.contains("tokens of the 300 asked for")), "{kind}: {notes:?}");
+    }
+    let dir = tempdir();
+    let source = rows(dir.path(), &[json!({"input_ids": [1, 2, 3], "labels": [1, 2, 3]})]);
+    let message = refusal(&format!("{NEW_MODEL}[[stage]]\ntype = \"sft\"\ndata.train = [{source:?}]\n"), &[]);
+    assert!(message.contains("no text") && message.contains("model.tokenizer"), "{message}");
+}
+
+#[test]
+fn a_step_against_a_reference_can_be_laid_out_in_every_way() {
+    for kind in ["dpo", "kto", "reward"] {
+        let results =
+            verify_invariance(&recipe(&recipe_of(kind, PAIRS, ""), &[]), &nothing_around()).unwrap();
+        let failed: Vec<_> = results.iter().filter(|result| !result.passed()).collect();
+        assert!(results.len() == 8 && failed.is_empty(), "{kind}: {failed:?}");
+    }
+    let samples = "rollout.max_new_tokens = 4\n[[stage.reward]]\ntype = \"contains\"\nrequired = [\"a\"]\n";
+    let text = recipe_of("grpo", "generated:letters?level=1&n=8&form=prompt_only", samples);
+    let refused = verify_invariance(&recipe(&text, &[]), &nothing_around()).unwrap_err().to_string();
+    assert!(refused.contains("`grpo` stage samples") && refused.contains("sft or dpo"), "{refused}");
 }

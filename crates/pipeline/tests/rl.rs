@@ -313,6 +313,10 @@ fn settings_without_effect_are_refused() {
         ("stage.0.rollout.reward_kl=0.1", "rollout.reward_kl is part of none"),
         ("stage.0.rollout.overlong_cache=2", "rollout.overlong_cache is part of none"),
         ("stage.0.reward.0.gate=-1.0", "gate of a reward"),
+        ("stage.0.rollout.missing_eos_penalty=0.5", "rollout.missing_eos_penalty is part of none"),
+        ("stage.0.rollout.normalize_advantages=true", "rollout.normalize_advantages is part of none"),
+        ("stage.0.rollout.baseline=leave_one_out", "rollout.baseline is part of none"),
+        ("stage.0.rollout.scale_rewards=none", "rollout.scale_rewards is part of none"),
     ] {
         let other = "stage.0.reward.1.type=exact";
         let message = refusal(&grpo("", A_REWARD), &[sum, set, other]);
@@ -320,6 +324,12 @@ fn settings_without_effect_are_refused() {
     }
     let message = refusal(&grpo("", A_REWARD), &["stage.0.rollout.overlong_cache=7"]);
     assert!(message.contains('7') && message.contains('6'), "{message}");
+    // A group's spread is no unit of what is compared with anything else.
+    for baseline in ["batch", "none"] {
+        let set = format!("stage.0.rollout.baseline={baseline}");
+        let message = refusal(&grpo("", A_REWARD), &[&set]);
+        assert!(message.contains("scale_rewards") && message.contains(baseline), "{message}");
+    }
 }
 
 /// Remembers alarms, and can crash between the end of training and the end of the stage.

@@ -32,6 +32,8 @@ pub(crate) struct JudgedRound<'a> {
     pub(crate) model: &'a Model,
     /// Storage of activations.
     pub(crate) dtype: Dtype,
+    /// What passes over groups are cut to.
+    pub(crate) tokens_per_micro_batch: usize,
     /// The rewards' names.
     pub(crate) names: Vec<&'a str>,
     /// Their weights.

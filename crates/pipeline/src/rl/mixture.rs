@@ -49,9 +49,8 @@ pub(super) fn groups(
                 ours.iter().zip(&theirs).map(|(a, b)| (1.0 - coef) * a + coef * b).collect();
             let mixed = normalised(mixed);
             let sample = &mut samples[i];
-            // Keyed by prompt, sample and position: the same whatever else is drawn.
-            let draw_key = prompts[i / n].0 ^ ((i % n) as u64) << 20 ^ (sample.token_ids.len() as u64) << 40;
-            let token = pick(&mixed, random.at(draw_key).uniform());
+            let u = uniform(&random, prompts[i / n].0, i % n, sample.token_ids.len());
+            let token = pick(&mixed, u);
             sample.token_ids.push(token);
             sample.logprobs.push(mixed[token as usize] as f32);
             sample.has_ended = params.stop_token_ids.contains(&token);
@@ -62,6 +61,14 @@ pub(super) fn groups(
         sampler.finished(token_ids, logprobs, !has_ended)
     });
     (0..prompts.len()).map(|_| drawn.by_ref().take(n).collect()).collect()
+}
+
+/// Uniform in `[0, 1)`, keyed by prompt, sample and position: the same whatever else is drawn. The prompt's key, which takes all
+/// 64 bits (round, attempt, group), is the index, the other two are the block, so that no two draws share words.
+fn uniform(random: &Stream, prompt_key: u64, sample: usize, position: usize) -> f64 {
+    let [low, high, ..] = random.words(prompt_key, (sample as u64) << 32 | position as u64);
+    let word = u64::from(low) | u64::from(high) << 32;
+    (word >> 11) as f64 * (1.0 / (1u64 << 53) as f64)
 }
 
 /// Log-probabilities of the next token at the sampling temperature.
@@ -100,6 +107,28 @@ fn pick(logp: &[f64], u: f64) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn no_two_draws_are_the_same() {
+        let random = Stream::new(7, "mixture");
+        let mut seen = std::collections::BTreeSet::new();
+        let (rounds, attempts, groups) = ([0u64, 1, 255, 256, 257, 512], [0u64, 1, 16], [0u64, 1, 16]);
+        // As rounds key their prompts.
+        let mut keys = Vec::new();
+        for round in rounds {
+            keys.extend(attempts.iter().flat_map(|a| groups.map(|g| round << 32 | a << 24 | g)));
+        }
+        for &key in &keys {
+            for sample in [0, 1, 2, 15, 16, 17, 256] {
+                for position in [0, 1, 2, 3, 255, 256, 257] {
+                    let u = uniform(&random, key, sample, position);
+                    assert!((0.0..1.0).contains(&u));
+                    assert!(seen.insert(u.to_bits()), "prompt {key:x}, sample {sample}, position {position}");
+                }
+            }
+        }
+        assert_eq!(seen.len(), keys.len() * 7 * 7);
+    }
 
     #[test]
     fn tokens_are_picked_by_their_probability() {

@@ -1,8 +1,12 @@
-//! The reference policy of a stage that samples: the model as the stage found it.
+//! The reference policy of a stage that samples: the model as the stage found it, or a teacher.
 
 use pt_engine::{Dtype, Tape};
 use pt_models::Model;
-use pt_train::{Example, MicroBatch, score_with};
+use pt_recipe::{LoraInit, PlannedStage, StageSection};
+use pt_train::{Example, MicroBatch, Trainer, score_with};
+
+use super::credit::Credit;
+use super::group_examples;
 
 /// Where the reference's log-probabilities come from.
 #[derive(Debug)]
@@ -13,32 +17,81 @@ pub(crate) enum Reference {
     Frozen(Box<Model>),
 }
 
+/// Which reference policy a stage has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ReferenceKind {
+    /// Another model, from which the stage distils.
+    Teacher,
+    /// The model being trained without its adapter, which began without effect.
+    WithoutAdapter,
+    /// The model as the stage found it, read once more.
+    Frozen,
+}
+
+impl ReferenceKind {
+    /// That of a stage that samples; `None` where nothing reads one.
+    pub(crate) fn of(
+        planned: &PlannedStage,
+        section: &StageSection,
+        trainer: &Trainer,
+        credit: &dyn Credit,
+    ) -> Option<ReferenceKind> {
+        let is_reward_cut = planned.rollout.as_ref().is_some_and(|rollout| rollout.reward_kl > 0.0);
+        let is_read = trainer.objective().needs().reference_logp || is_reward_cut || credit.reads_reference();
+        let begins_without_effect = section.lora.init == LoraInit::Default;
+        match (credit.samples_reference(), is_read) {
+            _ if planned.distillation.is_some() => Some(ReferenceKind::Teacher),
+            (true, _) => Some(ReferenceKind::Frozen),
+            (false, true) if trainer.model.adapter().is_some() && begins_without_effect => {
+                Some(ReferenceKind::WithoutAdapter)
+            }
+            (false, true) => Some(ReferenceKind::Frozen),
+            (false, false) => None,
+        }
+    }
+}
+
 impl Reference {
     /// Fills in the log-probability of every token of these examples' replies, at the sampling temperature; also of those that are
-    /// masked, since a divergence in the reward counts for them too.
-    pub(crate) fn fill(&self, model: &Model, dtype: Dtype, temperature: f32, examples: &mut [Example]) {
+    /// masked, since a divergence in the reward counts for them too. Groups are cut to `max_tokens`, as in training.
+    pub(crate) fn fill(
+        &self,
+        model: &Model,
+        dtype: Dtype,
+        temperature: f32,
+        max_tokens: usize,
+        examples: &mut [Example],
+    ) {
         for example in examples {
-            let mut whole = example.clone();
-            whole.replies.iter_mut().for_each(|reply| reply.weights.fill(1.0));
-            let micro_batch = MicroBatch::new(vec![whole]);
-            let predictions = micro_batch.predictions();
-            if predictions.rows.is_empty() {
-                continue;
-            }
-            let batch = micro_batch.batch().expect("prompts and replies have tokens");
-            let model = match self {
-                Reference::WithoutAdapter => model,
-                Reference::Frozen(frozen) => frozen,
-            };
-            let tape = Tape::inference(&model.params, &batch, dtype);
-            let tape = match self {
-                Reference::WithoutAdapter => tape.without_adapters(),
-                Reference::Frozen(_) => tape,
-            };
-            let mut logp = score_with(tape, model, temperature, &predictions).logp.into_iter();
+            let mut prompt = example.clone();
+            let mut replies = std::mem::take(&mut prompt.replies);
+            replies.iter_mut().for_each(|reply| reply.weights.fill(1.0));
+            let parts = group_examples(&prompt, replies, max_tokens);
+            let logp = parts.into_iter().flat_map(|part| self.logp_of(model, dtype, temperature, part));
+            let mut logp = logp.collect::<Vec<f32>>().into_iter();
             for reply in &mut example.replies {
                 reply.known.reference_logp = logp.by_ref().take(reply.token_ids.len()).collect();
             }
         }
+    }
+
+    /// What it says of every token of a group's replies.
+    fn logp_of(&self, model: &Model, dtype: Dtype, temperature: f32, group: Example) -> Vec<f32> {
+        let micro_batch = MicroBatch::new(vec![group]);
+        let predictions = micro_batch.predictions();
+        if predictions.rows.is_empty() {
+            return Vec::new();
+        }
+        let batch = micro_batch.batch().expect("prompts and replies have tokens");
+        let model = match self {
+            Reference::WithoutAdapter => model,
+            Reference::Frozen(frozen) => frozen,
+        };
+        let tape = Tape::inference(&model.params, &batch, dtype);
+        let tape = match self {
+            Reference::WithoutAdapter => tape.without_adapters(),
+            Reference::Frozen(_) => tape,
+        };
+        score_with(tape, model, temperature, &predictions).logp
     }
 }

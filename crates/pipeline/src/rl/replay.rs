@@ -6,7 +6,7 @@ use std::sync::Arc;
 use pt_models::Model;
 use pt_objectives::{OBJECTIVES, Objective};
 use pt_optim::{Groups, ScheduleConfig};
-use pt_recipe::{Method, Plan, PlannedStage};
+use pt_recipe::{Credit, Method, Plan, PlannedStage, StageType};
 use pt_rl::{RolloutRecord, RolloutsFolder};
 use pt_run::{CheckpointStore, Retention};
 use pt_train::{Example, Known, Reply, Trainer, TrainerOptions};
@@ -15,7 +15,7 @@ use serde_json::{Map, Value};
 use super::reference::Reference;
 use super::{group_examples, pack_groups};
 use crate::error::{PipelineError, Result};
-use crate::model::{engine_dtype, load_model, locate_model};
+use crate::model::{engine_dtype, language_model_before, load_model, locate_model};
 use crate::source::Surroundings;
 
 /// What is replayed.
@@ -43,7 +43,7 @@ pub struct Replayed {
 /// Computes loss, gradient norm and metrics of all samples of the round that step `step`, from 1, used.
 ///
 /// # Errors
-/// A step without samples, an adapter without `model`, options that are not understood.
+/// A step without samples, a stage whose samples train otherwise than by group advantages, an adapter without `model`, options that are not understood.
 pub fn replay(
     run: &Path,
     plan: &Plan,
@@ -57,6 +57,17 @@ pub fn replay(
     let Some(rollout) = &stage.rollout else {
         return refuse(format!("stage `{}` does not sample", stage.name), "name one that does");
     };
+    let credit = StageType::named(&stage.r#type).and_then(|kind| kind.rollout).map(|rollout| rollout.credit);
+    if credit != Some(Credit::Advantages) {
+        return refuse(
+            format!(
+                "stage `{}` is a `{}` stage, whose samples have no advantages by comparison with their group, which is what \
+                 a replay trains on",
+                stage.name, stage.r#type
+            ),
+            "name a stage of group advantages, as grpo, dapo or rloo",
+        );
+    }
     let dir = run.join("stages").join(Plan::stage_label(stage));
     let round = (step - 1) / (rollout.passes * rollout.mini_batches);
     let Some(records) = RolloutsFolder::open(dir.join("rollouts"), true)?.read(round)? else {
@@ -90,14 +101,14 @@ pub fn replay(
     if let Some(path) = &weights.checkpoint {
         trainer.import_params(&mut CheckpointStore::load(path)?)?;
     }
+    let max_tokens = stage.train.tokens_per_micro_batch as usize;
     let mut groups = examples_of(&records, rollout.mask_truncated);
     if needs.reference_logp {
         let input =
             load_model(&input_folder(run, plan, stage, surroundings)?, Some(engine_dtype(plan.model.dtype)))?;
         let dtype = engine_dtype(plan.model.dtype);
-        Reference::Frozen(Box::new(input)).fill(&trainer.model, dtype, temperature, &mut groups);
+        Reference::Frozen(Box::new(input)).fill(&trainer.model, dtype, temperature, max_tokens, &mut groups);
     }
-    let max_tokens = stage.train.tokens_per_micro_batch as usize;
     let cut = groups.into_iter().flat_map(|mut whole| {
         let replies = std::mem::take(&mut whole.replies);
         group_examples(&whole, replies, max_tokens)
@@ -179,9 +190,12 @@ fn input_folder(
     stage: &PlannedStage,
     surroundings: &Surroundings,
 ) -> Result<PathBuf> {
-    let before = plan.stages.iter().rfind(|other| other.number < stage.number);
-    match (before, &plan.model.base) {
-        (Some(before), _) => Ok(run.join("stages").join(Plan::stage_label(before)).join("model")),
+    let index =
+        plan.stages.iter().position(|other| other.number == stage.number).expect("a stage of the plan");
+    match (language_model_before(plan, index), &plan.model.base) {
+        (Some(before), _) => {
+            Ok(run.join("stages").join(Plan::stage_label(&plan.stages[before])).join("model"))
+        }
         (None, Some(base)) => locate_model(base, &plan.model.revision, surroundings),
         (None, None) => Err(PipelineError::Unsupported {
             what: "the stage began with a model from nothing, which was not kept".to_owned(),

@@ -138,7 +138,7 @@ impl StepSource for Rounds<'_> {
         if self.current.as_ref().is_none_or(|current| current.index != round) {
             self.current = Some(match part {
                 0 => self.sample(round, model)?,
-                _ => self.recorded(round, model)?,
+                _ => self.recorded(round, step_idx, model)?,
             });
         }
         let Rounds { current, ptx, options, .. } = self;

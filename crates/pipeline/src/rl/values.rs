@@ -12,6 +12,7 @@ use pt_rl::{KlController, RolloutRecord, TokenCredit};
 use pt_train::{Example, MicroBatch, Reply, ScoredToken};
 
 use super::credit::{Credit, Figures, JudgedRound};
+use super::group_examples;
 use crate::error::Result;
 
 /// Values, generalised advantage estimation, and the divergence in the reward.
@@ -79,8 +80,7 @@ impl Credit for Values {
         examples: &[Example],
         records: &mut [RolloutRecord],
     ) -> Result<Figures> {
-        let values: Vec<Vec<f32>> =
-            examples.iter().flat_map(|group| values_of(round.model, round.dtype, group)).collect();
+        let values: Vec<Vec<f32>> = examples.iter().flat_map(|group| values_of(round, group)).collect();
         let replies: Vec<&Reply> = examples.iter().flat_map(|group| &group.replies).collect();
         let samples: Vec<Sampled<'_>> = records
             .iter()
@@ -169,9 +169,15 @@ fn states(reply: &Reply) -> impl Iterator<Item = (Option<usize>, f32)> {
     reply.weights.iter().enumerate().map(|(t, &weight)| (t.checked_sub(1), weight))
 }
 
-/// What the value head says before each token of a group's replies.
-fn values_of(model: &Model, dtype: pt_engine::Dtype, group: &Example) -> Vec<Vec<f32>> {
-    let mut whole = group.clone();
+/// What the value head says before each token of a group's replies, the group cut as in training.
+fn values_of(round: &JudgedRound<'_>, group: &Example) -> Vec<Vec<f32>> {
+    let mut prompt = group.clone();
+    let replies = std::mem::take(&mut prompt.replies);
+    let parts = group_examples(&prompt, replies, round.tokens_per_micro_batch);
+    parts.into_iter().flat_map(|part| values_of_part(round.model, round.dtype, part)).collect()
+}
+
+fn values_of_part(model: &Model, dtype: pt_engine::Dtype, mut whole: Example) -> Vec<Vec<f32>> {
     for reply in &mut whole.replies {
         reply.scored = states(reply)
             .map(|(position, _)| ScoredToken { position, target: 0.0, weight: 1.0, old_value: None })

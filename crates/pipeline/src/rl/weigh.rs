@@ -17,7 +17,7 @@ use super::judge::prompt_text;
 use super::round::Group;
 use super::sampler::Drawn;
 use super::source::{RoundData, Rounds};
-use crate::error::Result;
+use crate::error::{PipelineError, Result};
 
 /// Length of the phrases that may take over.
 const NGRAM: usize = 5;
@@ -34,7 +34,8 @@ impl Rounds<'_> {
             groups.iter().enumerate().map(|(g, group)| self.example(group, key_of(round, g))).collect();
         if let Some(reference) = &self.reference {
             let temperature = self.options.rollout.temperature as f32;
-            reference.fill(model, self.options.dtype, temperature, &mut examples);
+            let max_tokens = self.options.tokens_per_micro_batch;
+            reference.fill(model, self.options.dtype, temperature, max_tokens, &mut examples);
         }
         let totals = self.totals(&groups, &examples)?;
         let mut records = self.records_of(round, &groups, &totals);
@@ -42,6 +43,7 @@ impl Rounds<'_> {
         let judged = JudgedRound {
             model,
             dtype: self.options.dtype,
+            tokens_per_micro_batch: self.options.tokens_per_micro_batch,
             names: self.rewards.names(),
             weights: self.rewards.weights(),
             scores: scored
@@ -175,8 +177,13 @@ impl Rounds<'_> {
     }
 
     /// A round that an earlier life of the run sampled and was in the middle of.
-    pub(super) fn recorded(&mut self, round: u64, model: &Model) -> Result<RoundData> {
-        let records = self.folder.read(round)?.unwrap_or_default();
+    ///
+    /// # Errors
+    /// [`PipelineError::SamplesGone`] if its file is.
+    pub(super) fn recorded(&mut self, round: u64, step_idx: u64, model: &Model) -> Result<RoundData> {
+        let first = round * self.steps_per_round();
+        let gone = || PipelineError::SamplesGone { round, step: step_idx + 1, first };
+        let records = self.folder.read(round)?.ok_or_else(gone)?;
         let mut groups: Vec<Example> = Vec::new();
         for record in &records {
             if record.group == groups.len() {
@@ -205,7 +212,8 @@ impl Rounds<'_> {
         }
         if let Some(reference) = &self.reference {
             let temperature = self.options.rollout.temperature as f32;
-            reference.fill(model, self.options.dtype, temperature, &mut groups);
+            let max_tokens = self.options.tokens_per_micro_batch;
+            reference.fill(model, self.options.dtype, temperature, max_tokens, &mut groups);
         }
         let metrics = self.earlier_metrics.clone();
         Ok(RoundData { index: round, groups: self.trained(&records, groups), metrics })
