@@ -44,15 +44,26 @@ pub(crate) fn ensure_dataset(name: &str, environment: &Environment) -> anyhow::R
 /// # Errors
 /// As [`ensure_model`].
 pub(crate) fn ensure_recipe(recipe: &Recipe, environment: &Environment) -> anyhow::Result<()> {
-    for name in [&recipe.model.base, &recipe.model.tokenizer].into_iter().flatten() {
-        ensure_model(name, &recipe.model.revision, environment)?;
+    for (name, revision) in models_of(recipe) {
+        ensure_model(name, revision, environment)?;
     }
-    for stage in &recipe.stage {
-        for source in stage.data.train.iter().chain(stage.data.eval.iter().flatten()) {
-            ensure_dataset(&source.source, environment)?;
-        }
-    }
-    Ok(())
+    datasets_of(recipe).into_iter().try_for_each(|name| ensure_dataset(name, environment))
+}
+
+/// Models and tokenizers by name and revision; a teacher is taken from its main branch.
+fn models_of(recipe: &Recipe) -> Vec<(&str, &str)> {
+    let model = &recipe.model;
+    let first = [&model.base, &model.tokenizer].into_iter().flatten();
+    let teachers = recipe.stage.iter().filter_map(|stage| stage.distillation.teacher.as_ref());
+    let first = first.map(|name| (name.as_str(), model.revision.as_str()));
+    first.chain(teachers.map(|name| (name.as_str(), "main"))).collect()
+}
+
+fn datasets_of(recipe: &Recipe) -> Vec<&str> {
+    let sources = recipe.stage.iter().flat_map(|stage| {
+        stage.data.train.iter().chain(stage.data.eval.iter().flatten()).chain(stage.ppo.ptx.iter().flatten())
+    });
+    sources.map(|source| source.source.as_str()).collect()
 }
 
 fn absent(name: &str) -> String {
@@ -100,12 +111,45 @@ impl Watch {
                     *n_bytes as f64 / 1e6
                 ));
             }
-            Event::Progress { file, n_done } if *n_done == file.n_bytes => {
+            Event::FileDone { file } => {
                 self.n_done += 1;
                 ui::note(&format!("  {} of {}: {}", self.n_done, self.n_files, file.path));
             }
             Event::Progress { .. } => {}
             Event::Done { folder } => ui::note(&format!("downloaded into {}", folder.display())),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn everything_a_recipe_names_is_looked_for() {
+        const RECIPE: &str = r#"
+            name = "r"
+            [model]
+            base = "org/base"
+            revision = "v2"
+            [[stage]]
+            name = "one"
+            type = "distillation"
+            data.train = ["org/prompts"]
+            data.eval = ["org/held-out"]
+            distillation.teacher = "org/teacher"
+            [[stage]]
+            name = "two"
+            type = "ppo"
+            data.train = ["org/more"]
+            ppo.ptx = ["org/text"]
+            objective.params.ptx_coef = 0.1
+        "#;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("r.toml");
+        std::fs::write(&path, RECIPE).unwrap();
+        let recipe = pt_pipeline::load_recipe(&path, &[]).unwrap_or_else(|error| panic!("{error}"));
+        assert_eq!(models_of(&recipe), [("org/base", "v2"), ("org/teacher", "main")]);
+        assert_eq!(datasets_of(&recipe), ["org/prompts", "org/held-out", "org/more", "org/text"]);
     }
 }

@@ -322,6 +322,44 @@ fn chat_answers_piped_turns() {
 }
 
 #[test]
+fn a_fused_model_needs_the_first_ones_tokenizer_before_any_work() {
+    let fixture = Fixture::new();
+    std::fs::create_dir(fixture.path().join("bare")).unwrap();
+    for name in ["config.json", "model.safetensors"] {
+        std::fs::copy(fixture.path().join("model").join(name), fixture.path().join("bare").join(name))
+            .unwrap();
+    }
+    let outcome = fixture.run(&["fuse", "--models", "bare,model", "--out", "fused"]);
+    assert_eq!(outcome.code, 1);
+    assert!(
+        outcome.stderr.contains("bare has none") && outcome.stderr.contains("name model first"),
+        "{outcome:?}"
+    );
+    assert!(!fixture.path().join("fused").exists());
+    fixture.run(&["fuse", "--models", "model,bare", "--out", "fused"]).ok();
+    assert_eq!(fixture.read("fused/tokenizer.json"), fixture.read("model/tokenizer.json"));
+}
+
+#[test]
+fn options_of_other_export_formats_are_refused() {
+    let fixture = Fixture::new();
+    fixture.write_adapter(Dtype::F32);
+    for (format, more, said) in [
+        ("safetensors", &["--name", "x"][..], "--name is for"),
+        ("nf4", &["--name", "x"], "--name is for"),
+        ("gguf", &["--shard-mb", "5"], "--shard-mb is for"),
+        ("ollama", &["--shard-mb", "5"], "--shard-mb is for"),
+        ("safetensors", &["--adapter", "adapter", "--keep-adapter", "--shard-mb", "5"], "--shard-mb is for"),
+    ] {
+        let args = [&["export", "--model", "model", "--format", format, "--out", "out"], more].concat();
+        let outcome = fixture.run(&args);
+        assert_eq!(outcome.code, 1, "{args:?}");
+        assert!(outcome.stderr.contains(said), "{args:?}: {}", outcome.stderr);
+        assert!(!fixture.path().join("out").exists());
+    }
+}
+
+#[test]
 fn a_merged_model_is_the_model_with_its_adapter() {
     for dtype in [Dtype::F32, Dtype::Bf16] {
         let fixture = Fixture::of_type(dtype);

@@ -31,6 +31,8 @@ type Rule = dyn Fn(usize, &str) -> Act + Send + Sync;
 struct JudgeServer {
     url: String,
     asked: Arc<Mutex<Vec<String>>>,
+    /// What came as `authorization`, with each request that had it.
+    keys: Arc<Mutex<Vec<String>>>,
 }
 
 impl JudgeServer {
@@ -39,14 +41,15 @@ impl JudgeServer {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}/v1", listener.local_addr().unwrap());
         let asked = Arc::new(Mutex::new(Vec::new()));
-        let (rule, log): (Arc<Rule>, _) = (Arc::new(rule), asked.clone());
+        let keys = Arc::new(Mutex::new(Vec::new()));
+        let (rule, log, seen): (Arc<Rule>, _, _) = (Arc::new(rule), asked.clone(), keys.clone());
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
-                let (rule, log) = (rule.clone(), log.clone());
-                std::thread::spawn(move || serve(stream, &*rule, &log));
+                let (rule, log, seen) = (rule.clone(), log.clone(), seen.clone());
+                std::thread::spawn(move || serve(stream, &*rule, &log, &seen));
             }
         });
-        JudgeServer { url, asked }
+        JudgeServer { url, asked, keys }
     }
 
     fn n_asked(&self) -> usize {
@@ -54,8 +57,9 @@ impl JudgeServer {
     }
 }
 
-fn serve(mut stream: TcpStream, rule: &Rule, log: &Mutex<Vec<String>>) {
-    let Some((path, body)) = read_request(&mut stream) else { return };
+fn serve(mut stream: TcpStream, rule: &Rule, log: &Mutex<Vec<String>>, keys: &Mutex<Vec<String>>) {
+    let Some((path, body, key)) = read_request(&mut stream) else { return };
+    keys.lock().unwrap().extend(key);
     if path.ends_with("/models") {
         return reply(&mut stream, 200, &json!({ "data": [{ "id": "rules" }] }));
     }
@@ -90,12 +94,13 @@ fn serve(mut stream: TcpStream, rule: &Rule, log: &Mutex<Vec<String>>) {
     }
 }
 
-fn read_request(stream: &mut TcpStream) -> Option<(String, Vec<u8>)> {
+/// Path, body and `authorization`.
+fn read_request(stream: &mut TcpStream) -> Option<(String, Vec<u8>, Option<String>)> {
     let mut reader = BufReader::new(stream);
     let mut line = String::new();
     reader.read_line(&mut line).ok()?;
     let path = line.split_whitespace().nth(1)?.to_owned();
-    let mut length = 0;
+    let (mut length, mut key) = (0, None);
     loop {
         let mut line = String::new();
         reader.read_line(&mut line).ok()?;
@@ -103,10 +108,13 @@ fn read_request(stream: &mut TcpStream) -> Option<(String, Vec<u8>)> {
         if name.eq_ignore_ascii_case("content-length") {
             length = value.trim().parse().ok()?;
         }
+        if name.eq_ignore_ascii_case("authorization") {
+            key = Some(value.trim().to_owned());
+        }
     }
     let mut body = vec![0; length];
     reader.read_exact(&mut body).ok()?;
-    Some((path, body))
+    Some((path, body, key))
 }
 
 fn reply(stream: &mut TcpStream, status: u16, body: &Value) {
@@ -500,7 +508,13 @@ fn only_an_audited_judge_is_a_reward() {
         &server,
         &["audit", "--data", "pairs.jsonl", "--rubric", "The reply is polite.", "--out", "good.json"],
     );
-    assert!(good.ok().stdout.contains("passed"));
+    let shown = good.ok().stdout;
+    assert!(shown.contains("passed"));
+    // Two greedy answers are one: no consistency is claimed.
+    assert!(shown.contains("not measured: at temperature 0"), "{shown}");
+    let audit = json_of(&fixture, "good.json");
+    let drawn = json!({ "max_tokens": 512, "temperature": 0.0, "votes": 1 });
+    assert_eq!((&audit["subject"]["drawn"], &audit["figures"]["consistency"]), (&drawn, &Value::Null));
     let deaf = JudgeServer::start(|_, _| say("5"));
     let args = ["audit", "--data", "pairs.jsonl", "--rubric", "The reply is polite.", "--out", "bad.json"];
     let outcome = feedback(&fixture, &deaf, &args);
@@ -518,8 +532,11 @@ fn only_an_audited_judge_is_a_reward() {
         ("audit = \"good.json\"\nmodel = \"other\"", Some("it is of the model `rules`")),
         ("audit = \"gone.json\"", Some("gone.json")),
         ("audit = \"good.json\"\nunaudited = true", Some("contradict each other")),
+        ("audit = \"good.json\"\nmax_tokens = 16", Some("drawn with max_tokens 512")),
+        ("audit = \"good.json\"\ntemperature = 1.0", Some("temperature 1")),
         ("unaudited = true", None),
         ("audit = \"good.json\"", None),
+        ("audit = \"good.json\"\nvotes = 3", None),
     ];
     for (options, expected) in refusals {
         let options = options.replace("audit = \"", &format!("audit = \"{}/", fixture.path().display()));
@@ -574,6 +591,26 @@ fn only_an_audited_judge_is_a_reward() {
         (&audit["subject"]["kind"], &audit["figures"]["accuracy"]["value"]),
         (&json!("scorer"), &json!(1.0))
     );
+}
+
+#[test]
+fn a_key_goes_to_its_server_and_to_no_other() {
+    let fixture = Fixture::new();
+    fixture.write("prompts.jsonl", &prompts(4));
+    fixture.write("key.txt", "secret\n");
+    let judge = JudgeServer::start(|_, text| by_rules_then_length(text));
+    let other = JudgeServer::start(|n, _| say(&"x".repeat(n + 1)));
+    for (respond, out) in [(&other.url, "other.jsonl"), (&judge.url, "own.jsonl")] {
+        let respond = format!("{respond}#rules");
+        let args =
+            ["judge", "--prompts", "prompts.jsonl", "--respond", &respond, "--api-key-file", "key.txt"];
+        // Whether there is a preference depends on the order of the replies; what is tested is who was sent the key.
+        feedback(&fixture, &judge, &[&args[..], &["--out", out]].concat());
+    }
+    assert!(other.n_asked() > 0, "the other server was asked");
+    assert_eq!(*other.keys.lock().unwrap(), Vec::<String>::new());
+    let keys = judge.keys.lock().unwrap();
+    assert!(keys.len() >= judge.n_asked() && keys.iter().all(|key| key == "Bearer secret"), "{keys:?}");
 }
 
 #[test]

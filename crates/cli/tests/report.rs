@@ -69,6 +69,12 @@ fn reports_cards_and_reasons_are_written() {
     fs::write(root.join("mine.md"), "# My own words\n").unwrap();
     check(root, &["report", "a", "--card", "--out", "mine.md"], 1, &["left as it is"]);
     assert_eq!(fs::read_to_string(root.join("mine.md")).unwrap(), "# My own words\n");
+    fs::write(root.join("latin1.md"), b"# Mod\xe8le\n").unwrap();
+    check(root, &["report", "a", "--card", "--out", "latin1.md"], 1, &["left as it is"]);
+    assert_eq!(fs::read(root.join("latin1.md")).unwrap(), b"# Mod\xe8le\n");
+    // A folder cannot be read as a file; nor can what its owner has locked.
+    fs::create_dir(root.join("locked.md")).unwrap();
+    check(root, &["report", "a", "--card", "--out", "locked.md"], 1, &["cannot be read", "left as it is"]);
     fs::remove_file(root.join("b/metrics.jsonl")).unwrap();
     check(root, &["report", "b"], 0, &["metrics.jsonl cannot be read", "wrote b/report.html"]);
     let page = fs::read_to_string(root.join("both.html")).unwrap();
@@ -96,6 +102,22 @@ train.log_every = 1
 optimizer.learning_rate = 1e-3
 eval.n = 4
 "#;
+
+#[test]
+fn a_sweep_reads_every_variant_before_it_runs_one() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("tiny.toml"), RECIPE).unwrap();
+    let vary = "stage.sft.optimizer.learning_rate=[1e-3, \"much\"]";
+    check(dir.path(), &["sweep", "tiny.toml", "--out", "s", "--vary", vary], 1, &["learning_rate", "much"]);
+    assert!(!dir.path().join("s").exists(), "nothing was run");
+}
+
+#[test]
+fn every_stage_type_has_a_title() {
+    for kind in pt_recipe::STAGE_TYPES {
+        assert_ne!(pt_report::stage_title(kind.name), kind.name, "a report shows the bare name");
+    }
+}
 
 #[test]
 fn a_finished_run_has_its_report_unless_told_otherwise() {

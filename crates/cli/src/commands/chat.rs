@@ -26,7 +26,7 @@ With --raw there is no conversation: each line is continued as plain text, for m
 
 Examples:
   posttrain chat --model models/chat
-  posttrain chat --model models/chat --adapter runs/sft/adapter --system 'Answer in one sentence.' --temperature 0
+  posttrain chat --model models/chat --adapter runs/sft/stages/01-sft/adapter --system 'Answer in one sentence.' --temperature 0
   printf 'Hello\\nWho are you?\\n' | posttrain chat --model models/chat
   posttrain chat --model stories260K.bin --raw";
 

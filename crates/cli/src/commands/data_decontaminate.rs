@@ -34,7 +34,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(i64).range(0..=100_000))]
     min_run: Option<i64>,
     /// The least share of the evaluation text that is in common
-    #[arg(long, value_name = "SHARE", default_value_t = 0.0)]
+    #[arg(long, value_name = "SHARE", default_value_t = 0.0, value_parser = parse_share)]
     min_coverage: f64,
     /// Only prompts of the evaluation sets count, not their answers
     #[arg(long)]
@@ -51,6 +51,11 @@ pub(crate) struct Args {
     /// Where a data card goes: NAME.md and NAME.json
     #[arg(long, value_name = "NAME")]
     card: Option<PathBuf>,
+}
+
+fn parse_share(text: &str) -> Result<f64, String> {
+    let share = text.parse().ok().filter(|share: &f64| (0.0..=1.0).contains(share));
+    share.ok_or_else(|| "expected a number from 0 to 1".to_owned())
 }
 
 pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<()> {
@@ -79,4 +84,23 @@ pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<()> {
     let report = carry_out(&curation, &given(&context.environment))?;
     crate::ui::note(&summary(&report, &curation));
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shares_are_from_0_to_1() {
+        for (text, expected) in [
+            ("0", Some(0.0)),
+            ("0.5", Some(0.5)),
+            ("1", Some(1.0)),
+            ("50", None),
+            ("-0.1", None),
+            ("nan", None),
+        ] {
+            assert_eq!(parse_share(text).ok(), expected, "{text}");
+        }
+    }
 }

@@ -16,7 +16,7 @@ use crate::Context;
 use crate::commands::generate::stop_tokens;
 use crate::commands::score::parse_positive;
 use crate::loading::{DtypeName, Loaded, ModelArgs, TextArgs};
-use crate::ui::{self, Progress};
+use crate::ui::{self, Progress, Style};
 
 const HELP: &str = "\
 A benchmark is a name, with options where it has some: `mmlu?mode=generative&subjects=anatomy,astronomy`, \
@@ -27,7 +27,7 @@ Prompts and judgements are those of lm-evaluation-harness where it has the bench
 --chat asks through the chat template. With --samples K each question is answered K times (give a --temperature above 0), and \
 pass@1, 2, 4, ... K (Chen et al. 2021) and the majority's answer are measured, too.
 
-With several models each is compared with the first, question by question: the difference with its 95 % interval, McNemar's \
+With several models each is compared with the first, question by question: what is gained with its 95 % interval, McNemar's \
 exact test, and the smallest difference that so many questions would reveal four times out of five.
 
 --out DIR gets results.json and samples/*.jsonl with every prompt, reply, gold answer and verdict; with several models each \
@@ -126,8 +126,15 @@ struct Measured {
 struct Compared<'a> {
     benchmark: &'a str,
     metric: &'a str,
-    before: &'a str,
-    after: &'a str,
+    base: &'a str,
+    model: &'a str,
+    /// What was gained: negative is worse, whichever way the metric goes; relative where the metric is exponential.
+    gain: f64,
+    /// Its 95 % interval.
+    gain95: (f64, f64),
+    #[serde(skip)]
+    of: &'a Metric,
+    /// Of the questions' means, before they are scaled.
     #[serde(flatten)]
     comparison: Comparison,
 }
@@ -167,6 +174,12 @@ pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<()> {
     // All questions are read before the first model is: what is missing is said at once.
     let names = args.benchmarks.iter().flat_map(|list| split_names(list));
     let prepared = names.map(|name| pt_eval::prepare(&name, &settings)).collect::<Result<Vec<_>, _>>()?;
+    for benchmark in &prepared {
+        benchmark.check_company(args.judge.is_some(), args.against.is_some())?;
+    }
+    if args.against.is_some() && !prepared.iter().any(Prepared::needs_opponent) {
+        bail!("--against goes with `win_rate`, and no benchmark of --benchmarks compares with another model");
+    }
     let judge = judge(args)?;
     let opponent = args.against.as_ref().map(|name| load(name, None, args, context)).transpose()?;
     let opponent = opponent.as_ref().zip(args.against.as_deref());
@@ -180,16 +193,12 @@ pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<()> {
     let mut measured = Vec::new();
     for name in &args.model {
         let loaded = load(name, args.adapter.as_deref(), args, context)?;
-        measured.push(measure(name, &loaded, &prepared, &company)?);
-        if let Some(out) = &args.out {
-            let folder = folder_of(out, name, args.model.len());
-            let last = measured.last().expect("just pushed");
-            results::write(&folder, &last.results, &last.samples)?;
-        }
+        let folder = args.out.as_ref().map(|out| folder_of(out, name, args.model.len()));
+        measured.push(measure(name, &loaded, &prepared, &company, folder.as_deref())?);
     }
     print(&measured.iter().map(|model| table(&model.results, context)).collect::<String>())?;
     let compared = compare_all(&measured, args.seed);
-    print(&comparison_table(&compared, context))?;
+    print(&comparison_table(&compared, context.style))?;
     if let Some(out) = &args.out {
         if !compared.is_empty() {
             let text = serde_json::to_string_pretty(&compared)? + "\n";
@@ -258,15 +267,24 @@ fn subject<'m>(name: &'m str, loaded: &'m Loaded, stop_token_ids: &'m [u32]) -> 
     }
 }
 
+/// Results are written after each benchmark: an error in a later one, or a machine that stops, takes none of them away.
 fn measure(
     name: &str,
     loaded: &Loaded,
     prepared: &[Prepared],
     company: &Company<'_>,
+    folder: Option<&Path>,
 ) -> anyhow::Result<Measured> {
     let stops = stop_tokens(loaded);
     let subject = subject(name, loaded, &stops);
-    let (mut benchmarks, mut samples) = (Vec::new(), Vec::new());
+    let mut samples = Vec::new();
+    let mut results = Results {
+        format: results::FORMAT,
+        posttrain: env!("CARGO_PKG_VERSION").to_owned(),
+        model: name.to_owned(),
+        dtype: format!("{:?}", loaded.dtype).to_lowercase(),
+        benchmarks: Vec::new(),
+    };
     for benchmark in prepared {
         let n = benchmark.items().len();
         ui::note(&format!("{name}: {}, {}", benchmark.name(), ui::counted(n, "question")));
@@ -275,19 +293,19 @@ fn measure(
             progress.advance(now.saturating_sub(done), 0);
             done = now;
         };
-        let (result, questions) = benchmark.measure(&subject, company, &mut watch)?;
+        let found = benchmark.measure(&subject, company, &mut watch);
         progress.clear();
+        if let (Err(_), Some(folder), false) = (&found, folder, results.benchmarks.is_empty()) {
+            ui::note(&format!("the benchmarks before {} are in {}", benchmark.name(), folder.display()));
+        }
+        let (result, questions) = found?;
         warn(&result, subject.max_length());
-        benchmarks.push(result);
+        results.benchmarks.push(result);
         samples.push(questions);
+        if let Some(folder) = folder {
+            results::write(folder, &results, &samples)?;
+        }
     }
-    let results = Results {
-        format: results::FORMAT,
-        posttrain: env!("CARGO_PKG_VERSION").to_owned(),
-        model: name.to_owned(),
-        dtype: format!("{:?}", loaded.dtype).to_lowercase(),
-        benchmarks,
-    };
     Ok(Measured { results, samples })
 }
 
@@ -336,12 +354,18 @@ fn compare_all(measured: &[Measured], seed: u64) -> Vec<Compared<'_>> {
                     (before.score(&metric.name)?, after.score(&metric.name)?);
                 Some((before, after, weight))
             });
+            let comparison = compare(&pairs.collect::<Vec<_>>(), seed);
+            let (low, high) = metric.loss_interval(comparison.interval95);
             all.push(Compared {
                 benchmark: &result.benchmark,
                 metric: &metric.name,
-                before: &first.results.model,
-                after: &other.results.model,
-                comparison: compare(&pairs.collect::<Vec<_>>(), seed),
+                base: &first.results.model,
+                model: &other.results.model,
+                // Not -0 where there is no difference.
+                gain: 0.0 - metric.loss(comparison.difference),
+                gain95: (0.0 - high, 0.0 - low),
+                of: metric,
+                comparison,
             });
         }
     }
@@ -396,27 +420,31 @@ fn how(result: &BenchmarkResult) -> String {
     parts.join(", ")
 }
 
-fn comparison_table(all: &[Compared<'_>], context: &Context) -> String {
-    let style = context.style;
+fn comparison_table(all: &[Compared<'_>], style: Style) -> String {
     let mut text = String::new();
     for (index, compared) in all.iter().enumerate() {
-        if index == 0 || all[index - 1].after != compared.after {
-            text += &format!("{}\n", style.bold(&format!("{} against {}", compared.after, compared.before)));
+        if index == 0 || all[index - 1].model != compared.model {
+            text += &format!("{}\n", style.bold(&format!("{} against {}", compared.model, compared.base)));
         }
         let found = &compared.comparison;
         let p = found.mcnemar_p.map_or(String::new(), |p| format!(", McNemar p {p:.3}"));
-        let verdict = match (found.is_significant(), found.difference > 0.0) {
+        let verdict = match (found.is_significant(), compared.gain > 0.0) {
             (false, _) => style.dim("no difference shown"),
-            (true, true) => style.good("more"),
-            (true, false) => style.warning("less"),
+            (true, true) => style.good("better"),
+            (true, false) => style.warning("worse"),
         };
+        let scaled = |mean: f64| number(if compared.of.is_exponential { mean.exp() } else { mean });
+        let detectable =
+            if compared.of.is_exponential { found.detectable.exp_m1() } else { found.detectable };
         text += &format!(
-            "  {:<26} {} {:+.3}   95 % {}{p}, would show {}   {verdict}\n",
+            "  {:<26} {} {} -> {}   gained {:+.3} (95 % {}){p}, would show {}   {verdict}\n",
             style.name(compared.benchmark),
             compared.metric,
-            found.difference,
-            range(Some(found.interval95)),
-            number(found.detectable),
+            scaled(found.before),
+            scaled(found.after),
+            compared.gain,
+            range(Some(compared.gain95)),
+            number(detectable),
         );
     }
     text
@@ -441,6 +469,43 @@ fn list(context: &Context) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_worse_perplexity_is_called_worse() {
+        let dir = tempfile::tempdir().unwrap();
+        let text = dir.path().join("text.txt");
+        std::fs::write(&text, "a\n".repeat(20)).unwrap();
+        let settings = Settings::greedy();
+        let name = format!("perplexity?data={}&unit=line", text.display());
+        let prepared = pt_eval::prepare(&name, &settings).unwrap();
+        let company = Company { settings: &settings, judge: None, opponent: None };
+        let measured = |model: &str, nats: f64| {
+            let sample = |item: &&pt_eval::Item| {
+                let mut sample = Sample::new(item, Vec::new(), Vec::new(), &[]);
+                sample.scores.insert("byte_perplexity".to_owned(), nats);
+                sample
+            };
+            let samples: Vec<Sample> = prepared.items().iter().map(sample).collect();
+            let results = Results {
+                format: results::FORMAT,
+                posttrain: "test".to_owned(),
+                model: model.to_owned(),
+                dtype: "f32".to_owned(),
+                benchmarks: vec![prepared.summarise(&samples, &company)],
+            };
+            Measured { results, samples: vec![samples] }
+        };
+        let style = Style::new(false);
+        for (before, after, says) in [(10.0_f64, 11.0_f64, "gained -0.100"), (10.0, 8.0, "gained +0.200")] {
+            let all = [measured("first", before.ln()), measured("second", after.ln())];
+            let compared = compare_all(&all, 0);
+            assert_eq!(compared[0].gain > 0.0, after < before);
+            let table = comparison_table(&compared, style);
+            let word = if after < before { "better" } else { "worse" };
+            assert!(table.contains(says) && table.contains(word), "{table}");
+            assert!(table.contains("10.000 -> "), "{table}");
+        }
+    }
 
     #[test]
     fn commas_within_options_stay() {

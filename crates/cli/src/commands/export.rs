@@ -11,7 +11,7 @@ use pt_export::{GgufOptions, Proof, Quant, modelfile, prove_gguf, prove_model, w
 use pt_models::{LoadOptions, Model, Quantise, SaveOptions};
 use pt_text::Tokenizer;
 
-use super::merge::{check_empty, write_tokenizer};
+use super::merge::{check_empty, publish, write_tokenizer};
 use crate::Context;
 use crate::loading::{ModelArgs, TextArgs, own_dtype};
 use crate::ui;
@@ -31,6 +31,8 @@ const NF4_LIMIT: f64 = 0.35;
 /// The same for int8, one scale for a row.
 const INT8_LIMIT: f64 = 2e-2;
 const MB: u64 = 1_000_000;
+/// Transformers' `max_shard_size`, in MB.
+const SHARD_MB: u64 = 5000;
 
 const HELP: &str = "\
 Formats:
@@ -44,10 +46,10 @@ predictions on a text, tokens, rendered conversations, the tokens that end an an
 allowed the command fails and says what; the files stay for you to look at.
 
 Examples:
-  posttrain export --model runs/sft/model --format gguf --quant q4_k_m --out model.gguf
-  posttrain export --model models/base --adapter runs/sft/adapter --format ollama --quant q8_0 --out exported
-  posttrain export --model runs/sft/model --format safetensors --dtype bf16 --shard-mb 2000 --out exported
-  posttrain export --model runs/sft/model --format nf4 --out exported";
+  posttrain export --model runs/sft/stages/01-sft/model --format gguf --quant q4_k_m --out model.gguf
+  posttrain export --model models/base --adapter runs/sft/stages/01-sft/adapter --format ollama --quant q8_0 --out exported
+  posttrain export --model runs/sft/stages/01-sft/model --format safetensors --dtype bf16 --shard-mb 2000 --out exported
+  posttrain export --model runs/sft/stages/01-sft/model --format nf4 --out exported";
 
 /// Where a model goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -84,16 +86,16 @@ pub(crate) struct Args {
     /// Write the adapter as it is, in place of the merged model (safetensors)
     #[arg(long, requires = "adapter")]
     keep_adapter: bool,
-    /// Largest size of one file of a safetensors folder, in MB
-    #[arg(long, value_name = "MB", default_value_t = 5000, value_parser = clap::value_parser!(u64).range(1..))]
-    shard_mb: u64,
+    /// Largest size of one file of a Hugging Face folder, in MB [default: 5000]
+    #[arg(long, value_name = "MB", value_parser = clap::value_parser!(u64).range(1..))]
+    shard_mb: Option<u64>,
     /// A text file to compare on [default: a short text]
     #[arg(long, value_name = "FILE")]
     prove_on: Option<PathBuf>,
     /// Mean divergence per token to let pass, in nats [default: by format]
     #[arg(long, value_name = "NATS")]
     max_divergence: Option<f64>,
-    /// The model's name in the file [default: its folder's]
+    /// The model's name in a GGUF file [default: its folder's]
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
 }
@@ -129,6 +131,12 @@ impl Args {
             bail!(
                 "--quant is for --format gguf and ollama; for other formats use --dtype, or --format nf4 or int8"
             );
+        }
+        if self.name.is_some() && !is_gguf {
+            bail!("--name is for --format gguf and ollama; the other formats hold no name");
+        }
+        if self.shard_mb.is_some() && (is_gguf || self.keep_adapter) {
+            bail!("--shard-mb is for Hugging Face folders of models; this writes one file");
         }
         if self.keep_adapter && self.format != Format::Safetensors {
             bail!("--keep-adapter is for --format safetensors; the other formats hold merged models");
@@ -185,7 +193,7 @@ impl Args {
             Format::Int8 => Some((Quantise::Int8, INT8_LIMIT)),
             _ => None,
         };
-        let options = SaveOptions { dtype: None, max_shard_bytes: self.shard_mb * MB };
+        let options = SaveOptions { dtype: None, max_shard_bytes: self.shard_mb.unwrap_or(SHARD_MB) * MB };
         let also = |folder: &Path| {
             let no_files = Path::new("");
             let adapter = self.model.adapter.as_deref().unwrap_or(no_files);
@@ -236,21 +244,6 @@ impl Source {
         }
         Ok(Source { model: loaded.model, tokenizer, folder })
     }
-}
-
-/// Writes a model folder with what `also` adds.
-pub(super) fn publish(
-    model: &Model,
-    out: &Path,
-    options: &SaveOptions,
-    also: impl FnOnce(&Path) -> anyhow::Result<()>,
-) -> anyhow::Result<()> {
-    let mut outcome = Ok(());
-    pt_models::save(model, out, options, |folder| {
-        outcome = also(folder);
-        Ok(())
-    })?;
-    outcome
 }
 
 /// Says what was found, and fails if something is not right.

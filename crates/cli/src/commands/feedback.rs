@@ -71,8 +71,8 @@ struct Who {
     /// The server's name of the model [default: its only one]
     #[arg(long, value_name = "NAME", requires = "server")]
     server_model: Option<String>,
-    /// A file with the server's key
-    #[arg(long, value_name = "FILE")]
+    /// A file with the key of --server; no other server is sent it
+    #[arg(long, value_name = "FILE", requires = "server")]
     api_key_file: Option<PathBuf>,
     /// Requests at a time
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = parse_positive)]
@@ -137,13 +137,19 @@ impl Who {
         cache_dir: Option<PathBuf>,
     ) -> anyhow::Result<ServerChat> {
         let mut options = ClientOptions::new(url);
-        options.api_key = self.api_key_file.as_deref().map(pt_feedback::read_key).transpose()?;
+        let key_file = self.api_key_file.as_deref().filter(|_| self.is_server(url));
+        options.api_key = key_file.map(pt_feedback::read_key).transpose()?;
         options.http.timeout_s = self.timeout;
         options.retry.max_retries = self.retries;
         options.requests_per_minute = self.requests_per_minute;
         options.cache_dir = cache_dir;
         let client = Client::new(options).context("--server, or an option of it, cannot be used")?;
         Ok(ServerChat::new(client, model, self.parallel, self.price)?)
+    }
+
+    /// Whether this is the server whose key was given.
+    fn is_server(&self, url: &str) -> bool {
+        self.server.as_deref().is_some_and(|server| server.trim_end_matches('/') == url.trim_end_matches('/'))
     }
 
     fn local(
@@ -394,10 +400,13 @@ struct JudgingArgs {
     /// Divides the judge's logits; 0 takes the most probable token
     #[arg(long, value_name = "T", default_value_t = 0.0)]
     temperature: f64,
-    /// Most tokens of the judge's answer
-    #[arg(long, value_name = "N", default_value_t = 16)]
-    max_new_tokens: u32,
+    /// Most tokens of the judge's answer [default: 16, and 512 for grades by a --rubric]
+    #[arg(long, value_name = "N")]
+    max_new_tokens: Option<u32>,
 }
+
+/// Most tokens of a choice between two replies, unless told otherwise.
+const CHOICE_TOKENS: u32 = 16;
 
 impl JudgingArgs {
     fn options(&self) -> JudgeOptions {
@@ -407,7 +416,7 @@ impl JudgingArgs {
             principles_per_pair: self.principles,
             tie_margin: self.tie_margin,
             seed: self.seed,
-            max_tokens: self.max_new_tokens,
+            max_tokens: self.max_new_tokens.unwrap_or(CHOICE_TOKENS),
             temperature: self.temperature,
             top_logprobs: self.top_logprobs,
         }
@@ -547,8 +556,9 @@ Measures on labelled pairs (rows with `chosen` and `rejected`, `chosen` being ri
   scores that are in the rows            --scores NAME: columns `score_chosen` and `score_rejected`, as of a reward model
 
 The outcome goes to --out as JSON (and Markdown beside it), and says by content what was audited. The exit status is 0 if it \
-passed, 1 if not. The verifier `llm_judge` serves as a reward only with a file that passed, of the same model, rubric and \
-scale.
+passed, 1 if not. The verifier `llm_judge` serves as a reward only with a file that passed, of the same model, rubric, \
+scale, limit of tokens, temperature and (above temperature 0) votes. Above temperature 0 each reply is graded at least twice, \
+for consistency; at 0 that is not measured.
 
 Examples:
   posttrain feedback audit --server http://127.0.0.1:8000/v1 --data labelled.jsonl --rubric 'The reply is kind.' --out audit.json
@@ -661,10 +671,10 @@ impl AuditArgs {
             let options = GradeOptions {
                 rubric: rubric.clone(),
                 scale: self.scale,
-                // Consistency needs a second grade.
-                votes: self.judging.votes.max(2),
+                // Consistency needs a second grade, which is another only where answers are drawn.
+                votes: self.judging.votes.max(if self.judging.temperature > 0.0 { 2 } else { 1 }),
                 seed: self.judging.seed,
-                max_tokens: self.judging.max_new_tokens,
+                max_tokens: self.judging.max_new_tokens.unwrap_or(pt_feedback::GRADE_TOKENS),
                 temperature: self.judging.temperature,
             };
             let mut calls = Calls::new(candidates.len() * 2 * options.votes);
@@ -676,8 +686,12 @@ impl AuditArgs {
         }
         let constitution = constitution(self.judging.constitution.as_deref())?;
         let report = self.judging.judge(candidates, &constitution, &*chat)?.report;
-        let subject =
-            Subject { kind: Kind::Pairwise, model: chat.name().to_owned(), instrument: constitution.hash() };
+        let subject = Subject {
+            kind: Kind::Pairwise,
+            model: chat.name().to_owned(),
+            instrument: constitution.hash(),
+            drawn: None,
+        };
         Ok(Audit::new(subject, report.overall, &thresholds, report.calls, report.cost))
     }
 }

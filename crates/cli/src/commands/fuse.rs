@@ -5,21 +5,18 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, bail};
 use pt_core::atomic_file;
 use pt_engine::Dtype;
-use pt_export::{FuseMethod, FuseOptions, divergence, fuse, prove_model};
+use pt_export::{FuseMethod, FuseOptions, divergence, fuse, prove_model, sequences};
 use pt_models::{LoadOptions, Model, SaveOptions};
 use pt_pipeline::model::{load_model, locate_model};
 use pt_text::Tokenizer;
 use serde_json::json;
 
-use super::export::{EXACT, TEXT, publish, report};
-use super::merge::{check_empty, write_tokenizer};
+use super::export::{EXACT, TEXT, report};
+use super::merge::{check_empty, publish, write_tokenizer};
 use crate::Context;
 use crate::hub::ensure_model;
 use crate::loading::DtypeName;
 use crate::ui;
-
-/// Tokens that the models of a sweep are compared on.
-const MAX_TOKENS: usize = 256;
 
 const HELP: &str = "\
 Methods:
@@ -141,7 +138,7 @@ impl Args {
         }
         std::fs::create_dir_all(&self.out).with_context(|| format!("cannot make {}", self.out.display()))?;
         let ends = [self.load(first)?, self.load(second)?];
-        let tokens = sample(&ends[0], tokenizer)?;
+        let tokens = sequences(&ends[0], tokenizer, TEXT, ends[0].config.max_positions)?;
         let mut table = format!(
             "| weight of {} | folder | nats per token from {} | from {} |\n| --- | --- | --- | --- |\n",
             self.models[1], self.models[0], self.models[1]
@@ -151,7 +148,7 @@ impl Args {
             let name = format!("weight-{weight}");
             let weights = [1.0 - weight, *weight];
             let fused = self.fuse_into(folders, base, &weights, tokenizer, &self.out.join(&name))?;
-            let [a, b] = [0, 1].map(|i| divergence(&ends[i], &fused, std::slice::from_ref(&tokens)).mean_kl);
+            let [a, b] = [0, 1].map(|i| divergence(&ends[i], &fused, &tokens).mean_kl);
             table += &format!("| {weight} | {name} | {a:.4} | {b:.4} |\n");
             let row = json!({"weight": weight, "model": name, "kl_from_first": a, "kl_from_second": b});
             rows += &format!("{row}\n");
@@ -166,18 +163,8 @@ impl Args {
     }
 }
 
-fn sample(model: &Model, tokenizer: Option<&Tokenizer>) -> anyhow::Result<Vec<u32>> {
-    let n = model.config.vocab_size;
-    let mut tokens = match tokenizer {
-        Some(tokenizer) => tokenizer.encode(TEXT, true)?.ids,
-        None => (0..24).map(|i| (i * 7919 % n) as u32).collect(),
-    };
-    tokens.retain(|id| (*id as usize) < n);
-    tokens.truncate(MAX_TOKENS.min(model.config.max_positions));
-    Ok(tokens)
-}
-
-/// The first model's tokenizer; the others must number the same tokens alike. Models without one are compared by shape only.
+/// The first model's tokenizer; the others must number the same tokens alike. Models without one are compared by shape only,
+/// but the first must have one where another has: the result gets it.
 fn one_vocabulary(folders: &[PathBuf]) -> anyhow::Result<Option<Tokenizer>> {
     let mut tokenizers = Vec::new();
     for folder in folders {
@@ -189,6 +176,14 @@ fn one_vocabulary(folders: &[PathBuf]) -> anyhow::Result<Option<Tokenizer>> {
         }
     }
     let Some((first_folder, first)) = tokenizers.first() else { return Ok(None) };
+    if *first_folder != &folders[0] {
+        bail!(
+            "the fused model gets the first one's tokenizer, and {} has none that can be read; name {} first, or copy its \
+             tokenizer's files",
+            folders[0].display(),
+            first_folder.display()
+        );
+    }
     for (folder, other) in &tokenizers[1..] {
         let n = first.vocab_size().max(other.vocab_size()) as u32;
         if let Some(id) = (0..n).find(|id| first.id_to_token(*id) != other.id_to_token(*id)) {

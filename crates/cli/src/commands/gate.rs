@@ -13,7 +13,7 @@ use crate::ui;
 
 const HELP: &str = "\
 Both are folders that `posttrain eval --out` left, of the same benchmarks asked in the same way; otherwise the gate says what \
-differs and fails. Losses are measured question by question on each benchmark's first metric. A loss of a share is in its \
+differs and fails. It also fails where the second lacks a benchmark of the first, or every score of one. Losses are measured question by question on each benchmark's first metric. A loss of a share is in its \
 points (0.02: two questions in a hundred), one of a perplexity is relative.
 
 --fail-on says what fails:
@@ -80,14 +80,21 @@ pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<()> {
         print(&gate.changes.iter().map(|change| line(change, context)).collect::<String>())?;
     }
     for name in &gate.unpaired {
-        ui::note(&format!("note: only one of the two has `{name}`; it is not compared"));
+        ui::note(&format!("note: only {} has `{name}`; it is not compared", args.new.display()));
     }
     if gate.passes() {
         ui::note(&format!("the gate passes: nothing lost more than {}", args.max_loss));
         return Ok(());
     }
     let failed: Vec<String> = gate.changes.iter().filter(|change| change.fails).map(name).collect();
-    bail!("the gate fails: {} lost more than {}", failed.join(", "), args.max_loss)
+    let reasons = [
+        (failed, format!("lost more than {}", args.max_loss)),
+        (gate.missing, format!("not in {}", args.new.display())),
+        (gate.unjudged, "no question that was judged before is judged now".to_owned()),
+    ];
+    let reasons = reasons.iter().filter(|(names, _)| !names.is_empty());
+    let reasons: Vec<String> = reasons.map(|(names, why)| format!("{}: {why}", names.join(", "))).collect();
+    bail!("the gate fails: {}", reasons.join("; "))
 }
 
 fn name(change: &Change) -> String {
@@ -106,6 +113,8 @@ fn line(change: &Change, context: &Context) -> String {
     let forgotten =
         change.forgotten_gained.map(|(lost, gained)| format!(", {lost} forgotten, {gained} gained"));
     let p = change.mcnemar_p.map(|p| format!(", McNemar p {p:.3}"));
+    let lost =
+        (change.n_lost > 0).then(|| format!(", {} no longer judged", ui::counted(change.n_lost, "question")));
     let verdict = match (change.fails, change.interval95) {
         (true, _) => style.error("FAILS"),
         (false, (_, high)) if high < 0.0 => style.good("better"),
@@ -113,12 +122,13 @@ fn line(change: &Change, context: &Context) -> String {
         (false, _) => String::new(),
     };
     format!(
-        "{label:<40} {} -> {}   lost {:+.3} (95 % {}){}{}   {verdict}\n",
+        "{label:<40} {} -> {}   lost {:+.3} (95 % {}){}{}{}   {verdict}\n",
         number(change.before),
         number(change.after),
         change.loss,
         range(Some(change.interval95)),
         forgotten.unwrap_or_default(),
         p.unwrap_or_default(),
+        lost.unwrap_or_default(),
     )
 }

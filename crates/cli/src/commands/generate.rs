@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use anyhow::bail;
 use pt_data::{Body, Columns, Content, Record, parallel};
+pub(crate) use pt_rollout::content_key;
 use pt_rollout::{FinishReason, Request, Sample, SamplingParams};
 use pt_text::{Conversation, MaskPolicy, Masker, Tokenizer};
 use serde::Serialize;
@@ -297,11 +298,4 @@ fn keyed(prompts: Vec<Vec<u32>>) -> Vec<Request> {
         *earlier += 1;
     }
     requests
-}
-
-/// 64 bits of the prompt's hash.
-pub(crate) fn content_key(prompt_ids: &[u32]) -> u64 {
-    let bytes: Vec<u8> = prompt_ids.iter().flat_map(|id| id.to_le_bytes()).collect();
-    let hash = pt_core::hash::of_bytes(&bytes);
-    u64::from_str_radix(&hash[..16], 16).expect("a hash is hexadecimal")
 }

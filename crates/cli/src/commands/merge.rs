@@ -10,6 +10,7 @@ use pt_pipeline::model::load_model;
 use pt_text::Tokenizer;
 
 use crate::Context;
+use crate::hub::ensure_model;
 use crate::loading::{DtypeName, own_dtype, vocabulary};
 use crate::ui;
 
@@ -40,7 +41,7 @@ tokenizer's files: those of the adapter's folder where it has some, otherwise th
 back and its logits are compared with those of model and adapter; it appears under its name only if they agree.
 
 Examples:
-  posttrain merge --model models/base --adapter runs/sft/adapter --out models/merged
+  posttrain merge --model models/base --adapter runs/sft/stages/01-sft/adapter --out models/merged
   posttrain merge --model models/base --adapter adapter --dtype bf16 --out models/merged";
 
 /// Options of `merge`.
@@ -67,6 +68,7 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<()> {
     check_empty(&args.out)?;
     let surroundings = context.environment.surroundings();
+    ensure_model(&args.model, &args.revision, &context.environment)?;
     let base = pt_pipeline::model::locate_model(&args.model, &args.revision, &surroundings)?;
     let mut model = load_model(&base, args.dtype.map(Dtype::from))?;
     let dtype = own_dtype(&model);
@@ -74,15 +76,11 @@ pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<()> {
     let before = logits(&model);
     model.merge_adapter(dtype)?;
     let mut proof = None;
-    atomic_file::publish_dir(&args.out, |folder| -> Result<(), Failure> {
-        pt_models::save_into(&model, folder, &SaveOptions::default())?;
+    publish(&model, &args.out, &SaveOptions::default(), |folder| {
         write_tokenizer(&base, &args.adapter, folder)?;
         let merged = pt_models::load(folder, &LoadOptions::default())?;
         proof = Some(Proof::of(&before, &logits(&merged), dtype).check()?);
         Ok(())
-    })
-    .map_err(|Failure(error)| {
-        error.context(format!("cannot write the merged model to {}", args.out.display()))
     })?;
     let proof = proof.expect("a folder that was published was compared");
     ui::note(&format!(
@@ -104,6 +102,20 @@ impl<E: Into<anyhow::Error>> From<E> for Failure {
     fn from(error: E) -> Failure {
         Failure(error.into())
     }
+}
+
+/// Writes a model folder with what `also` adds; it appears under its name only if both succeed.
+pub(super) fn publish(
+    model: &Model,
+    out: &Path,
+    options: &SaveOptions,
+    also: impl FnOnce(&Path) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    atomic_file::publish_dir(out, |folder| -> Result<(), Failure> {
+        pt_models::save_into(model, folder, options)?;
+        Ok(also(folder)?)
+    })
+    .map_err(|Failure(error)| error.context(format!("cannot write the model to {}", out.display())))
 }
 
 /// Publishing replaces an older folder whole, which must never be one with something in it.
@@ -197,7 +209,7 @@ pub(super) fn write_tokenizer(base: &Path, adapter: &Path, folder: &Path) -> any
         Ok(tokenizer) => Ok(tokenizer.save(folder)?),
         Err(error) => {
             ui::note(&format!(
-                "note: the merged model has no tokenizer, because there is none to copy ({error})"
+                "note: the written model has no tokenizer, because there is none to copy ({error})"
             ));
             Ok(())
         }
@@ -207,6 +219,36 @@ pub(super) fn write_tokenizer(base: &Path, adapter: &Path, folder: &Path) -> any
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn nothing_is_published_where_what_belongs_to_it_fails() {
+        let new = pt_models::NewModel {
+            vocab_size: 16,
+            hidden_size: 8,
+            n_layers: 1,
+            n_heads: 2,
+            n_kv_heads: 2,
+            ffn_size: 8,
+            max_positions: 8,
+            tied: true,
+            rope_theta: 10_000.0,
+            norm_eps: 1e-5,
+            init_std: 0.02,
+            bos_token_id: None,
+            eos_token_id: None,
+            pad_token_id: None,
+        };
+        let (model, dir) = (new.build(Dtype::F32, 1).unwrap(), tempfile::tempdir().unwrap());
+        let out = dir.path().join("out");
+        let error = publish(&model, &out, &SaveOptions::default(), |folder| {
+            assert!(folder.join("config.json").is_file());
+            bail!("no tokenizer")
+        });
+        assert!(format!("{:#}", error.unwrap_err()).contains("no tokenizer"));
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "nothing is left");
+        publish(&model, &out, &SaveOptions::default(), |_| Ok(())).unwrap();
+        assert!(out.join("config.json").is_file());
+    }
 
     #[test]
     fn a_difference_above_the_tolerance_or_not_a_number_is_refused() {

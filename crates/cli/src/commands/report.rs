@@ -1,5 +1,6 @@
 //! `posttrain report`: what a run was worth, as a page or as a model card.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
@@ -87,12 +88,21 @@ fn write_card(args: &Args) -> anyhow::Result<()> {
     };
     let (card, output) = pt_report::card(&RunData::read(run)?, args.stage.as_deref(), paired)?;
     let path = args.out.clone().unwrap_or_else(|| run.join(output).join("README.md"));
-    let is_someone_elses = std::fs::read_to_string(&path).is_ok_and(|old| !old.contains(CARD_MARK));
-    if is_someone_elses {
-        bail!(
+    match std::fs::read(&path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => {}
+        Ok(old) if String::from_utf8_lossy(&old).contains(CARD_MARK) => {}
+        Ok(_) => bail!(
             "{} was not written by this command and is left as it is; choose another file with --out",
             path.display()
-        );
+        ),
+        Err(error) => {
+            return Err(error).with_context(|| {
+                format!(
+                    "{} is there and cannot be read, so it is left as it is; choose another file with --out",
+                    path.display()
+                )
+            });
+        }
     }
     write(&path, &card)?;
     note(&format!("wrote {}; fill in what is marked TO BE WRITTEN", path.display()));

@@ -78,7 +78,7 @@ pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<()> {
     match outcome {
         RunOutcome::Finished(reports) => {
             planned_against_actual(&plan, &view, context.errors).iter().for_each(|line| note(line));
-            finish(&out, &reports, plan.model.base.as_deref())?;
+            finish(&out, &reports, &plan)?;
             if !args.no_report {
                 super::report::after_run(&out);
             }
@@ -109,7 +109,7 @@ fn reusable(args: &Args, out: &Path) -> Vec<PathBuf> {
 }
 
 /// The plan of the run that is to go on; what is wrong with it is said when its folder is opened.
-fn known_plan(out: &Path) -> Option<Plan> {
+pub(super) fn known_plan(out: &Path) -> Option<Plan> {
     serde_json::from_slice(&std::fs::read(out.join("plan.json")).ok()?).ok()
 }
 
@@ -173,21 +173,33 @@ fn planned_against_actual(plan: &Plan, view: &TrainingView, style: Style) -> Vec
 }
 
 /// Says where the result is and what can be done with it.
-fn finish(out: &Path, reports: &[StageReport], base: Option<&str>) -> anyhow::Result<()> {
+fn finish(out: &Path, reports: &[StageReport], plan: &Plan) -> anyhow::Result<()> {
     let Some(last) = reports.last() else { return Ok(()) };
     let path = out.join(&last.output);
     note(&format!("the run is in {}, its result in {}", out.display(), path.display()));
+    let kind = plan.stages.last().map_or("", |stage| stage.r#type.as_str());
+    if kind == "prm" {
+        // It scores steps, and no command reads those yet.
+        return Ok(());
+    }
+    let (command, data) = match kind {
+        "reward" => ("score", " --data FILE --out rewards.jsonl"),
+        _ => ("chat", ""),
+    };
     if !path.join("adapter_config.json").exists() {
-        note(&format!("  posttrain chat --model {}", path.display()));
+        note(&format!("  posttrain {command} --model {}{data}", path.display()));
         return Ok(());
     }
     // An adapter stands on what the stage before it wrote, or on the recipe's base.
     let before = reports.len().checked_sub(2).map(|i| out.join(&reports[i].output));
     let under = match before {
         Some(before) => before.display().to_string(),
-        None => base.unwrap_or("MODEL").to_owned(),
+        None => plan.model.base.as_deref().unwrap_or("MODEL").to_owned(),
     };
-    note(&format!("  posttrain chat --model {under} --adapter {}", path.display()));
+    note(&format!("  posttrain {command} --model {under} --adapter {}{data}", path.display()));
+    if kind == "reward" {
+        return Ok(());
+    }
     note(&format!("  posttrain merge --model {under} --adapter {} --out MERGED", path.display()));
     Ok(())
 }

@@ -32,9 +32,9 @@ or, for rows with `chosen` and `rejected`, `reward_chosen` and `reward_rejected`
 
 Examples:
   posttrain score --model models/base --data texts.jsonl --out scores.jsonl
-  posttrain score --model models/base --adapter runs/sft/adapter --data pairs.jsonl --out - | head -1
+  posttrain score --model models/base --adapter runs/sft/stages/01-sft/adapter --data pairs.jsonl --out - | head -1
   posttrain score --model stories260K.bin --tokenizer tok512.bin --data texts.jsonl --out scores.jsonl.gz
-  posttrain score --model runs/x/02-reward/model --data pairs.jsonl --out rewards.jsonl";
+  posttrain score --model runs/x/stages/02-reward/model --data pairs.jsonl --out rewards.jsonl";
 
 /// Options of `score`.
 #[derive(clap::Args)]

@@ -29,7 +29,7 @@ Ctrl-C takes no new requests and lets running ones finish for --grace seconds; a
 
 Examples:
   posttrain serve --model models/chat
-  posttrain serve --model models/base --adapter runs/sft/adapter --port 8080 --api-key sesame
+  posttrain serve --model models/base --adapter runs/sft/stages/01-sft/adapter --port 8080 --api-key sesame
   curl -s localhost:8000/v1/chat/completions -H 'Content-Type: application/json' \\
     -d '{\"messages\": [{\"role\": \"user\", \"content\": \"Hello\"}]}'";
 
@@ -46,7 +46,7 @@ pub(crate) struct Args {
     /// Clients must give this key; others on this machine may see it in the list of processes
     #[arg(long, value_name = "KEY")]
     api_key: Option<String>,
-    /// What the model is called [default: the last part of --model]
+    /// What the model is called [default: the name of the folder or file; a name on the hub in full]
     #[arg(long, value_name = "NAME")]
     served_model_name: Option<String>,
     /// Samples decoded at once, at most
@@ -112,14 +112,8 @@ pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<()> {
 }
 
 impl Args {
-    /// What the model is called: a folder by its last name, all else as it is written.
     fn name(&self) -> String {
-        let given = &self.model.model;
-        let folder = || {
-            let last = Path::new(given).file_stem()?.to_string_lossy();
-            Path::new(given).exists().then(|| last.into_owned())
-        };
-        self.served_model_name.clone().or_else(folder).unwrap_or_else(|| given.clone())
+        self.served_model_name.clone().unwrap_or_else(|| served_name(&self.model.model))
     }
 
     fn options(&self) -> ServerOptions {
@@ -131,6 +125,35 @@ impl Args {
             grace_s: self.grace.into(),
             seed: self.seed.unwrap_or_else(now),
             ..ServerOptions::new(self.name())
+        }
+    }
+}
+
+/// What a model is called: a folder by its last name, a file by its own without the extension, all else as it is written.
+fn served_name(given: &str) -> String {
+    let path = Path::new(given);
+    // A folder's name may have dots: `Qwen2.5-0.5B`.
+    let last = if path.is_dir() { path.file_name() } else { path.file_stem().filter(|_| path.exists()) };
+    last.map_or_else(|| given.to_owned(), |last| last.to_string_lossy().into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_model_is_called_by_its_folder_its_file_or_its_name_on_the_hub() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("Qwen2.5-0.5B")).unwrap();
+        std::fs::write(dir.path().join("stories15M.bin"), "").unwrap();
+        let here = |name: &str| dir.path().join(name).to_string_lossy().into_owned();
+        for (given, expected) in [
+            (here("Qwen2.5-0.5B"), "Qwen2.5-0.5B"),
+            (here("Qwen2.5-0.5B/"), "Qwen2.5-0.5B"),
+            (here("stories15M.bin"), "stories15M"),
+            ("Qwen/Qwen2.5-0.5B".to_owned(), "Qwen/Qwen2.5-0.5B"),
+        ] {
+            assert_eq!(served_name(&given), expected, "{given}");
         }
     }
 }

@@ -5,11 +5,11 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
 use anyhow::{Context as _, bail};
-use pt_pipeline::{RunOptions, RunOutcome, StageReport, matrix_peak, model};
+use pt_pipeline::{RunOptions, RunOutcome, StageReport, load_recipe, matrix_peak, model};
 use serde::Serialize;
 
 use super::plan::{check_memory, prepared};
-use super::run::stop_on_interrupt;
+use super::run::{known_plan, stop_on_interrupt};
 use crate::Context;
 use crate::ui::{TrainingView, note};
 
@@ -62,6 +62,11 @@ struct Line {
 pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<()> {
     let axes = args.vary.iter().map(|text| axis(text)).collect::<anyhow::Result<Vec<_>>>()?;
     let variants = combinations(&axes);
+    // What is wrong with the last is better known before the first has run.
+    for variant in &variants {
+        load_recipe(&args.recipe, &args.sets_of(variant))
+            .with_context(|| format!("in the variant {}", label(variant)))?;
+    }
     let stop = stop_on_interrupt()?;
     let (mut lines, mut runs): (Vec<Line>, Vec<PathBuf>) = (Vec::new(), Vec::new());
     for (i, variant) in variants.iter().enumerate() {
@@ -82,6 +87,13 @@ pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<()> {
     Ok(())
 }
 
+impl Args {
+    /// What changes the recipe into a variant.
+    fn sets_of(&self, variant: &Variant) -> Vec<String> {
+        self.sets.iter().cloned().chain(variant.sets.iter().map(|(k, v)| format!("{k}={v}"))).collect()
+    }
+}
+
 /// Carries out one variant; `None` if it was asked to stop.
 fn one(
     args: &Args,
@@ -91,11 +103,9 @@ fn one(
     context: &Context,
     stop: &AtomicBool,
 ) -> anyhow::Result<Option<Vec<StageReport>>> {
-    let sets: Vec<String> =
-        args.sets.iter().cloned().chain(variant.sets.iter().map(|(k, v)| format!("{k}={v}"))).collect();
     let resume = out.join("plan.json").exists();
-    let known = std::fs::read(out.join("plan.json")).ok().and_then(|text| serde_json::from_slice(&text).ok());
-    let prepared = prepared(&args.recipe, &sets, known.as_ref(), context)?;
+    let known = known_plan(out);
+    let prepared = prepared(&args.recipe, &args.sets_of(variant), known.as_ref(), context)?;
     check_memory(&prepared)?;
     let peak = matrix_peak(model::engine_dtype(prepared.recipe.model.dtype));
     let mut view = TrainingView::new(context.errors, peak, false);
@@ -159,13 +169,44 @@ fn folder_name(index: usize, variant: &Variant) -> String {
     name.chars().take(80).collect()
 }
 
-/// What a stage says of itself in one number, the larger the better, and its name.
+/// What a stage says of itself in one number, and its name with the direction that is better.
 fn headline(stage: &StageReport) -> Option<(&'static str, f64)> {
     let gains = &stage.gains;
     if !gains.is_empty() {
-        return Some(("accuracy", gains.iter().map(|gain| gain.after).sum::<f64>() / gains.len() as f64));
+        return Some((
+            "accuracy (larger is better)",
+            gains.iter().map(|gain| gain.after).sum::<f64>() / gains.len() as f64,
+        ));
     }
-    stage.eval_loss.map(|loss| ("held-out loss", loss))
+    stage.eval_loss.map(|loss| ("held-out loss (smaller is better)", loss))
+}
+
+/// Headline, runs, mean and spread of runs that belong together: a row for each kind of headline among them.
+fn summary(members: &[&Line]) -> Vec<[String; 4]> {
+    let values: Vec<(&str, f64)> = members.iter().filter_map(|line| headline(line.stages.last()?)).collect();
+    let mut kinds: Vec<&str> = values.iter().map(|(kind, _)| *kind).collect();
+    kinds.sort_unstable();
+    kinds.dedup();
+    let row = |kind: &&str| {
+        let values: Vec<f64> = values.iter().filter(|(k, _)| k == kind).map(|(_, value)| *value).collect();
+        let n = values.len() as f64;
+        let mean = values.iter().sum::<f64>() / n;
+        let squares = values.iter().map(|value| (value - mean).powi(2)).sum::<f64>();
+        let spread =
+            if values.len() > 1 { format!("{:.4}", (squares / (n - 1.0)).sqrt()) } else { "-".to_owned() };
+        [values.len().to_string(), (*kind).to_owned(), format!("{mean:.4}"), spread]
+    };
+    let mut rows: Vec<[String; 4]> = kinds.iter().map(row).collect();
+    let unmeasured = members.len() - values.len();
+    if unmeasured > 0 {
+        rows.push([
+            unmeasured.to_string(),
+            "nothing was measured".to_owned(),
+            "-".to_owned(),
+            "-".to_owned(),
+        ]);
+    }
+    rows
 }
 
 const SEED: &str = "seed";
@@ -184,20 +225,13 @@ fn show(lines: &[Line]) -> anyhow::Result<()> {
     }
     let mut rows = vec![["variant", "runs", "last stage", "mean", "spread"].map(str::to_owned)];
     for (sets, members) in groups {
-        let values: Vec<(&str, f64)> =
-            members.iter().filter_map(|line| headline(line.stages.last()?)).collect();
-        let n = values.len().max(1) as f64;
-        let mean = values.iter().map(|(_, value)| value).sum::<f64>() / n;
-        let squares = values.iter().map(|(_, value)| (value - mean).powi(2)).sum::<f64>();
-        let spread =
-            if values.len() > 1 { format!("{:.4}", (squares / (n - 1.0)).sqrt()) } else { "-".to_owned() };
-        let what = values.first().map_or("nothing was measured", |(what, _)| what);
         let name = match sets.is_empty() {
             true => "all".to_owned(),
             false => label(&Variant { sets }),
         };
-        let mean = if values.is_empty() { "-".to_owned() } else { format!("{mean:.4}") };
-        rows.push([name, members.len().to_string(), what.to_owned(), mean, spread]);
+        for [n, what, mean, spread] in summary(&members) {
+            rows.push([name.clone(), n, what, mean, spread]);
+        }
     }
     let widths: Vec<usize> = (0..rows[0].len())
         .map(|col| rows.iter().map(|row| row[col].chars().count()).max().unwrap_or(0))
@@ -215,7 +249,47 @@ fn show(lines: &[Line]) -> anyhow::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use pt_pipeline::TaskGain;
+
     use super::*;
+
+    #[test]
+    fn different_headlines_are_never_averaged() {
+        let gain = |after: f64| TaskGain {
+            task: "sums".to_owned(),
+            n: 10,
+            before: 0.0,
+            after,
+            difference: after,
+            interval95: (0.0, 1.0),
+            p_value: 0.5,
+        };
+        let line = |gains: Vec<TaskGain>, eval_loss: Option<f64>| Line {
+            run: PathBuf::new(),
+            sets: Vec::new(),
+            stages: vec![StageReport {
+                key: String::new(),
+                steps: 1,
+                eval_loss,
+                best_step: None,
+                gains,
+                output: PathBuf::new(),
+            }],
+        };
+        let lines = [
+            line(vec![gain(0.5)], Some(9.0)),
+            line(vec![], Some(2.0)),
+            line(vec![gain(0.7)], None),
+            line(vec![], None),
+        ];
+        let rows = summary(&lines.iter().collect::<Vec<_>>());
+        let expected = [
+            ["2", "accuracy (larger is better)", "0.6000", "0.1414"],
+            ["1", "held-out loss (smaller is better)", "2.0000", "-"],
+            ["1", "nothing was measured", "-", "-"],
+        ];
+        assert_eq!(rows, expected.map(|row| row.map(str::to_owned)));
+    }
 
     #[test]
     fn axes_are_lists_and_combine() {
