@@ -3,25 +3,44 @@
 use std::path::Path;
 
 use anyhow::Context as _;
-use pt_client::hub::{Event, Hub, HubOptions, is_name};
+use pt_client::hub::{Event, Hub, HubOptions, has_tokenizer, has_weights, is_name};
 use pt_pipeline::model::locate_model;
 use pt_recipe::Recipe;
 
 use crate::environment::Environment;
 use crate::ui;
 
-/// Brings a model, or the tokenizer in its repository, into the local cache, if it is a name that is not there yet.
+/// Brings a model into the local cache, if it is a name that is not there yet, or is there without all its weights.
 ///
 /// Offline, and for what can be no name on the hub, it does nothing: looking it up will say what is missing.
 ///
 /// # Errors
 /// If the hub does not have it, or the download fails.
 pub(crate) fn ensure_model(name: &str, revision: &str, environment: &Environment) -> anyhow::Result<()> {
-    let is_here =
-        || Path::new(name).exists() || locate_model(name, revision, &environment.surroundings()).is_ok();
-    let Some(hub) = hub_for(name, environment, is_here)? else { return Ok(()) };
+    let Some(hub) = hub_for(name, environment, || is_here(name, revision, environment, has_weights))? else {
+        return Ok(());
+    };
     let mut watch = Watch::default();
     hub.model(name, revision, &mut |event| watch.event(&event)).map(|_| ()).with_context(|| absent(name))
+}
+
+/// The same for a repository of which only the tokenizer is wanted: its weights, if it has any, stay where they are.
+///
+/// # Errors
+/// As [`ensure_model`].
+pub(crate) fn ensure_tokenizer(name: &str, revision: &str, environment: &Environment) -> anyhow::Result<()> {
+    let Some(hub) = hub_for(name, environment, || is_here(name, revision, environment, has_tokenizer))?
+    else {
+        return Ok(());
+    };
+    let mut watch = Watch::default();
+    hub.tokenizer(name, revision, &mut |event| watch.event(&event)).map(|_| ()).with_context(|| absent(name))
+}
+
+/// Whether `name` is a path that is there, or is in the cache with what is needed of it.
+fn is_here(name: &str, revision: &str, environment: &Environment, has: fn(&Path) -> bool) -> bool {
+    Path::new(name).exists()
+        || locate_model(name, revision, &environment.surroundings()).is_ok_and(|at| has(&at))
 }
 
 /// The same for a dataset.
@@ -47,16 +66,18 @@ pub(crate) fn ensure_recipe(recipe: &Recipe, environment: &Environment) -> anyho
     for (name, revision) in models_of(recipe) {
         ensure_model(name, revision, environment)?;
     }
+    if let Some(name) = &recipe.model.tokenizer {
+        ensure_tokenizer(name, &recipe.model.revision, environment)?;
+    }
     datasets_of(recipe).into_iter().try_for_each(|name| ensure_dataset(name, environment))
 }
 
-/// Models and tokenizers by name and revision; a teacher is taken from its main branch.
+/// Models by name and revision; a teacher is taken from its main branch.
 fn models_of(recipe: &Recipe) -> Vec<(&str, &str)> {
     let model = &recipe.model;
-    let first = [&model.base, &model.tokenizer].into_iter().flatten();
+    let base = model.base.iter().map(|name| (name.as_str(), model.revision.as_str()));
     let teachers = recipe.stage.iter().filter_map(|stage| stage.distillation.teacher.as_ref());
-    let first = first.map(|name| (name.as_str(), model.revision.as_str()));
-    first.chain(teachers.map(|name| (name.as_str(), "main"))).collect()
+    base.chain(teachers.map(|name| (name.as_str(), "main"))).collect()
 }
 
 fn datasets_of(recipe: &Recipe) -> Vec<&str> {
@@ -124,6 +145,25 @@ impl Watch {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_another_program_left_half_is_not_here() {
+        let dir = tempfile::tempdir().unwrap();
+        let put = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).unwrap();
+        let check = |weights: bool, tokenizer: bool| {
+            assert_eq!((has_weights(dir.path()), has_tokenizer(dir.path())), (weights, tokenizer));
+        };
+        put("config.json", "{}");
+        check(false, false);
+        put("tokenizer.json", "{}");
+        check(false, true);
+        let map = r#"{"weight_map": {"a": "model-1-of-2.safetensors", "b": "model-2-of-2.safetensors"}}"#;
+        put("model.safetensors.index.json", map);
+        put("model-1-of-2.safetensors", "");
+        check(false, true);
+        put("model-2-of-2.safetensors", "");
+        check(true, true);
+    }
 
     #[test]
     fn everything_a_recipe_names_is_looked_for() {

@@ -11,7 +11,7 @@ use pt_pipeline::scorer::{Scorer, is_scorer, load_scorer};
 use pt_text::{ChatTemplate, Tokenizer};
 
 use crate::environment::Environment;
-use crate::hub::ensure_model;
+use crate::hub::{ensure_model, ensure_tokenizer};
 use crate::ui;
 
 /// Storage types by the names of recipes.
@@ -106,7 +106,7 @@ impl TextArgs {
     ) -> anyhow::Result<(Tokenizer, Option<ChatTemplate>)> {
         let tokenizer = match (&self.tokenizer, model) {
             (Some(name), _) => {
-                ensure_model(name, "main", environment)?;
+                ensure_tokenizer(name, "main", environment)?;
                 tokenizer_at(&locate_model(name, "main", &environment.surroundings())?)?
             }
             (None, Some(model)) => {

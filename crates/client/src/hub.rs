@@ -217,6 +217,15 @@ impl Hub {
         self.fetch(&repository, revision, &model_files(&repository)?, watch)
     }
 
+    /// The files of a repository that a tokenizer and its template are read from, in the cache; it needs no weights.
+    ///
+    /// # Errors
+    /// As [`Hub::model`].
+    pub fn tokenizer(&self, name: &str, revision: &str, watch: &mut dyn FnMut(Event)) -> Result<PathBuf> {
+        let repository = self.repository(Kind::Model, name, revision)?;
+        self.fetch(&repository, revision, &tokenizer_files(&repository)?, watch)
+    }
+
     /// The data files of a dataset, in the cache.
     ///
     /// # Errors
@@ -299,22 +308,60 @@ impl Hub {
 /// # Errors
 /// [`ClientError::HubFiles`] where there are no safetensors.
 pub fn model_files(repository: &Repository) -> Result<Vec<&RemoteFile>> {
-    const TEXTS: [&str; 4] = ["json", "txt", "model", "jinja"];
-    let at_root = || repository.files.iter().filter(|file| !file.path.contains('/'));
-    let has = |name: &str| at_root().any(|file| file.path == name);
+    let has = |name: &str| at_root(repository).any(|file| file.path == name);
     let is_weights = |name: &str| {
         name == "adapter_model.safetensors"
-            || if has("model.safetensors.index.json") {
+            || if has(INDEX) {
                 name.starts_with("model-") && name.ends_with(".safetensors")
             } else {
                 name == "model.safetensors"
             }
     };
-    let is_text = |name: &str| name.rsplit_once('.').is_some_and(|(_, extension)| TEXTS.contains(&extension));
-    if !at_root().any(|file| is_weights(&file.path)) {
+    if !at_root(repository).any(|file| is_weights(&file.path)) {
         return Err(lacks(repository, "weights as model.safetensors, alone or in shards"));
     }
-    Ok(at_root().filter(|file| is_text(&file.path) || is_weights(&file.path)).collect())
+    Ok(at_root(repository).filter(|file| is_text(&file.path) || is_weights(&file.path)).collect())
+}
+
+/// The files of a repository that a tokenizer, its settings and its template are read from.
+///
+/// # Errors
+/// [`ClientError::HubFiles`] where there is no tokenizer.json.
+pub fn tokenizer_files(repository: &Repository) -> Result<Vec<&RemoteFile>> {
+    if !at_root(repository).any(|file| file.path == TOKENIZER) {
+        return Err(lacks(repository, "a tokenizer as tokenizer.json"));
+    }
+    Ok(at_root(repository).filter(|file| is_text(&file.path) && file.path != INDEX).collect())
+}
+
+/// Whether a folder of the cache holds a model's weights, all of them: other programs leave snapshots in which some are
+/// missing, for they download only what was asked for.
+pub fn has_weights(snapshot: &Path) -> bool {
+    let index = || -> Option<Vec<String>> {
+        let index: serde_json::Value = serde_json::from_slice(&fs::read(snapshot.join(INDEX)).ok()?).ok()?;
+        let files = index.get("weight_map")?.as_object()?.values();
+        files.map(|file| file.as_str().map(str::to_owned)).collect()
+    };
+    let alone = ["model.safetensors", "adapter_model.safetensors"];
+    alone.iter().any(|file| snapshot.join(file).exists())
+        || index().is_some_and(|files| files.iter().all(|file| snapshot.join(file).exists()))
+}
+
+/// Whether a folder of the cache holds a tokenizer.
+pub fn has_tokenizer(snapshot: &Path) -> bool {
+    snapshot.join(TOKENIZER).exists()
+}
+
+const INDEX: &str = "model.safetensors.index.json";
+const TOKENIZER: &str = "tokenizer.json";
+
+fn at_root(repository: &Repository) -> impl Iterator<Item = &RemoteFile> {
+    repository.files.iter().filter(|file| !file.path.contains('/'))
+}
+
+fn is_text(name: &str) -> bool {
+    const TEXTS: [&str; 4] = ["json", "txt", "model", "jinja"];
+    name.rsplit_once('.').is_some_and(|(_, extension)| TEXTS.contains(&extension))
 }
 
 /// The data files of a dataset, and its card.

@@ -210,6 +210,29 @@ fn a_model_arrives_in_the_layout_of_the_hub_s_own_tools_and_is_not_fetched_twice
 }
 
 #[test]
+fn of_a_tokenizer_s_repository_no_weights_are_fetched() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = hub_server(|seen| match seen.path.as_str() {
+        "/api/models/owner/tiny/revision/main?blobs=true" => {
+            let mut description = description();
+            description["siblings"][0]["rfilename"] = json!("tokenizer.json");
+            Some(Act::json(200, description))
+        }
+        path if path.ends_with("/tokenizer.json") => Some(rest(seen, b"{}")),
+        _ => None,
+    });
+    let folder = hub_of(&server.url, dir.path()).tokenizer("owner/tiny", "main", &mut |_| {}).unwrap();
+    let files = std::fs::read_dir(folder).unwrap();
+    let mut names: Vec<_> = files.map(|entry| entry.unwrap().file_name()).collect();
+    names.sort();
+    assert_eq!(names, ["config.json", "tokenizer.json"]);
+
+    let without = hub_server(|_| None);
+    let error = hub_of(&without.url, dir.path()).tokenizer("owner/tiny", "main", &mut |_| {}).unwrap_err();
+    assert!(error.to_string().contains("a tokenizer as tokenizer.json"), "{error}");
+}
+
+#[test]
 fn a_model_whose_download_was_interrupted_is_not_there_until_it_is_whole() {
     let dir = tempfile::tempdir().unwrap();
     let root = dir.path().join("models--owner--tiny");
