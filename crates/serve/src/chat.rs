@@ -5,6 +5,7 @@ use std::sync::Arc;
 use axum::body::Body;
 use axum::http::Response;
 use pt_text::Message;
+use pt_text::tools::{self, Part, ToolParser};
 use serde_json::{Map, Value, json};
 
 use crate::assembly::{Detail, Generation, Piece, TokenOut};
@@ -14,7 +15,6 @@ use crate::fields::{Fields, wrong};
 use crate::http::{App, StreamOptions, usage};
 use crate::sampling::Sampling;
 use crate::sse::{self, Sink};
-use crate::tools::{self, Part, ToolParser};
 
 /// Alternatives of a token, at most.
 const MAX_TOP_LOGPROBS: u64 = 64;

@@ -25,7 +25,6 @@ mod metrics;
 mod sampling;
 mod sse;
 mod text;
-mod tools;
 
 pub use backend::{Backend, BackendError, Event, Job, Sampled, Scored};
 pub use engine::EngineBackend;

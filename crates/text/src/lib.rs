@@ -39,6 +39,7 @@ pub mod mask;
 pub mod show;
 pub mod template;
 pub mod tokenizer;
+pub mod tools;
 
 pub use audit::{AuditError, AuditPolicy, AuditReport, Doubt, audit_dataset, audit_example};
 pub use error::{Origin, TextError};

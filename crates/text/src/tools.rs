@@ -1,23 +1,33 @@
 //! Tool calls in what a model writes: `<tool_call>{"name": ..., "arguments": {...}}</tool_call>` (Hermes, Qwen, ...).
+//!
+//! The server reads replies with [`ToolParser`] as they grow; training with tools reads whole ones with [`Reply::parse`]. Both
+//! see the same calls.
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
+
+use crate::template::Message;
 
 /// Begins a call.
-pub(crate) const OPEN: &str = "<tool_call>";
+pub const OPEN: &str = "<tool_call>";
 const CLOSE: &str = "</tool_call>";
 
 /// A part of a reply.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) enum Part {
+pub enum Part {
     /// Text for the reader.
     Text(String),
     /// A tool to be called, with its arguments as JSON.
-    Call { name: String, arguments: String },
+    Call {
+        /// The tool.
+        name: String,
+        /// JSON as text, which may be wrong where the model wrote it as a text.
+        arguments: String,
+    },
 }
 
 /// Takes a reply apart as it grows. What cannot be a call, or is none after all, is text.
 #[derive(Debug, Default)]
-pub(crate) struct ToolParser {
+pub struct ToolParser {
     /// Text that may be the beginning of a call, or the inside of one.
     held: String,
     in_call: bool,
@@ -25,7 +35,7 @@ pub(crate) struct ToolParser {
 
 impl ToolParser {
     /// Takes more of the reply.
-    pub(crate) fn push(&mut self, text: &str) -> Vec<Part> {
+    pub fn push(&mut self, text: &str) -> Vec<Part> {
         self.held += text;
         let mut parts = Vec::new();
         loop {
@@ -55,7 +65,7 @@ impl ToolParser {
     }
 
     /// The reply has ended.
-    pub(crate) fn finish(&mut self) -> Option<Part> {
+    pub fn finish(&mut self) -> Option<Part> {
         let held = std::mem::take(&mut self.held);
         if self.in_call {
             // A model may end its turn without closing the call.
@@ -63,6 +73,74 @@ impl ToolParser {
         }
         (!held.is_empty()).then_some(Part::Text(held))
     }
+}
+
+/// A call of a whole reply.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Call {
+    /// The tool.
+    pub name: String,
+    /// Its arguments; what is no JSON object is an empty one, with `problem`.
+    pub arguments: Map<String, Value>,
+    /// What is wrong with the arguments.
+    pub problem: Option<String>,
+}
+
+/// A whole reply, taken apart.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Reply {
+    /// Its text without the calls.
+    pub content: String,
+    /// The calls, in order.
+    pub calls: Vec<Call>,
+    /// Calls that were begun and cannot be read; their text is part of `content`.
+    pub n_unreadable: usize,
+}
+
+impl Reply {
+    /// Takes a reply apart.
+    pub fn parse(text: &str) -> Reply {
+        let mut parser = ToolParser::default();
+        let mut parts = parser.push(text);
+        parts.extend(parser.finish());
+        let mut reply = Reply::default();
+        for part in parts {
+            match part {
+                Part::Text(text) => {
+                    reply.n_unreadable += text.matches(OPEN).count();
+                    reply.content += &text;
+                }
+                Part::Call { name, arguments } => reply.calls.push(call_of(name, &arguments)),
+            }
+        }
+        reply
+    }
+
+    /// The reply as a message that a chat template renders, its calls numbered from `first_id`.
+    pub fn to_message(&self, first_id: usize) -> Message {
+        let mut message = Message::new();
+        message.insert("role".to_owned(), json!("assistant"));
+        message.insert("content".to_owned(), json!(self.content));
+        if !self.calls.is_empty() {
+            let call = |(i, call): (usize, &Call)| {
+                json!({
+                    "id": format!("call_{}", first_id + i), "type": "function",
+                    "function": { "name": call.name, "arguments": call.arguments },
+                })
+            };
+            message.insert("tool_calls".to_owned(), self.calls.iter().enumerate().map(call).collect());
+        }
+        message
+    }
+}
+
+fn call_of(name: String, arguments: &str) -> Call {
+    let (arguments, problem) = match serde_json::from_str(arguments) {
+        Ok(Value::Object(arguments)) => (arguments, None),
+        Ok(other) => (Map::new(), Some(format!("the arguments are {other}, expected an object"))),
+        Err(error) => (Map::new(), Some(format!("the arguments are not JSON: {error}"))),
+    };
+    Call { name, arguments, problem }
 }
 
 fn parse_call(text: &str) -> Option<Part> {
@@ -87,6 +165,35 @@ fn undecided(text: &str) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn whole_replies_give_content_calls_and_what_cannot_be_read() {
+        let check = |text: &str, content: &str, calls: &[&str], n_unreadable: usize| {
+            let reply = Reply::parse(text);
+            assert_eq!((reply.content.as_str(), reply.n_unreadable), (content, n_unreadable), "{text}");
+            let message = reply.to_message(4);
+            let found: Vec<String> = message
+                .get("tool_calls")
+                .and_then(Value::as_array)
+                .into_iter()
+                .flatten()
+                .map(|call| {
+                    format!("{} {} {}", call["id"], call["function"]["name"], call["function"]["arguments"])
+                })
+                .collect();
+            assert_eq!(found, calls, "{text}");
+        };
+        check("plain", "plain", &[], 0);
+        check(
+            "Let me.\n<tool_call>{\"name\": \"f\", \"arguments\": {\"a\": 1}}</tool_call>\n<tool_call>{\"name\": \"g\"}</tool_call>",
+            "Let me.",
+            &["\"call_4\" \"f\" {\"a\":1}", "\"call_5\" \"g\" {}"],
+            0,
+        );
+        check("<tool_call>{nonsense}</tool_call>", "<tool_call>{nonsense}</tool_call>", &[], 1);
+        let reply = Reply::parse("<tool_call>{\"name\": \"f\", \"arguments\": \"2 +\"}</tool_call>");
+        assert!(reply.calls[0].problem.as_deref().unwrap().contains("not JSON"), "{reply:?}");
+    }
 
     #[test]
     fn calls_are_found_however_the_text_is_cut() {
