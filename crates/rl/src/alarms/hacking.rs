@@ -72,14 +72,15 @@ impl RewardHacking {
         }
         let (rise, fall) = (self.change(|seen| seen.1), -self.change(|seen| seen.2));
         let is_beyond = |by: f64| rise >= by && fall >= by;
-        let warned = self.warning.push(step, is_beyond(self.config.warn), self.config.patience);
-        let acted = self.acting.push(step, is_beyond(self.config.act), self.config.patience);
-        let action = match (warned, acted) {
-            (_, Some(_)) => self.config.action,
-            (Some(_), None) => Action::Warn,
+        // Where the half begins that is compared with the one before it.
+        let (middle, ..) = self.seen[self.config.window / 2];
+        let warned = self.warning.push(middle, is_beyond(self.config.warn), self.config.patience);
+        let acted = self.acting.push(middle, is_beyond(self.config.act), self.config.patience);
+        let (since_step, action) = match (warned, acted) {
+            (_, Some(since)) => (since, self.config.action),
+            (Some(since), None) => (since, Action::Warn),
             (None, None) => return None,
         };
-        let (since_step, ..) = self.seen[self.config.window / 2];
         let reason = format!(
             "over {} steps the reward rose by {rise:.3} while the hidden verifier fell by {fall:.3}: the policy may \
              exploit the reward; read its best-rewarded samples",
@@ -116,7 +117,8 @@ mod tests {
         assert_eq!(said[0].1, Action::Warn);
         assert!(said[0].0 > 45 && said[0].0 < 60, "{said:?}");
         assert!(
-            said[0].2 >= said[0].0 - 10 && said.len() == 1,
+            // The middle of the window with which the streak began: patience - 1 steps before the one that speaks.
+            said[0].2 == said[0].0 - 9 - 2 && said.len() == 1,
             "{said:?}: rises by 0.1 in a window, below `act`"
         );
         let steep = run(|t| 0.02 * t, |t| Some(1.0 - 0.02 * t));
