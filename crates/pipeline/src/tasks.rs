@@ -78,6 +78,7 @@ fn held_out(task: &str, n: usize) -> Result<(String, Vec<Problem>)> {
     source.n = n;
     source.split = pt_tasks::Split::HeldOut;
     source.form = pt_tasks::Form::PromptOnly;
+    source.replies = pt_tasks::Replies::default();
     source.unique = true;
     let source = GeneratedSource::Problems(source);
     let name = source.canonical();

@@ -37,7 +37,7 @@ pub use problem::{
 };
 pub use puzzle::Puzzle;
 pub use raw::{raw_documents, raw_text};
-pub use rows::{Form, Row, check_row, row, sft_row};
+pub use rows::{Form, Replies, Reply, Row, check_row, row, row_with, sft_row};
 pub use source::GeneratedSource;
 pub use stats::{Gain, paired_gain, wilson_interval};
 

@@ -6,7 +6,7 @@
 
 use serde_json::{Map, Value, json};
 
-use crate::check::{Check, Verdict};
+use crate::check::{ANSWER_MARK, Check, Verdict};
 use crate::error::TaskError;
 use crate::problem::Problem;
 
@@ -22,7 +22,7 @@ pub enum Form {
     PromptCompletion,
     /// `prompt` as a list of one user turn, for reinforcement learning and evaluation.
     PromptOnly,
-    /// `prompt`, `chosen` (the solution) and `rejected` (a wrong reply) as turns.
+    /// `prompt`, `chosen` and `rejected` as turns; see [`Replies`].
     Preference,
 }
 
@@ -44,23 +44,81 @@ impl Form {
     }
 }
 
-/// The problem as a row of that form.
+/// A way to answer a problem.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reply {
+    /// The worked solution.
+    Worked,
+    /// The final answer alone, with no step shown; as right as the worked one. Where nothing is worked, the two are the same.
+    Direct,
+    /// A plausible reply that fails the check.
+    Wrong,
+}
+
+impl Reply {
+    /// The names accepted in a source, in the order of the variants.
+    pub const NAMES: &'static [&'static str] = &["worked", "direct", "wrong"];
+
+    /// The reply of that name.
+    pub fn from_name(name: &str) -> Option<Reply> {
+        [Reply::Worked, Reply::Direct, Reply::Wrong].into_iter().find(|reply| reply.name() == name)
+    }
+
+    /// The name of this reply.
+    pub fn name(self) -> &'static str {
+        Reply::NAMES[self as usize]
+    }
+
+    /// The reply to a problem, as text.
+    pub fn to(self, problem: &Problem) -> String {
+        match self {
+            Reply::Worked => problem.solution.clone(),
+            Reply::Direct if problem.solution.contains(ANSWER_MARK) => {
+                format!("{ANSWER_MARK} {}", problem.answer)
+            }
+            Reply::Direct => problem.answer.clone(),
+            Reply::Wrong => problem.wrong.clone(),
+        }
+    }
+}
+
+/// Which replies a row shows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Replies {
+    /// The reply that is taught, or preferred.
+    pub reply: Reply,
+    /// The one that is not preferred, in a [`Form::Preference`].
+    pub rejected: Reply,
+}
+
+impl Default for Replies {
+    fn default() -> Self {
+        Replies { reply: Reply::Worked, rejected: Reply::Wrong }
+    }
+}
+
+/// The problem as a row of that form, with the usual [`Replies`].
 pub fn row(problem: &Problem, form: Form) -> Row {
+    row_with(problem, form, Replies::default())
+}
+
+/// The problem as a row of that form, with these replies.
+pub fn row_with(problem: &Problem, form: Form, replies: Replies) -> Row {
     let user = || json!({"role": "user", "content": problem.prompt});
-    let assistant = |text: &str| json!({"role": "assistant", "content": text});
+    let assistant = |reply: Reply| json!({"role": "assistant", "content": reply.to(problem)});
     let mut row = match form {
         Form::Messages => {
-            Row::from_iter([("messages".to_string(), json!([user(), assistant(&problem.solution)]))])
+            Row::from_iter([("messages".to_string(), json!([user(), assistant(replies.reply)]))])
         }
         Form::PromptCompletion => Row::from_iter([
             ("prompt".to_string(), json!(problem.prompt)),
-            ("completion".to_string(), json!(problem.solution)),
+            ("completion".to_string(), json!(replies.reply.to(problem))),
         ]),
         Form::PromptOnly => Row::from_iter([("prompt".to_string(), json!([user()]))]),
         Form::Preference => Row::from_iter([
             ("prompt".to_string(), json!([user()])),
-            ("chosen".to_string(), json!([assistant(&problem.solution)])),
-            ("rejected".to_string(), json!([assistant(&problem.wrong)])),
+            ("chosen".to_string(), json!([assistant(replies.reply)])),
+            ("rejected".to_string(), json!([assistant(replies.rejected)])),
         ]),
     };
     let check = serde_json::to_string(&problem.check).expect("a check is plain data");
@@ -132,6 +190,35 @@ mod tests {
                 for reply in [&p.solution, &p.wrong] {
                     assert_eq!(check_row(&row, reply).unwrap(), p.check(reply));
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn rows_show_the_replies_that_were_asked_for() {
+        let p = problem("sum", 4, 1, Split::Train, 0).unwrap();
+        let text = |row: &Row, column: &str| row[column][0]["content"].as_str().unwrap().to_owned();
+        for (reply, expected) in [
+            (Reply::Worked, p.solution.as_str()),
+            (Reply::Direct, "#### 136"),
+            (Reply::Wrong, p.wrong.as_str()),
+        ] {
+            let taught = row_with(&p, Form::Messages, Replies { reply, ..Replies::default() });
+            assert_eq!(taught["messages"][1]["content"], expected);
+            let pair = Replies { reply: Reply::Worked, rejected: reply };
+            assert_eq!(text(&row_with(&p, Form::Preference, pair), "rejected"), expected);
+            assert_eq!(Reply::from_name(reply.name()), Some(reply));
+        }
+    }
+
+    #[test]
+    fn direct_replies_are_right_and_hold_no_working() {
+        for (family, level) in all_levels() {
+            for index in 0..20 {
+                let p = draw(family, level, 2, Split::Train, index);
+                let direct = Reply::Direct.to(&p);
+                assert!(p.check(&direct).passed(), "{} {level}: {direct} to {}", p.family, p.prompt);
+                assert!(direct.len() <= p.solution.len(), "{direct}");
             }
         }
     }

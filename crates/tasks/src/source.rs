@@ -2,7 +2,7 @@
 //!
 //! | source | parameters |
 //! | --- | --- |
-//! | `generated:FAMILY` | `level` (`2` or `1-3`; all), `n` (1000), `start` (0), `seed` (0), `split` (`train`, or `heldout`), `form` (`messages`, or `prompt_completion`, `prompt_only`, `preference`), `unique` (`false`) |
+//! | `generated:FAMILY` | `level` (`2` or `1-3`; all), `n` (1000), `start` (0), `seed` (0), `split` (`train`, or `heldout`), `form` (`messages`, or `prompt_completion`, `prompt_only`, `preference`), `reply` (`worked`, or `direct`, `wrong`), `rejected` (`wrong`, or `direct`, `worked`; for `preference`), `unique` (`false`) |
 //! | `generated:mix` | the same without `level`, and `families`: `sum,letters@1-2:3,chat@2` is each family with its levels and weight (all families but the puzzles, each weight 1) |
 //! | `generated:raw` | `chars` (100000), `seed` (0) |
 //!
@@ -18,7 +18,7 @@ use crate::catalogue::{FAMILIES, Family, N_QUICKSTART};
 use crate::error::TaskError;
 use crate::problem::{Problem, Split, draw};
 use crate::raw::raw_documents;
-use crate::rows::{Form, Row, row};
+use crate::rows::{Form, Replies, Reply, Row, row_with};
 
 /// What every generated source starts with.
 pub const PREFIX: &str = "generated:";
@@ -50,6 +50,8 @@ pub struct ProblemSource {
     pub split: Split,
     /// The layout of rows.
     pub form: Form,
+    /// The replies that rows show.
+    pub replies: Replies,
     /// Whether repeated prompts are dropped.
     pub unique: bool,
 }
@@ -127,9 +129,9 @@ impl GeneratedSource {
                 raw_documents(raw.seed, raw.n_chars)
                     .map(|text| Row::from_iter([("text".to_string(), text.into())])),
             )),
-            GeneratedSource::Problems(source) => {
-                Ok(Box::new(source.problems()?.map(|problem| row(&problem, source.form))))
-            }
+            GeneratedSource::Problems(source) => Ok(Box::new(
+                source.problems()?.map(|problem| row_with(&problem, source.form, source.replies)),
+            )),
         }
     }
 }
@@ -185,9 +187,9 @@ impl ProblemSource {
     }
 
     fn read(query: &Query, own: &'static str, parts: Vec<Part>) -> Result<ProblemSource, TaskError> {
-        query.allow(&[own, "n", "start", "seed", "split", "form", "unique"])?;
+        query.allow(&[own, "n", "start", "seed", "split", "form", "reply", "rejected", "unique"])?;
         let split = query.choice("split", Split::NAMES, Split::from_name)?;
-        let form = query.choice("form", Form::NAMES, Form::from_name)?;
+        let form = query.choice("form", Form::NAMES, Form::from_name)?.unwrap_or(Form::Messages);
         let truth = |text: &str| text.parse::<bool>().ok();
         Ok(ProblemSource {
             parts,
@@ -195,9 +197,20 @@ impl ProblemSource {
             start: query.number("start", 0)?,
             seed: query.number("seed", 0)?,
             split: split.unwrap_or(Split::Train),
-            form: form.unwrap_or(Form::Messages),
+            form,
+            replies: replies_of(query, form)?,
             unique: query.choice("unique", &["true", "false"], truth)?.unwrap_or(false),
         })
+    }
+
+    /// The replies as parameters, where they differ from the usual ones.
+    fn written_replies(&self) -> String {
+        let usual = Replies::default();
+        [("reply", self.replies.reply, usual.reply), ("rejected", self.replies.rejected, usual.rejected)]
+            .into_iter()
+            .filter(|(_, reply, usual)| reply != usual)
+            .map(|(name, reply, _)| format!("&{name}={}", reply.name()))
+            .collect()
     }
 
     fn canonical(&self) -> String {
@@ -207,16 +220,43 @@ impl ProblemSource {
             .map(|p| format!("{}@{}-{}:{}", p.family, p.levels.0, p.levels.1, p.weight))
             .collect();
         format!(
-            "{PREFIX}mix?families={}&n={}&start={}&seed={}&split={}&form={}&unique={}",
+            "{PREFIX}mix?families={}&n={}&start={}&seed={}&split={}&form={}{}&unique={}",
             parts.join(","),
             self.n,
             self.start,
             self.seed,
             self.split.name(),
             self.form.name(),
+            self.written_replies(),
             self.unique
         )
     }
+}
+
+/// The replies a form shows; a parameter that would change nothing is refused.
+fn replies_of(query: &Query, form: Form) -> Result<Replies, TaskError> {
+    let mut replies = Replies::default();
+    let read = |name| query.choice(name, Reply::NAMES, Reply::from_name);
+    for (name, place, has_effect) in [
+        ("reply", &mut replies.reply, form != Form::PromptOnly),
+        ("rejected", &mut replies.rejected, form == Form::Preference),
+    ] {
+        match read(name)? {
+            Some(reply) if has_effect => *place = reply,
+            Some(reply) => {
+                return Err(query.bad(
+                    name,
+                    reply.name(),
+                    &format!("none: form={} shows no such reply", form.name()),
+                ));
+            }
+            None => {}
+        }
+    }
+    if form == Form::Preference && replies.reply == replies.rejected {
+        return Err(query.bad("rejected", replies.rejected.name(), "another reply than the preferred one"));
+    }
+    Ok(replies)
 }
 
 impl RawSource {
@@ -358,9 +398,14 @@ mod tests {
             seed: 1,
             split: Split::Train,
             form: Form::Messages,
+            replies: Replies::default(),
             unique: false,
         };
         assert_eq!(source, expected);
+        let pairs = problems("generated:sum?form=preference&rejected=direct").replies;
+        assert_eq!(pairs, Replies { reply: Reply::Worked, rejected: Reply::Direct });
+        let direct = problems("generated:sum?reply=direct").replies;
+        assert_eq!(direct, Replies { reply: Reply::Direct, rejected: Reply::Wrong });
         let mix = problems("generated:mix?families=sum@2:3,chat&split=heldout&form=prompt_only&unique=true");
         let parts = vec![
             Part { family: "sum", levels: (2, 2), weight: 3 },
@@ -381,6 +426,8 @@ mod tests {
             "generated:sum",
             "generated:chat?level=2&n=5&start=7&seed=9&split=heldout&form=preference&unique=true",
             "generated:mix?families=sum:2,letters@1-3",
+            "generated:sum?reply=direct",
+            "generated:sum?form=preference&reply=direct&rejected=worked",
             "generated:raw?chars=10",
         ] {
             let source = GeneratedSource::parse(name).unwrap();
@@ -409,6 +456,13 @@ mod tests {
             ("generated:sum?split=test", vec!["`split=test` is not valid", "known: train, heldout"]),
             ("generated:sum?form=mesages", vec!["did you mean `messages`?"]),
             ("generated:sum?unique=1", vec!["`unique=1` is not valid"]),
+            ("generated:sum?reply=direkt", vec!["did you mean `direct`?"]),
+            (
+                "generated:sum?form=prompt_only&reply=direct",
+                vec!["`reply=direct` is not valid", "form=prompt_only"],
+            ),
+            ("generated:sum?rejected=direct", vec!["`rejected=direct` is not valid", "form=messages"]),
+            ("generated:sum?form=preference&reply=wrong", vec!["another reply than the preferred one"]),
             ("generated:mix?families=sum:0", vec!["a weight of at least 1"]),
             ("generated:mix?families=sums", vec!["did you mean `sum`?"]),
         ] {

@@ -1,6 +1,6 @@
 //! Generated tasks: problems of the held-out split, made on the spot and checked by program (see `pt_tasks`).
 
-use pt_tasks::{Form, GeneratedSource, Problem};
+use pt_tasks::{Form, GeneratedSource, Problem, Replies};
 use serde_json::Value;
 
 use crate::catalogue::{Benchmark, BenchmarkInfo, Loaded, MetricInfo};
@@ -45,6 +45,7 @@ pub(crate) fn canonical(written: &str) -> Result<String> {
     }
     source.split = pt_tasks::Split::HeldOut;
     source.form = Form::PromptOnly;
+    source.replies = Replies::default();
     source.unique = true;
     Ok(GeneratedSource::Problems(source).canonical())
 }
