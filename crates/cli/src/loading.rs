@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 use clap::ValueEnum;
-use pt_engine::{Dtype, Weight};
+use pt_engine::{Dtype, Storage};
 use pt_models::{Model, PeftConfig};
 use pt_pipeline::model::{chat_template, load_model, locate_model, tokenizer_at};
 use pt_pipeline::scorer::{Scorer, is_scorer, load_scorer};
@@ -88,8 +88,8 @@ pub(crate) fn vocabulary(model: &Model) -> usize {
 
 /// The type that activations have when nothing is said: that of the output layer, which is never quantised.
 pub(crate) fn own_dtype(model: &Model) -> Dtype {
-    match model.params.get(model.arch.head()).weight {
-        Weight::Bf16(_) => Dtype::Bf16,
+    match model.params.get(model.arch.head()).weight.storage() {
+        Storage::Bf16 => Dtype::Bf16,
         _ => Dtype::F32,
     }
 }

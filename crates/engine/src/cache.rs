@@ -1,6 +1,7 @@
 //! Keys and values of positions already computed.
 
-use crate::tensor::{Data, Dtype, Tensor};
+use crate::device::{DeviceRef, copy_columns, copy_prefix, copy_within};
+use crate::tensor::{Dtype, Tensor};
 
 /// One key and one value matrix per layer; a row holds one position of one sequence.
 ///
@@ -13,8 +14,9 @@ pub struct KvCache {
 
 impl KvCache {
     /// Room for `rows` positions in each layer; `widths[l]` is `kv_heads * head_dim` of layer `l`.
-    pub fn new(dtype: Dtype, rows: usize, widths: &[usize]) -> KvCache {
-        let layer = |&width: &usize| [Tensor::zeros(dtype, rows, width), Tensor::zeros(dtype, rows, width)];
+    pub fn new(device: DeviceRef, dtype: Dtype, rows: usize, widths: &[usize]) -> KvCache {
+        let matrix = |width| Tensor::zeros(device, dtype, rows, width);
+        let layer = |&width: &usize| [matrix(width), matrix(width)];
         KvCache { layers: widths.iter().map(layer).collect(), rows }
     }
 
@@ -29,13 +31,8 @@ impl KvCache {
             return;
         }
         for matrix in self.layers.iter_mut().flatten() {
-            let mut larger = Tensor::dirty(matrix.dtype(), rows, matrix.cols());
-            let n_kept = self.rows * matrix.cols();
-            match (&mut larger.data, &matrix.data) {
-                (Data::F32(to), Data::F32(from)) => to[..n_kept].copy_from_slice(&from[..n_kept]),
-                (Data::Bf16(to), Data::Bf16(from)) => to[..n_kept].copy_from_slice(&from[..n_kept]),
-                _ => unreachable!("the larger matrix has the type of the smaller"),
-            }
+            let mut larger = Tensor::dirty(matrix.device(), matrix.dtype(), rows, matrix.cols());
+            copy_prefix(matrix.array(), larger.array_mut(), self.rows * matrix.cols());
             *matrix = larger;
         }
         self.rows = rows;
@@ -49,11 +46,7 @@ impl KvCache {
         assert!(from.max(to) + n <= self.rows, "rows {from} and {to} + {n} of {}", self.rows);
         for matrix in self.layers.iter_mut().flatten() {
             let width = matrix.cols();
-            let source = from * width..(from + n) * width;
-            match &mut matrix.data {
-                Data::F32(values) => values.copy_within(source, to * width),
-                Data::Bf16(values) => values.copy_within(source, to * width),
-            }
+            copy_within(matrix.array_mut(), from * width, to * width, n * width);
         }
     }
 
@@ -62,29 +55,18 @@ impl KvCache {
         &self.layers[layer]
     }
 
-    /// Stores keys (columns `k_col ..`) and values (columns `v_col ..`) of row `from` of `qkv` in row `to`.
+    /// Stores keys (columns `k_col ..`) and values (columns `v_col ..`) of rows `from ..` of `qkv` in the given rows.
     pub(crate) fn store(
         &mut self,
         layer: usize,
         qkv: &Tensor,
         from: usize,
-        k_col: usize,
-        v_col: usize,
-        to: usize,
+        [k_col, v_col]: [usize; 2],
+        rows: &[u32],
     ) {
-        for (which, col) in [(0, k_col), (1, v_col)] {
-            let target = &mut self.layers[layer][which];
+        for (target, col) in self.layers[layer].iter_mut().zip([k_col, v_col]) {
             let width = target.cols();
-            let source = from * qkv.cols() + col;
-            match (&mut target.data, &qkv.data) {
-                (Data::F32(to_values), Data::F32(values)) => {
-                    to_values[to * width..(to + 1) * width].copy_from_slice(&values[source..source + width]);
-                }
-                (Data::Bf16(to_values), Data::Bf16(values)) => {
-                    to_values[to * width..(to + 1) * width].copy_from_slice(&values[source..source + width]);
-                }
-                _ => panic!("the cache and the activations have one storage type"),
-            }
+            copy_columns(qkv.array(), (from, col, qkv.cols()), target.array_mut(), width, rows);
         }
     }
 }
@@ -96,12 +78,12 @@ mod tests {
     #[test]
     fn rows_keep_their_content_as_the_cache_grows_and_copies_are_copies() {
         for dtype in [Dtype::F32, Dtype::Bf16] {
-            let mut cache = KvCache::new(dtype, 0, &[2, 3]);
+            let mut cache = KvCache::new(DeviceRef::cpu(), dtype, 0, &[2, 3]);
             cache.grow(3);
             for (layer, width) in [(0, 2), (1, 3)] {
                 let row: Vec<f32> = (0..2 * width).map(|i| (layer * 10 + i) as f32).collect();
                 let qkv = Tensor::from_f32(&row, 1, 2 * width, dtype);
-                cache.store(layer, &qkv, 0, 0, width, 1);
+                cache.store(layer, &qkv, 0, [0, width], &[1]);
             }
             cache.grow(8);
             cache.grow(2);

@@ -8,12 +8,13 @@
 //! The tape computes gradients only for what trains: an operation whose inputs and parameters need
 //! none is not recorded at all, so a forward pass without gradients saves nothing.
 //!
-//! A device is an implementation detail of [`Tensor`], [`Weight`] and the operations: nothing above
-//! this crate sees a pointer, a slice of device memory or a stream. Host copies are explicit
-//! ([`Tensor::to_f32`], [`Tensor::from_f32`]).
+//! Where elements lie and kernels run is behind one seam, [`device`]: nothing above it sees a pointer, a
+//! slice of device memory or a stream. Host copies are explicit ([`Tensor::to_f32`], [`Array::to_host`],
+//! [`Array::write`]).
 
 mod batch;
 mod cache;
+pub mod device;
 mod linear;
 pub mod ops;
 mod params;
@@ -24,13 +25,14 @@ mod tensor;
 
 pub use batch::{Batch, CachedSpan};
 pub use cache::KvCache;
+pub use device::{Array, Device, DeviceRef, Host, Kernel, Memory, Storage};
 pub use linear::{Linear, Lora};
 pub use ops::attention::AttentionShape;
 pub use ops::gated::Activation;
 pub use ops::linear_divergence::{DivergenceOptions, Teacher};
 pub use ops::linear_logprob::{LogprobGrad, LogprobOptions, Logprobs};
 pub use ops::rope::Angles;
-pub use params::{Elements, ElementsMut, Grads, Param, ParamId, Params, Weight};
+pub use params::{Grads, Param, ParamId, Params, Weight};
 pub use profile::Profile;
 pub use segments::{Segment, SegmentError, SegmentTable};
 pub use tape::{Seed, Tape, Var};

@@ -2,12 +2,9 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use half::bf16;
-use pt_kernels::buffer::Buffer;
-use pt_kernels::elem::{Elem, narrow, widen};
-use pt_kernels::gemm::Values;
-use pt_kernels::quant::int8::Int8Matrix;
-use pt_kernels::quant::nf4::Nf4Matrix;
+use pt_kernels::elem::Elem;
+
+use crate::device::{Array, DeviceRef, Host, Kernel, Storage, copy_prefix, fill_zeros};
 
 /// Index of a parameter in its [`Params`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -20,116 +17,8 @@ impl ParamId {
     }
 }
 
-/// One buffer per parameter, in its storage type.
-#[derive(Clone, Debug)]
-pub enum Weight {
-    /// 32-bit floats.
-    F32(Buffer<f32>),
-    /// 16-bit brain floats.
-    Bf16(Buffer<bf16>),
-    /// 4-bit NF4, frozen.
-    Nf4(Nf4Matrix),
-    /// 8-bit with one scale per row, frozen.
-    Int8(Int8Matrix),
-}
-
-/// Elements of a floating-point weight.
-#[derive(Clone, Copy, Debug)]
-pub enum Elements<'a> {
-    /// 32-bit floats.
-    F32(&'a [f32]),
-    /// 16-bit brain floats.
-    Bf16(&'a [bf16]),
-}
-
-/// Elements of a floating-point weight, to change.
-#[derive(Debug)]
-pub enum ElementsMut<'a> {
-    /// 32-bit floats.
-    F32(&'a mut [f32]),
-    /// 16-bit brain floats.
-    Bf16(&'a mut [bf16]),
-}
-
-impl Weight {
-    /// An `f32` weight.
-    pub fn from_f32(values: &[f32]) -> Weight {
-        Weight::F32(Buffer::copy_of(values))
-    }
-
-    /// A `bf16` weight, rounded from `f32`.
-    pub fn bf16_from_f32(values: &[f32]) -> Weight {
-        let mut out = Buffer::<bf16>::dirty(values.len());
-        narrow(values, &mut out);
-        Weight::Bf16(out)
-    }
-
-    /// A host copy of all values, dequantised where needed.
-    pub fn to_f32(&self) -> Vec<f32> {
-        match self {
-            Weight::F32(values) => values.to_vec(),
-            Weight::Bf16(values) => {
-                let mut out = vec![0.0; values.len()];
-                widen(values, &mut out);
-                out
-            }
-            Weight::Nf4(matrix) => matrix.dequantise(),
-            Weight::Int8(matrix) => matrix.dequantise(),
-        }
-    }
-
-    /// Bytes held.
-    pub fn bytes(&self) -> usize {
-        match self {
-            Weight::F32(values) => values.len() * 4,
-            Weight::Bf16(values) => values.len() * 2,
-            Weight::Nf4(matrix) => matrix.bytes(),
-            Weight::Int8(matrix) => matrix.bytes(),
-        }
-    }
-
-    /// The storage type's name.
-    pub fn dtype_name(&self) -> &'static str {
-        match self {
-            Weight::F32(_) => "f32",
-            Weight::Bf16(_) => "bf16",
-            Weight::Nf4(_) => "nf4",
-            Weight::Int8(_) => "int8",
-        }
-    }
-
-    /// Whether an optimiser may change it.
-    pub fn is_quantised(&self) -> bool {
-        matches!(self, Weight::Nf4(_) | Weight::Int8(_))
-    }
-
-    /// The elements where they are, for optimisers and checkpoints; `None` for quantised weights, which never change.
-    pub fn elements(&self) -> Option<Elements<'_>> {
-        match self {
-            Weight::F32(values) => Some(Elements::F32(values)),
-            Weight::Bf16(values) => Some(Elements::Bf16(values)),
-            Weight::Nf4(_) | Weight::Int8(_) => None,
-        }
-    }
-
-    /// The same, to update in place.
-    pub fn elements_mut(&mut self) -> Option<ElementsMut<'_>> {
-        match self {
-            Weight::F32(values) => Some(ElementsMut::F32(values)),
-            Weight::Bf16(values) => Some(ElementsMut::Bf16(values)),
-            Weight::Nf4(_) | Weight::Int8(_) => None,
-        }
-    }
-
-    pub(crate) fn values(&self) -> Values<'_> {
-        match self {
-            Weight::F32(values) => Values::F32(values),
-            Weight::Bf16(values) => Values::Bf16(values),
-            Weight::Nf4(matrix) => Values::Nf4(matrix),
-            Weight::Int8(matrix) => Values::Int8(matrix),
-        }
-    }
-}
+/// A parameter's values: one array per parameter, in its storage type.
+pub type Weight = Array;
 
 /// A named parameter.
 #[derive(Clone, Debug)]
@@ -154,21 +43,50 @@ impl Param {
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
+
+    /// Replaces the values by others, perhaps of another storage type, placed where the old ones are.
+    ///
+    /// # Panics
+    /// If there are not as many.
+    pub fn set_weight(&mut self, weight: Weight) {
+        assert_eq!(weight.len(), self.len(), "values of {}", self.name);
+        self.weight = weight.to_device(self.weight.device());
+    }
 }
 
-/// All parameters of a model, in declaration order.
+/// All parameters of a model, in declaration order, on one device.
 #[derive(Clone, Debug, Default)]
 pub struct Params {
+    device: DeviceRef,
     list: Vec<Param>,
     by_name: HashMap<String, ParamId>,
 }
 
 impl Params {
-    /// Adds a parameter.
+    /// None yet; those that are added are placed on `device`.
+    pub fn on(device: DeviceRef) -> Params {
+        Params { device, ..Params::default() }
+    }
+
+    /// Where they are.
+    pub fn device(&self) -> DeviceRef {
+        self.device
+    }
+
+    /// Moves all of them, one after the other.
+    pub fn move_to(&mut self, device: DeviceRef) {
+        self.device = device;
+        for param in &mut self.list {
+            param.weight = take(&mut param.weight).to_device(device);
+        }
+    }
+
+    /// Adds a parameter, placing its values on the device.
     ///
     /// # Panics
     /// If the name is taken.
-    pub fn add(&mut self, param: Param) -> ParamId {
+    pub fn add(&mut self, mut param: Param) -> ParamId {
+        param.weight = take(&mut param.weight).to_device(self.device);
         let id = ParamId(u32::try_from(self.list.len()).expect("fewer than 2^32 parameters"));
         let previous = self.by_name.insert(param.name.clone(), id);
         assert!(previous.is_none(), "parameter {} declared twice", param.name);
@@ -215,10 +133,15 @@ impl Params {
         self.list[id.index()].trainable
     }
 
-    /// A vector parameter's values in `f32`.
+    /// A parameter's values in `f32`, for kernels on the CPU.
     pub(crate) fn vector(&self, id: ParamId) -> Vec<f32> {
-        self.get(id).weight.to_f32()
+        self.get(id).weight.open().to_f32()
     }
+}
+
+/// The values, leaving none behind.
+fn take(weight: &mut Weight) -> Weight {
+    std::mem::replace(weight, Array::from_f32(&[]))
 }
 
 /// Gradients of trainable parameters, `f32`, accumulated over micro-batches.
@@ -233,18 +156,31 @@ pub struct Grads {
 /// One parameter's gradient.
 #[derive(Debug)]
 struct Slot {
-    values: Buffer<f32>,
+    values: Array,
     /// The values are of an earlier step and count as zeros.
     is_stale: bool,
 }
 
 /// Summed gradients of the rows of a matrix that were looked up.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct LookedUp {
     /// Place of each row's sum in `sums`.
     pub(crate) places: HashMap<u32, usize>,
-    /// One row after the other.
-    pub(crate) sums: Vec<f32>,
+    /// One row after the other, with room for more.
+    pub(crate) sums: Array,
+}
+
+impl LookedUp {
+    /// Makes room for the sums of all places, the new ones zero.
+    pub(crate) fn grow(&mut self, cols: usize) {
+        let needed = self.places.len() * cols;
+        if needed <= self.sums.len() {
+            return;
+        }
+        let mut larger = self.sums.device().zeros(Storage::F32, needed.max(2 * self.sums.len()));
+        copy_prefix(&self.sums, &mut larger, self.sums.len());
+        self.sums = larger;
+    }
 }
 
 impl Grads {
@@ -254,36 +190,38 @@ impl Grads {
     }
 
     /// The accumulated gradient, if any backward pass reached the parameter.
-    pub fn get(&self, id: ParamId) -> Option<&[f32]> {
+    pub fn get(&self, id: ParamId) -> Option<&Array> {
         let slot = self.slots.get(id.index())?.as_ref()?;
-        (!slot.is_stale).then_some(&*slot.values)
+        (!slot.is_stale).then_some(&slot.values)
     }
 
     /// The gradient to add to; zeros at first.
-    pub(crate) fn slot(&mut self, params: &Params, id: ParamId) -> &mut [f32] {
+    pub(crate) fn slot(&mut self, params: &Params, id: ParamId) -> &mut Array {
         let (values, holds) = self.product_slot(params, id);
         if !holds {
-            values.fill(0.0);
+            fill_zeros(values);
         }
         values
     }
 
     /// The gradient, and whether it holds anything to add to. If not, the caller writes **all** of it: a product that
     /// starts at zero need not read zeros.
-    pub(crate) fn product_slot(&mut self, params: &Params, id: ParamId) -> (&mut [f32], bool) {
+    pub(crate) fn product_slot(&mut self, params: &Params, id: ParamId) -> (&mut Array, bool) {
         debug_assert!(params.trains(id), "{} does not train", params.get(id).name);
         if self.slots.len() < params.len() {
             self.slots.resize_with(params.len(), || None);
         }
-        let new = || Slot { values: Buffer::dirty(params.get(id).len()), is_stale: true };
+        let len = params.get(id).len();
+        let new = || Slot { values: params.device().alloc(Storage::F32, len), is_stale: true };
         let slot = self.slots[id.index()].get_or_insert_with(new);
         let holds = !std::mem::replace(&mut slot.is_stale, false);
         (&mut slot.values, holds)
     }
 
     /// The sums of looked-up rows to add to.
-    pub(crate) fn looked_up(&mut self, id: ParamId) -> &mut LookedUp {
-        self.looked_up.entry(id).or_default()
+    pub(crate) fn looked_up(&mut self, params: &Params, id: ParamId) -> &mut LookedUp {
+        let none = || LookedUp { places: HashMap::new(), sums: params.device().alloc(Storage::F32, 0) };
+        self.looked_up.entry(id).or_insert_with(none)
     }
 
     /// Adds what was kept apart to the gradients. To be called once, after the last backward pass of a step.
@@ -291,11 +229,7 @@ impl Grads {
         for (id, rows) in std::mem::take(&mut self.looked_up) {
             let cols = params.get(id).shape[1];
             let slot = self.slot(params, id);
-            for (&row, &place) in &rows.places {
-                let sum = &rows.sums[place * cols..(place + 1) * cols];
-                let target = &mut slot[row as usize * cols..(row as usize + 1) * cols];
-                target.iter_mut().zip(sum).for_each(|(target, sum)| *target += sum);
-            }
+            params.device().run(&mut Settle { rows: &rows, cols, slot });
         }
     }
 
@@ -308,12 +242,34 @@ impl Grads {
     }
 }
 
+/// Adds the sums of looked-up rows to a matrix.
+struct Settle<'a> {
+    rows: &'a LookedUp,
+    cols: usize,
+    slot: &'a mut Array,
+}
+
+impl Kernel for Settle<'_> {
+    fn name(&self) -> &'static str {
+        "settle"
+    }
+
+    fn cpu(&mut self) {
+        let (cols, sums, slot) = (self.cols, self.rows.sums.open().f32s(), self.slot.open_mut().f32s_mut());
+        for (&row, &place) in &self.rows.places {
+            let sum = &sums[place * cols..(place + 1) * cols];
+            let target = &mut slot[row as usize * cols..(row as usize + 1) * cols];
+            target.iter_mut().zip(sum).for_each(|(target, sum)| *target += sum);
+        }
+    }
+}
+
 /// Elements of `weight` converted to the activation type, for lookups.
-pub(crate) fn copy_row<E: Elem>(weight: &Weight, row: usize, cols: usize, scale: f32, out: &mut [E]) {
+pub(crate) fn copy_row<E: Elem>(weight: &Host, row: usize, cols: usize, scale: f32, out: &mut [E]) {
     match weight {
-        Weight::F32(values) => scaled_copy(&values[row * cols..(row + 1) * cols], scale, out),
-        Weight::Bf16(values) => scaled_copy(&values[row * cols..(row + 1) * cols], scale, out),
-        Weight::Nf4(_) | Weight::Int8(_) => {
+        Host::F32(values) => scaled_copy(&values[row * cols..(row + 1) * cols], scale, out),
+        Host::Bf16(values) => scaled_copy(&values[row * cols..(row + 1) * cols], scale, out),
+        Host::Nf4(_) | Host::Int8(_) | Host::U8(_) => {
             unreachable!("embeddings are never quantised: the loader keeps them in floating point")
         }
     }

@@ -1,10 +1,10 @@
 //! Plain matrices of activations.
 
-use half::bf16;
 use pt_kernels::attention::{Rows, RowsMut};
-use pt_kernels::buffer::Buffer;
-use pt_kernels::elem::{Elem, narrow, widen};
+use pt_kernels::elem::{Elem, widen};
 use pt_kernels::gemm::{Output, Precision, Residual, Values};
+
+use crate::device::{Array, DeviceRef, Host, Kernel, Storage};
 
 /// The storage type of activations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -24,6 +24,14 @@ impl Dtype {
         }
     }
 
+    /// How arrays of this type are stored.
+    pub fn storage(self) -> Storage {
+        match self {
+            Dtype::F32 => Storage::F32,
+            Dtype::Bf16 => Storage::Bf16,
+        }
+    }
+
     /// The precision matrix products of this type run in.
     pub(crate) fn precision(self) -> Precision {
         match self {
@@ -38,28 +46,23 @@ impl Dtype {
 pub struct Tensor {
     rows: usize,
     cols: usize,
-    pub(crate) data: Data,
+    array: Array,
 }
 
-/// Where the elements are. A CUDA backend adds its variants here, and nothing above notices.
-#[derive(Clone, Debug)]
-pub(crate) enum Data {
-    F32(Buffer<f32>),
-    Bf16(Buffer<bf16>),
-}
-
-/// Runs `$body` with `$slice` bound to the elements, whatever their type.
+/// Runs `$body` with `$slice` bound to the elements, whatever their type. For kernels on the CPU.
 macro_rules! with_elems {
     ($tensor:expr, |$slice:ident| $body:expr) => {
-        match &$tensor.data {
-            $crate::tensor::Data::F32($slice) => $body,
-            $crate::tensor::Data::Bf16($slice) => $body,
+        match $tensor.open() {
+            $crate::device::Host::F32($slice) => $body,
+            $crate::device::Host::Bf16($slice) => $body,
+            _ => unreachable!("activations are floating point"),
         }
     };
     (mut $tensor:expr, |$slice:ident| $body:expr) => {
-        match &mut $tensor.data {
-            $crate::tensor::Data::F32($slice) => $body,
-            $crate::tensor::Data::Bf16($slice) => $body,
+        match $tensor.open_mut() {
+            $crate::device::Host::F32($slice) => $body,
+            $crate::device::Host::Bf16($slice) => $body,
+            _ => unreachable!("activations are floating point"),
         }
     };
 }
@@ -67,45 +70,96 @@ pub(crate) use with_elems;
 
 impl Tensor {
     /// A matrix of unspecified content, to be written whole.
-    pub(crate) fn dirty(dtype: Dtype, rows: usize, cols: usize) -> Tensor {
-        let data = match dtype {
-            Dtype::F32 => Data::F32(Buffer::dirty(rows * cols)),
-            Dtype::Bf16 => Data::Bf16(Buffer::dirty(rows * cols)),
-        };
-        Tensor { rows, cols, data }
+    pub(crate) fn dirty(device: DeviceRef, dtype: Dtype, rows: usize, cols: usize) -> Tensor {
+        Tensor { rows, cols, array: device.alloc(dtype.storage(), rows * cols) }
     }
 
     /// A matrix of zeros.
-    pub fn zeros(dtype: Dtype, rows: usize, cols: usize) -> Tensor {
-        let mut tensor = Tensor::dirty(dtype, rows, cols);
-        with_elems!(mut tensor, |values| values.fill(Default::default()));
-        tensor
+    pub fn zeros(device: DeviceRef, dtype: Dtype, rows: usize, cols: usize) -> Tensor {
+        Tensor { rows, cols, array: device.zeros(dtype.storage(), rows * cols) }
     }
 
-    /// A copy of host values, rounded to `dtype`.
+    /// A copy of host values, rounded to `dtype`, on the CPU.
     ///
     /// # Panics
     /// If there are not `rows * cols` values.
     pub fn from_f32(values: &[f32], rows: usize, cols: usize, dtype: Dtype) -> Tensor {
         assert_eq!(values.len(), rows * cols, "values of a [{rows}, {cols}] matrix");
-        let mut tensor = Tensor::dirty(dtype, rows, cols);
-        with_elems!(mut tensor, |out| narrow(values, out));
-        tensor
+        let array = match dtype {
+            Dtype::F32 => Array::from_f32(values),
+            Dtype::Bf16 => Array::bf16_from_f32(values),
+        };
+        Tensor { rows, cols, array }
+    }
+
+    /// A matrix that a kernel made in host memory, as an array of the device it runs for.
+    pub(crate) fn of_host(device: DeviceRef, values: Host, rows: usize, cols: usize) -> Tensor {
+        assert_eq!(values.len(), rows * cols, "values of a [{rows}, {cols}] matrix");
+        Tensor { rows, cols, array: device.place(values) }
+    }
+
+    /// Where it is.
+    pub fn device(&self) -> DeviceRef {
+        self.array.device()
+    }
+
+    /// The same values on `device`.
+    #[must_use]
+    pub fn to_device(self, device: DeviceRef) -> Tensor {
+        Tensor { array: self.array.to_device(device), ..self }
     }
 
     /// A host copy of all values.
     pub fn to_f32(&self) -> Vec<f32> {
-        let mut out = vec![0.0; self.rows * self.cols];
-        with_elems!(self, |values| widen(values, &mut out));
-        out
+        self.array.to_f32()
     }
 
     /// A host copy of one row.
     pub fn row_to_f32(&self, row: usize) -> Vec<f32> {
+        self.array.part_to_f32(self.row_range(row))
+    }
+
+    fn row_range(&self, row: usize) -> std::ops::Range<usize> {
         assert!(row < self.rows, "row {row} of {}", self.rows);
+        row * self.cols..(row + 1) * self.cols
+    }
+
+    /// The elements, for kernels on the CPU.
+    pub(crate) fn open(&self) -> &Host {
+        self.array.open()
+    }
+
+    /// The same, to change.
+    pub(crate) fn open_mut(&mut self) -> &mut Host {
+        self.array.open_mut()
+    }
+
+    /// The values in `f32`, for kernels on the CPU.
+    pub(crate) fn read(&self) -> Vec<f32> {
+        self.open().to_f32()
+    }
+
+    /// The values of one row in `f32`, for kernels on the CPU.
+    pub(crate) fn read_row(&self, row: usize) -> Vec<f32> {
         let mut out = vec![0.0; self.cols];
-        with_elems!(self, |values| widen(&values[row * self.cols..(row + 1) * self.cols], &mut out));
+        let range = self.row_range(row);
+        with_elems!(self, |values| widen(&values[range], &mut out));
         out
+    }
+
+    /// A copy to work on, for kernels on the CPU.
+    pub(crate) fn copy_open(&self) -> Tensor {
+        Tensor { array: self.open().clone().into(), ..*self }
+    }
+
+    /// The elements as they are stored.
+    pub(crate) fn array(&self) -> &Array {
+        &self.array
+    }
+
+    /// The same, to change.
+    pub(crate) fn array_mut(&mut self) -> &mut Array {
+        &mut self.array
     }
 
     /// Number of rows (tokens).
@@ -120,9 +174,9 @@ impl Tensor {
 
     /// Storage type.
     pub fn dtype(&self) -> Dtype {
-        match self.data {
-            Data::F32(_) => Dtype::F32,
-            Data::Bf16(_) => Dtype::Bf16,
+        match self.array.storage() {
+            Storage::Bf16 => Dtype::Bf16,
+            _ => Dtype::F32,
         }
     }
 
@@ -131,54 +185,74 @@ impl Tensor {
     }
 
     pub(crate) fn values_from(&self, col: usize) -> Values<'_> {
-        match &self.data {
-            Data::F32(values) => Values::F32(&values[col.min(values.len())..]),
-            Data::Bf16(values) => Values::Bf16(&values[col.min(values.len())..]),
+        match self.open() {
+            Host::F32(values) => Values::F32(&values[col.min(values.len())..]),
+            Host::Bf16(values) => Values::Bf16(&values[col.min(values.len())..]),
+            _ => unreachable!("activations are floating point"),
         }
     }
 
     pub(crate) fn output_from(&mut self, col: usize) -> Output<'_> {
         let ld = self.cols;
-        match &mut self.data {
-            Data::F32(values) => Output::F32(&mut values[col..], ld),
-            Data::Bf16(values) => Output::Bf16(&mut values[col..], ld),
+        match self.open_mut() {
+            Host::F32(values) => Output::F32(&mut values[col..], ld),
+            Host::Bf16(values) => Output::Bf16(&mut values[col..], ld),
+            _ => unreachable!("activations are floating point"),
         }
     }
 
     pub(crate) fn as_residual(&self) -> Residual<'_> {
-        match &self.data {
-            Data::F32(values) => Residual::F32(values, self.cols),
-            Data::Bf16(values) => Residual::Bf16(values, self.cols),
+        match self.open() {
+            Host::F32(values) => Residual::F32(values, self.cols),
+            Host::Bf16(values) => Residual::Bf16(values, self.cols),
+            _ => unreachable!("activations are floating point"),
         }
     }
 
     pub(crate) fn rows_from(&self, col: usize) -> Rows<'_> {
-        match &self.data {
-            Data::F32(values) => Rows::F32(&values[col.min(values.len())..], self.cols),
-            Data::Bf16(values) => Rows::Bf16(&values[col.min(values.len())..], self.cols),
+        match self.open() {
+            Host::F32(values) => Rows::F32(&values[col.min(values.len())..], self.cols),
+            Host::Bf16(values) => Rows::Bf16(&values[col.min(values.len())..], self.cols),
+            _ => unreachable!("activations are floating point"),
         }
     }
 
     pub(crate) fn rows_mut(&mut self) -> RowsMut<'_> {
         let ld = self.cols;
-        match &mut self.data {
-            Data::F32(values) => RowsMut::F32(values, ld),
-            Data::Bf16(values) => RowsMut::Bf16(values, ld),
+        match self.open_mut() {
+            Host::F32(values) => RowsMut::F32(values, ld),
+            Host::Bf16(values) => RowsMut::Bf16(values, ld),
+            _ => unreachable!("activations are floating point"),
         }
     }
 
     /// `self += other`, rounded once per element.
     pub(crate) fn add_assign(&mut self, other: &Tensor) {
         assert_eq!((self.rows, self.cols), (other.rows, other.cols), "shapes of a sum");
-        match (&mut self.data, &other.data) {
-            (Data::F32(a), Data::F32(b)) => add_into(a, b),
-            (Data::Bf16(a), Data::Bf16(b)) => add_into(a, b),
+        self.device().run(&mut AddAssign { sum: self, other });
+    }
+}
+
+struct AddAssign<'a> {
+    sum: &'a mut Tensor,
+    other: &'a Tensor,
+}
+
+impl Kernel for AddAssign<'_> {
+    fn name(&self) -> &'static str {
+        "add_assign"
+    }
+
+    fn cpu(&mut self) {
+        match (self.sum.open_mut(), self.other.open()) {
+            (Host::F32(a), Host::F32(b)) => add_into(a, b),
+            (Host::Bf16(a), Host::Bf16(b)) => add_into(a, b),
             _ => panic!("a sum of two storage types"),
         }
     }
 }
 
-pub(crate) fn add_into<E: Elem>(a: &mut [E], b: &[E]) {
+fn add_into<E: Elem>(a: &mut [E], b: &[E]) {
     use rayon::prelude::*;
     a.par_chunks_mut(1 << 14).zip(b.par_chunks(1 << 14)).for_each(|(a, b)| add_chunk(a, b));
 }

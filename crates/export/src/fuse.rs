@@ -16,7 +16,7 @@
 use std::str::FromStr;
 
 use pt_core::rng::Stream;
-use pt_engine::Weight;
+use pt_engine::{Storage, Weight};
 use pt_models::Model;
 use rayon::prelude::*;
 
@@ -146,10 +146,10 @@ pub fn fuse(mut models: Vec<Model>, base: Option<&Model>, options: &FuseOptions)
         let tensors: Vec<&[f32]> =
             std::iter::once(own.as_slice()).chain(theirs.iter().map(Vec::as_slice)).collect();
         let fused = fuse_tensor(&param.name, &tensors, base.as_deref(), &weights, options);
-        param.weight = match param.weight {
-            Weight::Bf16(_) => Weight::bf16_from_f32(&fused),
+        param.set_weight(match param.weight.storage() {
+            Storage::Bf16 => Weight::bf16_from_f32(&fused),
             _ => Weight::from_f32(&fused),
-        };
+        });
     }
     Ok(models.swap_remove(0))
 }

@@ -3,7 +3,7 @@
 //! An architecture names each of its tensors once, with shape and role. The same declaration serves the loader, the
 //! random initialiser, the importer and the planner: they differ in their [`WeightSource`].
 
-use pt_engine::{Linear, Param, ParamId, Params, Weight};
+use pt_engine::{DeviceRef, Linear, Param, ParamId, Params, Weight};
 
 use crate::error::Result;
 
@@ -47,6 +47,11 @@ pub trait WeightSource {
     /// # Errors
     /// Whatever the source finds wrong.
     fn weight(&mut self, spec: &ParamSpec) -> Result<Weight>;
+
+    /// Where they are placed, each as soon as it is given.
+    fn device(&self) -> DeviceRef {
+        DeviceRef::cpu()
+    }
 }
 
 /// Collects the parameters an architecture declares.
@@ -57,7 +62,7 @@ pub struct Builder<'a> {
 
 impl<'a> Builder<'a> {
     pub(crate) fn new(source: &'a mut dyn WeightSource) -> Builder<'a> {
-        Builder { params: Params::default(), source }
+        Builder { params: Params::on(source.device()), source }
     }
 
     /// A token embedding `[vocabulary, width]`.

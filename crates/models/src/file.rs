@@ -10,7 +10,7 @@ use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use half::{bf16, f16};
-use pt_engine::{Dtype, Weight};
+use pt_engine::{Dtype, Host};
 use pt_kernels::buffer::Buffer;
 use pt_kernels::elem::Elem;
 use pt_kernels::quant::{RawDtype, RawTensor};
@@ -96,11 +96,11 @@ impl WeightFile {
     }
 
     /// A floating-point tensor in the type asked for, or in its own (`f16` as `f32`, which holds it exactly).
-    pub(crate) fn weight(&mut self, name: &str, dtype: Option<Dtype>) -> Result<Weight> {
+    pub(crate) fn weight(&mut self, name: &str, dtype: Option<Dtype>) -> Result<Host> {
         let own = if self.known(name).dtype == StoredDtype::BF16 { Dtype::Bf16 } else { Dtype::F32 };
         Ok(match dtype.unwrap_or(own) {
-            Dtype::F32 => Weight::F32(self.values(name)?),
-            Dtype::Bf16 => Weight::Bf16(self.values(name)?),
+            Dtype::F32 => Host::F32(self.values(name)?),
+            Dtype::Bf16 => Host::Bf16(self.values(name)?),
         })
     }
 

@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
-use pt_engine::{Dtype, Weight};
+use pt_engine::{DeviceRef, Dtype, Host, Weight};
 use pt_kernels::quant::int8::Int8Matrix;
 use pt_kernels::quant::nf4::{DEFAULT_BLOCK, Nf4Matrix};
 use pt_kernels::quant::{QuantError, StateDict};
@@ -33,6 +33,8 @@ pub struct LoadOptions {
     pub dtype: Option<Dtype>,
     /// Quantise the linear layers of the decoder while loading.
     pub quantise: Option<Quantise>,
+    /// Where the weights go, each as soon as it is read.
+    pub device: DeviceRef,
     /// Accept a reward model, too: transformers' sequence or token classification.
     pub score_head: bool,
     /// Keys of config.json that may have any value, because the user knows that they change nothing.
@@ -260,7 +262,7 @@ impl Checkpoint {
         Ok(dict)
     }
 
-    fn stored_weight(&mut self, spec: &ParamSpec) -> Result<Option<Weight>> {
+    fn stored_weight(&mut self, spec: &ParamSpec) -> Result<Option<Host>> {
         let dtype = self.file(&spec.name).info(&spec.name).map(|info| info.dtype);
         let is_codes = matches!(dtype, Some(StoredDtype::U8 | StoredDtype::I8));
         let Some(stored) = self.stored.filter(|_| is_codes) else { return Ok(None) };
@@ -271,16 +273,16 @@ impl Checkpoint {
         }
         let dict = self.state_dict(&spec.name)?;
         let weight = match stored {
-            StoredQuantisation::Nf4 => Nf4Matrix::from_state_dict(&dict, &spec.name).map(Weight::Nf4),
+            StoredQuantisation::Nf4 => Nf4Matrix::from_state_dict(&dict, &spec.name).map(Host::Nf4),
             StoredQuantisation::Int8 => {
-                Int8Matrix::from_state_dict(&without_module(&dict, &spec.name)).map(Weight::Int8)
+                Int8Matrix::from_state_dict(&without_module(&dict, &spec.name)).map(Host::Int8)
             }
         };
         let weight = weight.map_err(self.quant_error(spec))?;
         let found = match &weight {
-            Weight::Nf4(m) => vec![m.rows(), m.cols()],
-            Weight::Int8(m) => vec![m.rows(), m.cols()],
-            Weight::F32(_) | Weight::Bf16(_) => unreachable!("made quantised just above"),
+            Host::Nf4(m) => vec![m.rows(), m.cols()],
+            Host::Int8(m) => vec![m.rows(), m.cols()],
+            _ => unreachable!("made quantised just above"),
         };
         if found != spec.shape {
             let file = self.file(&spec.name).path.clone();
@@ -301,9 +303,13 @@ impl Checkpoint {
 }
 
 impl WeightSource for Checkpoint {
+    fn device(&self) -> DeviceRef {
+        self.options.device
+    }
+
     fn weight(&mut self, spec: &ParamSpec) -> Result<Weight> {
-        if let Some(weight) = self.stored_weight(spec)? {
-            return Ok(weight);
+        if let Some(stored) = self.stored_weight(spec)? {
+            return Ok(stored.into());
         }
         let dtype = self.options.dtype;
         let weight = self.file(&spec.name).weight(&spec.name, dtype)?;
@@ -312,7 +318,7 @@ impl WeightSource for Checkpoint {
                 quantised(&weight.to_f32(), spec.shape[0], spec.shape[1], quantise)
                     .map_err(self.quant_error(spec))
             }
-            _ => Ok(weight),
+            _ => Ok(weight.into()),
         }
     }
 }
@@ -327,12 +333,13 @@ pub fn quantised(
     cols: usize,
     how: Quantise,
 ) -> std::result::Result<Weight, QuantError> {
-    match how {
+    let packed = match how {
         Quantise::Nf4 { double } => {
-            Nf4Matrix::quantise(values, rows, cols, DEFAULT_BLOCK, double).map(Weight::Nf4)
+            Nf4Matrix::quantise(values, rows, cols, DEFAULT_BLOCK, double).map(Host::Nf4)
         }
-        Quantise::Int8 => Int8Matrix::quantise(values, rows, cols).map(Weight::Int8),
-    }
+        Quantise::Int8 => Int8Matrix::quantise(values, rows, cols).map(Host::Int8),
+    };
+    packed.map(Weight::from)
 }
 
 /// The head's name in all architectures.

@@ -116,8 +116,9 @@ impl Model {
             if param.weight.is_quantised() {
                 continue;
             }
-            param.weight = quantised(&param.weight.to_f32(), param.shape[0], param.shape[1], how)
+            let packed = quantised(&param.weight.to_f32(), param.shape[0], param.shape[1], how)
                 .map_err(|error| ModelError::State { problem: format!("`{}`: {error}", param.name) })?;
+            param.set_weight(packed);
             param.trainable = false;
         }
         Ok(())

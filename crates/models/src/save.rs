@@ -9,7 +9,7 @@ use std::path::Path;
 
 use half::bf16;
 use pt_core::atomic_file;
-use pt_engine::{Dtype, Param, Weight};
+use pt_engine::{Dtype, Host, Param, Storage, Weight};
 use pt_kernels::elem::Elem;
 use pt_kernels::quant::{RawDtype, RawTensor};
 use safetensors::tensor::View;
@@ -177,9 +177,9 @@ impl View for Stored<'_> {
 }
 
 fn float_bytes(weight: &Weight, dtype: Dtype) -> Vec<u8> {
-    match (weight, dtype) {
-        (Weight::Bf16(values), Dtype::Bf16) => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
-        (Weight::F32(values), Dtype::F32) => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+    match (&*weight.to_host(), dtype) {
+        (Host::Bf16(values), Dtype::Bf16) => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+        (Host::F32(values), Dtype::F32) => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
         (weight, Dtype::F32) => weight.to_f32().iter().flat_map(|v| v.to_le_bytes()).collect(),
         (weight, Dtype::Bf16) => {
             weight.to_f32().iter().flat_map(|v| <bf16 as Elem>::put(*v).to_le_bytes()).collect()
@@ -188,7 +188,7 @@ fn float_bytes(weight: &Weight, dtype: Dtype) -> Vec<u8> {
 }
 
 fn own_dtype(weight: &Weight) -> Dtype {
-    if matches!(weight, Weight::Bf16(_)) { Dtype::Bf16 } else { Dtype::F32 }
+    if weight.storage() == Storage::Bf16 { Dtype::Bf16 } else { Dtype::F32 }
 }
 
 /// The type config.json names: that of the embedding, which is never quantised.
@@ -198,10 +198,10 @@ fn main_dtype(model: &Model, options: &SaveOptions) -> Dtype {
 }
 
 fn quantisation(model: &Model) -> Result<Option<StoredQuantisation>> {
-    let kinds = model.params.iter().filter_map(|(_, param)| match param.weight {
-        Weight::Nf4(_) => Some(StoredQuantisation::Nf4),
-        Weight::Int8(_) => Some(StoredQuantisation::Int8),
-        Weight::F32(_) | Weight::Bf16(_) => None,
+    let kinds = model.params.iter().filter_map(|(_, param)| match param.weight.storage() {
+        Storage::Nf4 => Some(StoredQuantisation::Nf4),
+        Storage::Int8 => Some(StoredQuantisation::Int8),
+        Storage::F32 | Storage::Bf16 | Storage::U8 => None,
     });
     let mut kinds: Vec<StoredQuantisation> = kinds.collect();
     kinds.dedup();
@@ -226,22 +226,24 @@ fn stored_tensors<'m>(model: &'m Model, options: &SaveOptions) -> Result<Vec<(St
         if is_left_out {
             continue;
         }
-        match &param.weight {
-            Weight::Nf4(matrix) => {
+        if !param.weight.is_quantised() {
+            let dtype = options.dtype.unwrap_or_else(|| own_dtype(&param.weight));
+            tensors.push((param.name.clone(), Stored::Float(param, dtype)));
+            continue;
+        }
+        match &*param.weight.to_host() {
+            Host::Nf4(matrix) => {
                 let dict = matrix.to_state_dict(&param.name, torch_name(main_dtype(model, options)));
                 tensors.extend(dict.into_iter().map(|(name, tensor)| (name, Stored::Raw(tensor))));
             }
-            Weight::Int8(matrix) => {
+            Host::Int8(matrix) => {
                 let module = param.name.strip_suffix("weight").unwrap_or(&param.name);
                 let dict = matrix.to_state_dict();
                 tensors.extend(
                     dict.into_iter().map(|(name, tensor)| (format!("{module}{name}"), Stored::Raw(tensor))),
                 );
             }
-            weight => {
-                let dtype = options.dtype.unwrap_or_else(|| own_dtype(weight));
-                tensors.push((param.name.clone(), Stored::Float(param, dtype)));
-            }
+            _ => unreachable!("quantised weights are NF4 or int8"),
         }
     }
     if let Some(ScoreHead { kind: ScoreHeadKind::Token, n_outputs }) = classifier {

@@ -144,7 +144,8 @@ impl Model {
                     );
                     return Err(ModelError::State { problem });
                 }
-                (param.weight, param.trainable) = (weight, true);
+                param.set_weight(weight);
+                param.trainable = true;
                 id
             }
             None => self.params.add(Param { name: SCORE_HEAD.to_owned(), shape, weight, trainable: true }),

@@ -4,16 +4,17 @@
 
 #![allow(clippy::print_stdout, reason = "a measurement is for reading")]
 
-use half::bf16;
-use pt_optim::{GlobalNorm, Groups, ParamRef, ParamSlice, Role, Step, build};
+use pt_engine::Array;
+use pt_optim::{Groups, Role, Step, build, global_norm};
 use std::time::Instant;
 
 fn main() {
     let spec = Groups::default().spec("w", &[134_217_728 / 1024, 1024], Role::Hidden);
     let n = spec.len();
     let grad: Vec<f32> = (0..n).map(|i| ((i % 1009) as f32 - 504.0) * 1e-5).collect();
+    let grad = Array::from_f32(&grad);
     let start = Instant::now();
-    GlobalNorm::default().add("w", &grad).expect("the gradient is finite");
+    global_norm(&[("w", &grad)]).expect("the gradient is finite");
     let seconds = start.elapsed().as_secs_f64();
     println!("global norm: {:.0} ms, {:.1} GB/s", 1e3 * seconds, 4.0 * n as f64 / seconds / 1e9);
     let cases = [
@@ -28,12 +29,12 @@ fn main() {
             continue;
         }
         let optimiser = build(name, &options.parse().expect("TOML"), 1).expect("valid options");
-        let mut param = vec![bf16::ONE; n];
-        let mut state = optimiser.state(&spec, ParamRef::Bf16(&param));
+        let mut param = Array::bf16_from_f32(&vec![1.0; n]);
+        let mut state = optimiser.state(&spec, &param);
         let mut best = f64::INFINITY;
         for t in 1..=8 {
             let start = Instant::now();
-            state.step(Step { t, lr: 1e-3, grad_scale: 1.0 }, ParamSlice::Bf16(&mut param), &grad);
+            state.step(Step { t, lr: 1e-3, grad_scale: 1.0 }, &mut param, &grad);
             best = best.min(start.elapsed().as_secs_f64());
         }
         // State and parameter are read and written, the gradient is read (a master makes the parameter write-only).

@@ -19,7 +19,8 @@ use crate::catalogue::{OptimiserInfo, OptionInfo, parse};
 use crate::error::require;
 use crate::state::{Saved, StateTensor};
 use crate::storage::{Kind, Noise, PIECE, Piece, Store, TILE};
-use crate::{OptimError, Optimiser, ParamRef, ParamSlice, ParamSpec, ParamState, Step};
+use crate::{OptimError, Optimiser, ParamSpec, ParamState, Step};
+use pt_engine::{Array, Kernel, Storage};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
@@ -149,7 +150,7 @@ impl Optimiser for Adamw {
         "adamw"
     }
 
-    fn state(&self, spec: &ParamSpec, values: ParamRef<'_>) -> Box<dyn ParamState> {
+    fn state(&self, spec: &ParamSpec, values: &Array) -> Box<dyn ParamState> {
         Box::new(AdamwState::new(Rule::new(&self.config), self.layout(), self.seed, spec, values))
     }
 
@@ -222,60 +223,61 @@ pub(crate) struct AdamwState {
     rule: Rule,
     spec: ParamSpec,
     seed: u64,
-    is_bf16: bool,
+    /// The parameter's.
+    storage: Storage,
     master: Option<Store>,
     m: Store,
     v: Store,
 }
 
 impl AdamwState {
-    pub(crate) fn new(
-        rule: Rule,
-        layout: Layout,
-        seed: u64,
-        spec: &ParamSpec,
-        values: ParamRef<'_>,
-    ) -> AdamwState {
-        let n = match values {
-            ParamRef::F32(v) => v.len(),
-            ParamRef::Bf16(v) => v.len(),
-        };
+    pub(crate) fn new(rule: Rule, layout: Layout, seed: u64, spec: &ParamSpec, values: &Array) -> AdamwState {
+        let (n, device) = (values.len(), values.device());
         assert_eq!(n, spec.len(), "`{}` has shape {:?}", spec.name, spec.shape);
-        let master = match (values, layout.bf16_params) {
-            (ParamRef::Bf16(v), Bf16Params::Master) => {
-                Some(Store::F32(v.iter().map(|v| v.to_f32()).collect()))
-            }
-            _ => None,
-        };
         AdamwState {
             rule,
             spec: spec.clone(),
             seed,
-            is_bf16: matches!(values, ParamRef::Bf16(_)),
-            master,
-            m: Store::zeros(layout.m, n),
-            v: Store::zeros(layout.v, n),
+            storage: values.storage(),
+            master: master(values, layout.bf16_params),
+            m: Store::zeros(device, layout.m, n),
+            v: Store::zeros(device, layout.v, n),
         }
     }
 }
 
-impl ParamState for AdamwState {
-    fn step(&mut self, step: Step, param: ParamSlice<'_>, grad: &[f32]) {
-        assert!(step.t > 0, "steps count from 1");
-        let c = self.rule.coefficients(step, &self.spec);
-        let noise = [0, 1].map(|array| Noise::new(self.seed, &self.spec.name, step.t, array));
-        let params = Piece::of_param(param);
-        let fits = grad.len() == self.spec.len()
-            && params.len() == grad.len().div_ceil(PIECE)
-            && params.first().is_none_or(|p| p.is_bf16() == self.is_bf16);
-        assert!(fits, "`{}`: {} gradients for another parameter", self.spec.name, grad.len());
+/// The `f32` copy of a `bf16` parameter, where one is kept.
+pub(crate) fn master(values: &Array, bf16_params: Bf16Params) -> Option<Store> {
+    let kept = values.storage() == Storage::Bf16 && bf16_params == Bf16Params::Master;
+    kept.then(|| Store::Plain(values.widened()))
+}
+
+/// One step of a parameter.
+struct AdamwStep<'a> {
+    c: Coefficients,
+    noise: [Noise; 2],
+    param: &'a mut Array,
+    master: Option<&'a mut Store>,
+    m: &'a mut Store,
+    v: &'a mut Store,
+    grad: &'a Array,
+}
+
+impl Kernel for AdamwStep<'_> {
+    fn name(&self) -> &'static str {
+        "adamw"
+    }
+
+    fn cpu(&mut self) {
+        let (c, noise) = (self.c, &self.noise);
+        let params = Piece::of_array(self.param);
         let masters: Vec<Option<Piece<'_>>> = match &mut self.master {
             Some(master) => master.pieces().into_iter().map(Some).collect(),
             None => params.iter().map(|_| None).collect(),
         };
         let pieces = params.into_iter().zip(masters).zip(self.m.pieces()).zip(self.v.pieces());
         let mut work: Vec<Work<'_>> = pieces
-            .zip(grad.chunks(PIECE))
+            .zip(self.grad.open().f32s().chunks(PIECE))
             .enumerate()
             .map(|(i, ((((param, master), m), v), grad))| Work {
                 first: i * PIECE,
@@ -287,9 +289,35 @@ impl ParamState for AdamwState {
             })
             .collect();
         match work.as_mut_slice() {
-            [only] => update_piece(only, c, &noise),
-            many => many.par_iter_mut().for_each(|work| update_piece(work, c, &noise)),
+            [only] => update_piece(only, c, noise),
+            many => many.par_iter_mut().for_each(|work| update_piece(work, c, noise)),
         }
+    }
+}
+
+impl ParamState for AdamwState {
+    fn step(&mut self, step: Step, param: &mut Array, grad: &Array) {
+        assert!(step.t > 0, "steps count from 1");
+        let n = self.spec.len();
+        let fits = (grad.len(), param.len(), param.storage()) == (n, n, self.storage);
+        assert!(fits, "`{}`: {} gradients for another parameter", self.spec.name, grad.len());
+        let device = param.device();
+        device.run(&mut AdamwStep {
+            c: self.rule.coefficients(step, &self.spec),
+            noise: [0, 1].map(|array| Noise::new(self.seed, &self.spec.name, step.t, array)),
+            param,
+            master: self.master.as_mut(),
+            m: &mut self.m,
+            v: &mut self.v,
+            grad,
+        });
+    }
+
+    fn tensor_names(&self) -> Vec<String> {
+        let mut names = self.m.names("exp_avg");
+        names.extend(self.v.names("exp_avg_sq"));
+        names.extend(self.master.iter().flat_map(|master| master.names("master")));
+        names
     }
 
     fn export(&self) -> Vec<StateTensor> {
@@ -304,7 +332,7 @@ impl ParamState for AdamwState {
 
     fn import(&mut self, tensors: &[StateTensor]) -> Result<(), OptimError> {
         let saved = Saved { param: &self.spec.name, tensors };
-        saved.check_names(&self.export())?;
+        saved.check_names(&self.tensor_names())?;
         self.m.import("exp_avg", &saved)?;
         self.v.import("exp_avg_sq", &saved)?;
         self.master.as_mut().map_or(Ok(()), |master| master.import("master", &saved))
@@ -412,7 +440,7 @@ mod tests {
         let spec = matrix(&golden.shape("start"));
         let mut param = golden.floats("start");
         let optimiser = adamw(AdamwConfig { weight_decay: 0.1, ..AdamwConfig::default() });
-        let mut state = optimiser.state(&spec, ParamRef::F32(&param));
+        let mut state = optimiser.state(&spec, &Array::from_f32(&param));
         run_f32(&mut *state, &mut param, &golden.floats("grads"), 1e-2);
         // Rounding of six steps of size 0.01 on values up to 4.
         assert!(gap(&param, &golden.floats("final_adamw")) < 1e-6);
@@ -440,17 +468,12 @@ mod tests {
         let n = spec.len();
         let start: Vec<f32> = normals(n, "p").iter().map(|v| bf16::from_f32(*v).to_f32()).collect();
         let grads = normals(n * N_STEPS, "g");
-        let (mut single, mut half) =
-            (start.clone(), start.iter().map(|v| bf16::from_f32(*v)).collect::<Vec<_>>());
-        let values = if bf16_param { ParamRef::Bf16(&half) } else { ParamRef::F32(&single) };
-        let mut state = adamw(config).state(spec, values);
+        let mut param = if bf16_param { Array::bf16_from_f32(&start) } else { Array::from_f32(&start) };
+        let mut state = adamw(config).state(spec, &param);
         for (t, grad) in (1..).zip(grads.chunks(n)) {
-            let param = if bf16_param { ParamSlice::Bf16(&mut half) } else { ParamSlice::F32(&mut single) };
-            state.step(Step { t, lr: LR, grad_scale: 0.25 }, param, grad);
+            state.step(Step { t, lr: LR, grad_scale: 0.25 }, &mut param, &Array::from_f32(grad));
         }
-        if bf16_param {
-            single = half.iter().map(|v| v.to_f32()).collect();
-        }
+        let single = param.to_f32();
         let (mut sum, mut largest) = (0.0, 0.0f64);
         for i in 0..n {
             let mine: Vec<f32> = (0..N_STEPS).map(|t| grads[t * n + i]).collect();
@@ -498,7 +521,7 @@ mod tests {
         let spec = matrix(&[1, 4096]);
         let mut param = vec![0.0; 4096];
         let mut state = adamw(AdamwConfig { state: MomentDtype::Bf16, ..AdamwConfig::default() })
-            .state(&spec, ParamRef::F32(&param));
+            .state(&spec, &Array::from_f32(&param));
         let mut grads = vec![1.0; 4096];
         grads.resize(4096 * 101, 0.0);
         run_f32(&mut *state, &mut param, &grads, 0.0);

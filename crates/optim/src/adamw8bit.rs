@@ -11,7 +11,8 @@ use crate::adamw::{
 };
 use crate::catalogue::{OptimiserInfo, parse};
 use crate::storage::Kind;
-use crate::{OptimError, Optimiser, ParamRef, ParamSpec, ParamState};
+use crate::{OptimError, Optimiser, ParamSpec, ParamState};
+use pt_engine::Array;
 use serde::{Deserialize, Serialize};
 
 /// The catalogue's entry.
@@ -81,7 +82,7 @@ impl Optimiser for Adamw8bit {
         "adamw8bit"
     }
 
-    fn state(&self, spec: &ParamSpec, values: ParamRef<'_>) -> Box<dyn ParamState> {
+    fn state(&self, spec: &ParamSpec, values: &Array) -> Box<dyn ParamState> {
         Box::new(AdamwState::new(self.rule, self.layout(spec.len()), self.seed, spec, values))
     }
 
@@ -108,7 +109,7 @@ mod tests {
         let spec = matrix(&golden.shape("start"));
         let mut param = golden.floats("start");
         let config = Adamw8bitConfig { weight_decay: 0.1, ..Adamw8bitConfig::default() };
-        let mut state = Adamw8bit::new(config, 1).unwrap().state(&spec, ParamRef::F32(&param));
+        let mut state = Adamw8bit::new(config, 1).unwrap().state(&spec, &Array::from_f32(&param));
         run_f32(&mut *state, &mut param, &golden.floats("grads"), 1e-2);
         let tensors = state.export();
         let find = |name: &str| tensors.iter().find(|t| t.name == name).unwrap();
@@ -137,7 +138,7 @@ mod tests {
         let grads = crate::testing::normals(spec.len() * 3, "g");
         let run = |optimiser: &dyn Optimiser| {
             let mut param = vec![0.5; spec.len()];
-            run_f32(&mut *optimiser.state(&spec, ParamRef::F32(&param)), &mut param, &grads, 1e-3);
+            run_f32(&mut *optimiser.state(&spec, &Array::from_f32(&param)), &mut param, &grads, 1e-3);
             param
         };
         let eight = run(&Adamw8bit::new(Adamw8bitConfig::default(), 1).unwrap());

@@ -1,8 +1,9 @@
-//! Optimisers, learning-rate schedules and the global gradient norm, on flat slices.
+//! Optimisers, learning-rate schedules and the global gradient norm, on arrays of any device.
 //!
 //! An optimiser knows no model and no tape: the trainer asks it for a [`ParamState`] per parameter
 //! and hands each step the parameter, its gradient in `f32`, the learning rate and the factor that
-//! clips the gradient. Elementwise work runs in parallel over pieces of fixed size, so results do not
+//! clips the gradient. State lies where the parameter is, and each update is a kernel
+//! ([`pt_engine::Kernel`]) in its optimiser's file; the host sees state when it is exported. Elementwise work runs in parallel over pieces of fixed size, so results do not
 //! depend on the number of threads; random rounding is keyed by (seed, parameter name, step, element).
 //!
 //! | what | where |
@@ -33,30 +34,12 @@ mod testing;
 
 pub use catalogue::{OPTIMISERS, OptimiserInfo};
 pub use error::OptimError;
-pub use global_norm::{GlobalNorm, clip_factor};
+pub use global_norm::{clip_factor, global_norm};
 pub use groups::{Groups, ParamSpec, Role};
 pub use schedule::{SCHEDULES, Schedule, ScheduleConfig};
 pub use state::{StateDtype, StateTensor};
 
-use half::bf16;
-
-/// A parameter's values, to read.
-#[derive(Clone, Copy, Debug)]
-pub enum ParamRef<'a> {
-    /// `f32` storage.
-    F32(&'a [f32]),
-    /// `bf16` storage.
-    Bf16(&'a [bf16]),
-}
-
-/// A parameter's values, to update.
-#[derive(Debug)]
-pub enum ParamSlice<'a> {
-    /// `f32` storage.
-    F32(&'a mut [f32]),
-    /// `bf16` storage.
-    Bf16(&'a mut [bf16]),
-}
+use pt_engine::Array;
 
 /// What one optimiser step has in common for all parameters.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -74,8 +57,11 @@ pub trait Optimiser: Send + Sync + std::fmt::Debug {
     /// Its name in the catalogue.
     fn name(&self) -> &'static str;
 
-    /// Fresh state for a parameter that holds `values` now.
-    fn state(&self, spec: &ParamSpec, values: ParamRef<'_>) -> Box<dyn ParamState>;
+    /// Fresh state for a parameter that holds `values` now, on their device.
+    ///
+    /// # Panics
+    /// If the values are quantised or not as many as the parameter's shape says.
+    fn state(&self, spec: &ParamSpec, values: &Array) -> Box<dyn ParamState>;
 
     /// Bytes [`Optimiser::state`] would hold for this parameter, without allocating it; `bf16` says
     /// that the parameter is stored so.
@@ -84,13 +70,17 @@ pub trait Optimiser: Send + Sync + std::fmt::Debug {
 
 /// The optimiser's state for one parameter.
 pub trait ParamState: Send {
-    /// Updates `param` by its gradient. The gradient must be finite ([`GlobalNorm`] checks that).
+    /// Updates `param` by its gradient, `f32` and on the same device. The gradient must be finite ([`global_norm`] checks
+    /// that).
     ///
     /// # Panics
     /// If the lengths or the storage type are not those the state was made for, or `t` is 0.
-    fn step(&mut self, step: Step, param: ParamSlice<'_>, grad: &[f32]);
+    fn step(&mut self, step: Step, param: &mut Array, grad: &Array);
 
-    /// Everything a later [`ParamState::import`] needs to continue with the same bytes.
+    /// The names of the tensors that [`ParamState::export`] gives.
+    fn tensor_names(&self) -> Vec<String>;
+
+    /// A host copy of everything a later [`ParamState::import`] needs to continue with the same bytes.
     fn export(&self) -> Vec<StateTensor>;
 
     /// Replaces the state by what [`ParamState::export`] gave.

@@ -14,13 +14,14 @@
 //! Matrices inside the model and the factors of adapters take Muon; embeddings, the head and vectors
 //! take AdamW with the options under `adamw`.
 
-use crate::adamw::{Adamw, AdamwConfig, Bf16Params};
+use crate::adamw::{Adamw, AdamwConfig, Bf16Params, master};
 use crate::catalogue::{OptimiserInfo, OptionInfo, check_keys, parse};
 use crate::error::require;
 use crate::newton_schulz::orthogonalise;
 use crate::state::{Saved, StateTensor};
-use crate::storage::{Noise, PIECE, Piece, Store, TILE};
-use crate::{OptimError, Optimiser, ParamRef, ParamSlice, ParamSpec, ParamState, Role, Step};
+use crate::storage::{Kind, Noise, PIECE, Piece, Store, TILE};
+use crate::{OptimError, Optimiser, ParamSpec, ParamState, Role, Step};
+use pt_engine::{Array, Kernel};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
@@ -159,19 +160,15 @@ impl Optimiser for Muon {
         "muon"
     }
 
-    fn state(&self, spec: &ParamSpec, values: ParamRef<'_>) -> Box<dyn ParamState> {
+    fn state(&self, spec: &ParamSpec, values: &Array) -> Box<dyn ParamState> {
         if !Muon::applies_to(spec) {
             return self.adamw.state(spec, values);
         }
-        let master = match (values, self.config.bf16_params) {
-            (ParamRef::Bf16(v), Bf16Params::Master) => Some(v.iter().map(|v| v.to_f32()).collect()),
-            _ => None,
-        };
         Box::new(MuonState {
             config: self.config,
             seed: self.seed,
-            momentum: vec![0.0; spec.len()],
-            master: master.map(Store::F32),
+            momentum: Store::zeros(values.device(), Kind::F32, spec.len()),
+            master: master(values, self.config.bf16_params),
             spec: spec.clone(),
         })
     }
@@ -189,30 +186,11 @@ struct MuonState {
     config: MuonConfig,
     seed: u64,
     spec: ParamSpec,
-    momentum: Vec<f32>,
+    momentum: Store,
     master: Option<Store>,
 }
 
 impl MuonState {
-    /// Updates the momentum and returns its orthogonalised direction.
-    fn direction(&mut self, grad: &[f32], scale: f32) -> Vec<f32> {
-        let (mix, ahead) = ((1.0 - self.config.momentum) as f32, self.config.momentum as f32);
-        let mut update = vec![0.0; grad.len()];
-        let nesterov = self.config.nesterov;
-        (update.par_chunks_mut(PIECE), self.momentum.par_chunks_mut(PIECE), grad.par_chunks(PIECE))
-            .into_par_iter()
-            .for_each(|(update, momentum, grad)| {
-                for ((u, b), &g) in update.iter_mut().zip(momentum).zip(grad) {
-                    let g = g * scale;
-                    *b += mix * (g - *b);
-                    *u = if nesterov { g + ahead * (*b - g) } else { *b };
-                }
-            });
-        let (rows, cols) = (self.spec.shape[0], self.spec.shape[1]);
-        orthogonalise(&mut update, rows, cols, self.config.ns_steps, NORM_EPS);
-        update
-    }
-
     fn shape_factor(&self) -> f64 {
         let (rows, cols) = (self.spec.shape[0] as f64, self.spec.shape[1] as f64);
         match self.config.adjust_lr {
@@ -222,25 +200,96 @@ impl MuonState {
     }
 }
 
+/// One step of a matrix.
+struct MuonStep<'a> {
+    config: &'a MuonConfig,
+    rows: usize,
+    cols: usize,
+    /// Multiplies the gradient.
+    grad_scale: f32,
+    /// What is left of the matrix after decay.
+    keep: f32,
+    /// Size of the update.
+    size: f32,
+    noise: Noise,
+    param: &'a mut Array,
+    master: Option<&'a mut Store>,
+    momentum: &'a mut Store,
+    grad: &'a Array,
+}
+
+impl MuonStep<'_> {
+    /// Updates the momentum and returns its orthogonalised direction.
+    fn direction(&mut self) -> Vec<f32> {
+        let MuonConfig { momentum, nesterov, ns_steps, .. } = *self.config;
+        let (mix, ahead, scale) = ((1.0 - momentum) as f32, momentum as f32, self.grad_scale);
+        let grad = self.grad.open().f32s();
+        let mut update = vec![0.0; grad.len()];
+        (
+            update.par_chunks_mut(PIECE),
+            self.momentum.f32s_mut().par_chunks_mut(PIECE),
+            grad.par_chunks(PIECE),
+        )
+            .into_par_iter()
+            .for_each(|(update, momentum, grad)| {
+                for ((u, b), &g) in update.iter_mut().zip(momentum).zip(grad) {
+                    let g = g * scale;
+                    *b += mix * (g - *b);
+                    *u = if nesterov { g + ahead * (*b - g) } else { *b };
+                }
+            });
+        orthogonalise(&mut update, self.rows, self.cols, ns_steps, NORM_EPS);
+        update
+    }
+}
+
+impl Kernel for MuonStep<'_> {
+    fn name(&self) -> &'static str {
+        "muon"
+    }
+
+    fn cpu(&mut self) {
+        let update = self.direction();
+        let params = Piece::of_array(self.param);
+        let mut masters = self.master.as_mut().map(|m| m.pieces()).unwrap_or_default().into_iter();
+        for (i, (mut param, update)) in params.into_iter().zip(update.chunks(PIECE)).enumerate() {
+            apply(i * PIECE, &mut param, masters.next(), update, self.keep, self.size, &self.noise);
+        }
+    }
+}
+
 impl ParamState for MuonState {
-    fn step(&mut self, step: Step, param: ParamSlice<'_>, grad: &[f32]) {
+    fn step(&mut self, step: Step, param: &mut Array, grad: &Array) {
         assert!(step.t > 0, "steps count from 1");
-        assert_eq!(grad.len(), self.spec.len(), "gradient of `{}`", self.spec.name);
-        let update = self.direction(grad, step.grad_scale);
+        let n = self.spec.len();
+        assert_eq!((grad.len(), param.len()), (n, n), "gradient and values of `{}`", self.spec.name);
         let lr = step.lr * self.spec.lr_scale;
         let decay = if self.spec.decay { self.config.weight_decay } else { 0.0 };
-        let (keep, size) = ((1.0 - lr * decay) as f32, (lr * self.shape_factor()) as f32);
-        let noise = Noise::new(self.seed, &self.spec.name, step.t, 0);
-        let params = Piece::of_param(param);
-        assert_eq!(params.len(), update.len().div_ceil(PIECE), "`{}`", self.spec.name);
-        let mut masters = self.master.as_mut().map(Store::pieces).unwrap_or_default().into_iter();
-        for (i, (mut param, update)) in params.into_iter().zip(update.chunks(PIECE)).enumerate() {
-            apply(i * PIECE, &mut param, masters.next(), update, keep, size, &noise);
-        }
+        let device = param.device();
+        device.run(&mut MuonStep {
+            rows: self.spec.shape[0],
+            cols: self.spec.shape[1],
+            grad_scale: step.grad_scale,
+            keep: (1.0 - lr * decay) as f32,
+            size: (lr * self.shape_factor()) as f32,
+            noise: Noise::new(self.seed, &self.spec.name, step.t, 0),
+            config: &self.config,
+            param,
+            master: self.master.as_mut(),
+            momentum: &mut self.momentum,
+            grad,
+        });
+    }
+
+    fn tensor_names(&self) -> Vec<String> {
+        let mut names = self.momentum.names("momentum");
+        names.extend(self.master.iter().flat_map(|master| master.names("master")));
+        names
     }
 
     fn export(&self) -> Vec<StateTensor> {
-        let mut out = vec![StateTensor::new("momentum".to_owned(), &self.momentum)];
+        let mut out = Vec::new();
+        self.momentum.export("momentum", &mut out);
         if let Some(master) = &self.master {
             master.export("master", &mut out);
         }
@@ -249,13 +298,13 @@ impl ParamState for MuonState {
 
     fn import(&mut self, tensors: &[StateTensor]) -> Result<(), OptimError> {
         let saved = Saved { param: &self.spec.name, tensors };
-        saved.check_names(&self.export())?;
-        saved.read("momentum", &mut self.momentum)?;
+        saved.check_names(&self.tensor_names())?;
+        self.momentum.import("momentum", &saved)?;
         self.master.as_mut().map_or(Ok(()), |master| master.import("master", &saved))
     }
 
     fn bytes(&self) -> usize {
-        4 * self.momentum.len() + self.master.as_ref().map_or(0, Store::bytes)
+        self.momentum.bytes() + self.master.as_ref().map_or(0, Store::bytes)
     }
 }
 
@@ -311,7 +360,7 @@ mod tests {
                 let spec = matrix(&golden.shape(&key("start")));
                 let mut param = golden.floats(&key("start"));
                 let config = MuonConfig { adjust_lr, ..MuonConfig::default() };
-                let mut state = Muon::new(config, 1).unwrap().state(&spec, ParamRef::F32(&param));
+                let mut state = Muon::new(config, 1).unwrap().state(&spec, &Array::from_f32(&param));
                 run_f32(&mut *state, &mut param, &golden.floats(&key("grads")), 0.02);
                 let truth = golden.floats(&key(&format!("{name}.final")));
                 // Ten updates of 0.02, each orthogonalised within 2e-4; bf16 is 100 times further away.
@@ -342,7 +391,7 @@ mod tests {
             assert_eq!(Muon::applies_to(&spec), expected, "{role:?}");
             let state = Muon::new(MuonConfig::default(), 1)
                 .unwrap()
-                .state(&spec, ParamRef::F32(&vec![0.0; spec.len()]));
+                .state(&spec, &Array::from_f32(&vec![0.0; spec.len()]));
             assert_eq!(state.export()[0].name == "momentum", expected, "{role:?}");
         }
     }

@@ -2,6 +2,8 @@
 
 use crate::OptimError;
 use half::bf16;
+use pt_engine::{Array, Host, Storage};
+use pt_kernels::buffer::{Buffer, Plain};
 
 /// The element type of a [`StateTensor`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,7 +71,17 @@ impl Bytes for u8 {
 }
 
 impl StateTensor {
-    pub(crate) fn new<T: Bytes>(name: String, values: &[T]) -> StateTensor {
+    /// A host copy of an array.
+    pub(crate) fn of(name: String, array: &Array) -> StateTensor {
+        match array.to_host().as_ref() {
+            Host::F32(values) => StateTensor::new(name, values),
+            Host::Bf16(values) => StateTensor::new(name, values),
+            Host::U8(values) => StateTensor::new(name, values),
+            Host::Nf4(_) | Host::Int8(_) => unreachable!("optimisers keep no quantised weights"),
+        }
+    }
+
+    fn new<T: Bytes>(name: String, values: &[T]) -> StateTensor {
         let mut bytes = Vec::with_capacity(values.len() * T::SIZE);
         values.iter().for_each(|v| v.write(&mut bytes));
         StateTensor { name, dtype: T::DTYPE, len: values.len(), bytes }
@@ -88,28 +100,38 @@ impl Saved<'_> {
     }
 
     /// Refuses tensors that this state does not have.
-    pub(crate) fn check_names(&self, known: &[StateTensor]) -> Result<(), OptimError> {
-        match self.tensors.iter().find(|t| known.iter().all(|k| k.name != t.name)) {
+    pub(crate) fn check_names(&self, known: &[String]) -> Result<(), OptimError> {
+        match self.tensors.iter().find(|t| !known.contains(&t.name)) {
             None => Ok(()),
-            Some(t) => {
-                let known: Vec<&str> = known.iter().map(|k| k.name.as_str()).collect();
-                Err(self.error(format!("it holds `{}`, expected only {known:?}", t.name)))
-            }
+            Some(t) => Err(self.error(format!("it holds `{}`, expected only {known:?}", t.name))),
         }
     }
 
     /// Copies tensor `name` over `into`.
-    pub(crate) fn read<T: Bytes>(&self, name: &str, into: &mut [T]) -> Result<(), OptimError> {
+    pub(crate) fn read(&self, name: &str, into: &mut Array) -> Result<(), OptimError> {
+        let values = match into.storage() {
+            Storage::F32 => Host::F32(self.values(name, into.len())?),
+            Storage::Bf16 => Host::Bf16(self.values(name, into.len())?),
+            Storage::U8 => Host::U8(self.values(name, into.len())?),
+            Storage::Nf4 | Storage::Int8 => unreachable!("optimisers keep no quantised weights"),
+        };
+        into.write(values);
+        Ok(())
+    }
+
+    /// The `len` values of tensor `name`.
+    fn values<T: Bytes + Plain>(&self, name: &str, len: usize) -> Result<Buffer<T>, OptimError> {
         let found = self.tensors.iter().find(|t| t.name == name);
         let tensor = found.ok_or_else(|| self.error(format!("`{name}` is missing")))?;
-        if (tensor.dtype, tensor.len, tensor.bytes.len()) != (T::DTYPE, into.len(), into.len() * T::SIZE) {
+        if (tensor.dtype, tensor.len, tensor.bytes.len()) != (T::DTYPE, len, len * T::SIZE) {
             let (dtype, n) = (tensor.dtype, tensor.len);
-            let expected = format!("{} of {:?}", into.len(), T::DTYPE);
+            let expected = format!("{len} of {:?}", T::DTYPE);
             return Err(self.error(format!("`{name}` holds {n} of {dtype:?}, expected {expected}")));
         }
-        for (value, bytes) in into.iter_mut().zip(tensor.bytes.chunks_exact(T::SIZE)) {
+        let mut out = Buffer::dirty(len);
+        for (value, bytes) in out.iter_mut().zip(tensor.bytes.chunks_exact(T::SIZE)) {
             *value = T::read(bytes);
         }
-        Ok(())
+        Ok(out)
     }
 }

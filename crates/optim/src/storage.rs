@@ -3,10 +3,12 @@
 //! A [`Store`] is cut into [`Piece`]s of [`PIECE`] elements, the units of parallel work; a piece is
 //! updated in tiles of [`TILE`] elements that fit the first-level cache.
 
+use crate::OptimError;
 use crate::state::{Saved, StateTensor};
-use crate::{OptimError, ParamSlice};
 use half::bf16;
 use pt_core::rng::Stream;
+use pt_engine::{Array, DeviceRef, Host, Storage};
+use pt_kernels::buffer::Buffer;
 use pt_kernels::elem::Elem;
 use pt_kernels::noise::{self, GROUP};
 use pt_kernels::quant::dynamic::{BLOCK, DynamicMap};
@@ -39,71 +41,89 @@ impl Kind {
     }
 }
 
-/// An array of state.
+/// An array of state, on the parameter's device.
 pub(crate) enum Store {
-    F32(Vec<f32>),
-    Bf16(Vec<bf16>),
-    Dynamic8 { map: &'static DynamicMap, codes: Vec<u8>, scales: Vec<f32> },
+    Plain(Array),
+    Dynamic8 { map: &'static DynamicMap, codes: Array, scales: Array },
 }
 
 impl Store {
     /// `n` zeros.
-    pub(crate) fn zeros(kind: Kind, n: usize) -> Store {
+    pub(crate) fn zeros(device: DeviceRef, kind: Kind, n: usize) -> Store {
         match kind {
-            Kind::F32 => Store::F32(vec![0.0; n]),
-            Kind::Bf16 => Store::Bf16(vec![bf16::ZERO; n]),
+            Kind::F32 => Store::Plain(device.zeros(Storage::F32, n)),
+            Kind::Bf16 => Store::Plain(device.zeros(Storage::Bf16, n)),
             Kind::Dynamic8 { signed } => {
                 let map = if signed { DynamicMap::signed() } else { DynamicMap::unsigned() };
-                Store::Dynamic8 {
-                    map,
-                    codes: vec![map.nearest(0.0); n],
-                    scales: vec![0.0; n.div_ceil(BLOCK)],
-                }
+                let mut codes = Buffer::dirty(n);
+                codes.fill(map.nearest(0.0));
+                let scales = device.zeros(Storage::F32, n.div_ceil(BLOCK));
+                Store::Dynamic8 { map, codes: device.place(Host::U8(codes)), scales }
             }
         }
     }
 
+    /// The elements in pieces, for kernels on the CPU.
     pub(crate) fn pieces(&mut self) -> Vec<Piece<'_>> {
         match self {
-            Store::F32(v) => v.chunks_mut(PIECE).map(Piece::F32).collect(),
-            Store::Bf16(v) => v.chunks_mut(PIECE).map(Piece::Bf16).collect(),
+            Store::Plain(array) => Piece::of_array(array),
             Store::Dynamic8 { map, codes, scales } => {
                 let map: &'static DynamicMap = map;
-                let parts = codes.chunks_mut(PIECE).zip(scales.chunks_mut(PIECE / BLOCK));
+                let Host::U8(codes) = codes.open_mut() else { unreachable!("codes are bytes") };
+                let scales = scales.open_mut().f32s_mut().chunks_mut(PIECE / BLOCK);
+                let parts = codes.chunks_mut(PIECE).zip(scales);
                 parts.map(|(codes, scales)| Piece::Dynamic8 { map, codes, scales }).collect()
             }
         }
     }
 
+    /// The elements of an `f32` array, for kernels on the CPU.
+    pub(crate) fn f32s_mut(&mut self) -> &mut [f32] {
+        match self {
+            Store::Plain(array) => array.open_mut().f32s_mut(),
+            Store::Dynamic8 { .. } => panic!("values in 8 bits have no f32 elements"),
+        }
+    }
+
     pub(crate) fn bytes(&self) -> usize {
         match self {
-            Store::F32(v) => 4 * v.len(),
-            Store::Bf16(v) => 2 * v.len(),
-            Store::Dynamic8 { codes, scales, .. } => codes.len() + 4 * scales.len(),
+            Store::Plain(array) => array.bytes(),
+            Store::Dynamic8 { codes, scales, .. } => codes.bytes() + scales.bytes(),
+        }
+    }
+
+    /// The names [`Store::export`] gives.
+    pub(crate) fn names(&self, name: &str) -> Vec<String> {
+        match self {
+            Store::Plain(_) => vec![name.to_owned()],
+            Store::Dynamic8 { .. } => vec![name.to_owned(), scale_name(name)],
         }
     }
 
     pub(crate) fn export(&self, name: &str, out: &mut Vec<StateTensor>) {
         match self {
-            Store::F32(v) => out.push(StateTensor::new(name.to_owned(), v)),
-            Store::Bf16(v) => out.push(StateTensor::new(name.to_owned(), v)),
+            Store::Plain(array) => out.push(StateTensor::of(name.to_owned(), array)),
             Store::Dynamic8 { codes, scales, .. } => {
-                out.push(StateTensor::new(name.to_owned(), codes));
-                out.push(StateTensor::new(format!("{name}_scale"), scales));
+                out.push(StateTensor::of(name.to_owned(), codes));
+                out.push(StateTensor::of(scale_name(name), scales));
             }
         }
     }
 
     pub(crate) fn import(&mut self, name: &str, saved: &Saved<'_>) -> Result<(), OptimError> {
         match self {
-            Store::F32(v) => saved.read(name, v),
-            Store::Bf16(v) => saved.read(name, v),
+            Store::Plain(array) => saved.read(name, array),
             Store::Dynamic8 { codes, scales, .. } => {
                 saved.read(name, codes)?;
-                saved.read(&format!("{name}_scale"), scales)
+                saved.read(&scale_name(name), scales)
             }
         }
     }
+}
+
+/// The name under which the scales of an 8-bit array are saved.
+fn scale_name(name: &str) -> String {
+    format!("{name}_scale")
 }
 
 /// At most [`PIECE`] consecutive elements of a store or of a parameter.
@@ -114,11 +134,12 @@ pub(crate) enum Piece<'a> {
 }
 
 impl<'a> Piece<'a> {
-    /// A parameter in pieces.
-    pub(crate) fn of_param(param: ParamSlice<'a>) -> Vec<Piece<'a>> {
-        match param {
-            ParamSlice::F32(v) => v.chunks_mut(PIECE).map(Piece::F32).collect(),
-            ParamSlice::Bf16(v) => v.chunks_mut(PIECE).map(Piece::Bf16).collect(),
+    /// An array of numbers in pieces, for kernels on the CPU.
+    pub(crate) fn of_array(array: &'a mut Array) -> Vec<Piece<'a>> {
+        match array.open_mut() {
+            Host::F32(v) => v.chunks_mut(PIECE).map(Piece::F32).collect(),
+            Host::Bf16(v) => v.chunks_mut(PIECE).map(Piece::Bf16).collect(),
+            other => panic!("{} values cannot be updated", other.storage().name()),
         }
     }
 
@@ -235,14 +256,14 @@ mod tests {
     fn every_kind_round_trips_through_bytes() {
         for kind in [Kind::F32, Kind::Bf16, Kind::Dynamic8 { signed: true }] {
             let n = PIECE + 300;
-            let mut store = Store::zeros(kind, n);
+            let mut store = Store::zeros(DeviceRef::cpu(), kind, n);
             assert_eq!(store.bytes(), kind.bytes(n));
             let values: Vec<f32> = (0..TILE).map(|i| (i as f32).sin()).collect();
             store.pieces()[0].save(TILE, &values, None);
             store.pieces()[1].save(256, &values[..44], None);
             let mut tensors = Vec::new();
             store.export("m", &mut tensors);
-            let mut back = Store::zeros(kind, n);
+            let mut back = Store::zeros(DeviceRef::cpu(), kind, n);
             back.import("m", &Saved { param: "p", tensors: &tensors }).unwrap();
             let mut again = Vec::new();
             back.export("m", &mut again);

@@ -1,9 +1,9 @@
 //! What the optimisers' tests share: golden files, runs of several steps, and the promises every
 //! optimiser keeps.
 
-use crate::{OPTIMISERS, Optimiser, ParamRef, ParamSlice, ParamSpec, ParamState, Role, Step, build};
-use half::bf16;
+use crate::{OPTIMISERS, Optimiser, ParamSpec, ParamState, Role, Step, build};
 use pt_core::rng::Stream;
+use pt_engine::Array;
 use safetensors::{Dtype, SafeTensors};
 
 /// A file of `golden/train`.
@@ -40,9 +40,11 @@ pub(crate) fn matrix(shape: &[usize]) -> ParamSpec {
 
 /// Steps over the rows of `grads` at a constant learning rate.
 pub(crate) fn run_f32(state: &mut dyn ParamState, param: &mut [f32], grads: &[f32], lr: f64) {
+    let mut array = Array::from_f32(param);
     for (t, grad) in (1..).zip(grads.chunks(param.len())) {
-        state.step(Step { t, lr, grad_scale: 1.0 }, ParamSlice::F32(param), grad);
+        state.step(Step { t, lr, grad_scale: 1.0 }, &mut array, &Array::from_f32(grad));
     }
+    param.copy_from_slice(&array.to_f32());
 }
 
 /// The largest difference.
@@ -75,34 +77,31 @@ fn variants() -> Vec<Box<dyn Optimiser>> {
 /// Larger than one piece, and not a multiple of a tile.
 const SHAPE: [usize; 2] = [190, 180];
 
-/// Four steps on a bf16 and an f32 parameter, saving and restoring the state after `cut` of them.
-fn four_steps(optimiser: &dyn Optimiser, cut: Option<u64>) -> (Vec<u16>, Vec<u32>) {
+/// Four steps on a bf16 and an f32 parameter, saving and restoring the state after `cut` of them; the values' bits.
+fn four_steps(optimiser: &dyn Optimiser, cut: Option<u64>) -> [Vec<u32>; 2] {
     let spec = matrix(&SHAPE);
     let n = spec.len();
-    let mut single = normals(n, "start");
-    let mut half: Vec<bf16> = single.iter().map(|&v| bf16::from_f32(v)).collect();
-    let mut states =
-        [optimiser.state(&spec, ParamRef::F32(&single)), optimiser.state(&spec, ParamRef::Bf16(&half))];
+    let start = normals(n, "start");
+    let mut params = [Array::from_f32(&start), Array::bf16_from_f32(&start)];
+    let mut states = params.each_ref().map(|param| optimiser.state(&spec, param));
     for t in 1..=4 {
-        let grad = normals(n, &format!("grad {t}"));
+        let grad = Array::from_f32(&normals(n, &format!("grad {t}")));
         let step = Step { t, lr: 1e-3, grad_scale: 0.5 };
-        states[0].step(step, ParamSlice::F32(&mut single), &grad);
-        states[1].step(step, ParamSlice::Bf16(&mut half), &grad);
+        states.iter_mut().zip(&mut params).for_each(|(state, param)| state.step(step, param, &grad));
         if cut == Some(t) {
             let saved = states.each_ref().map(|state| state.export());
             let zeros = vec![0.0; n];
-            let fresh_half = vec![bf16::ZERO; n];
-            states = [
-                optimiser.state(&spec, ParamRef::F32(&zeros)),
-                optimiser.state(&spec, ParamRef::Bf16(&fresh_half)),
-            ];
+            states = [Array::from_f32(&zeros), Array::bf16_from_f32(&zeros)]
+                .map(|param| optimiser.state(&spec, &param));
             for (state, saved) in states.iter_mut().zip(&saved) {
                 state.import(saved).unwrap();
                 assert_eq!(&state.export(), saved);
+                let names: Vec<&str> = saved.iter().map(|tensor| tensor.name.as_str()).collect();
+                assert_eq!(state.tensor_names(), names);
             }
         }
     }
-    (half.iter().map(|v| v.to_bits()).collect(), single.iter().map(|v| v.to_bits()).collect())
+    params.map(|param| param.to_f32().iter().map(|v| v.to_bits()).collect())
 }
 
 #[test]
@@ -125,10 +124,10 @@ fn bytes_are_what_the_planner_is_told() {
             [(&SHAPE[..], Role::Hidden), (&[100], Role::Vector), (&[70, 64], Role::Embedding)]
         {
             let spec = crate::Groups::default().spec("w", shape, role);
-            let single = vec![0.0; spec.len()];
-            let half = vec![bf16::ZERO; spec.len()];
-            for (values, is_bf16) in [(ParamRef::F32(&single), false), (ParamRef::Bf16(&half), true)] {
-                let state = optimiser.state(&spec, values);
+            let zeros = vec![0.0; spec.len()];
+            for (values, is_bf16) in [(Array::from_f32(&zeros), false), (Array::bf16_from_f32(&zeros), true)]
+            {
+                let state = optimiser.state(&spec, &values);
                 assert_eq!(state.bytes(), optimiser.state_bytes(&spec, is_bf16), "{optimiser:?} {shape:?}");
                 assert_eq!(state.bytes(), state.export().iter().map(|t| t.bytes.len()).sum::<usize>());
             }
@@ -139,10 +138,10 @@ fn bytes_are_what_the_planner_is_told() {
 #[test]
 fn state_of_other_settings_is_refused_by_name() {
     let spec = matrix(&[70, 64]);
-    let values = vec![0.0; spec.len()];
-    let states = variants().into_iter().map(|o| o.state(&spec, ParamRef::F32(&values)));
+    let values = Array::from_f32(&vec![0.0; spec.len()]);
+    let states = variants().into_iter().map(|o| o.state(&spec, &values));
     let exports: Vec<_> = states.map(|state| state.export()).collect();
-    let mut state = build("adamw", &toml::Table::new(), 1).unwrap().state(&spec, ParamRef::F32(&values));
+    let mut state = build("adamw", &toml::Table::new(), 1).unwrap().state(&spec, &values);
     let mut check = |tensors: &[crate::StateTensor], expected: &str| {
         let message = state.import(tensors).unwrap_err().to_string();
         assert!(message.contains(expected) && message.contains("`w`"), "{message} should mention {expected}");

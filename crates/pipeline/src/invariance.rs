@@ -118,7 +118,7 @@ struct Measured {
 fn measure(trainer: &mut Trainer, batches: &[MicroBatch]) -> Result<Measured> {
     let (stats, _) = trainer.accumulate(batches)?;
     let trained = trainer.model.params.iter().filter(|(_, param)| param.trainable);
-    let grads = trained.filter_map(|(id, _)| trainer.grads().get(id).map(<[f32]>::to_vec)).collect();
+    let grads = trained.filter_map(|(id, _)| trainer.grads().get(id).map(pt_engine::Array::to_f32)).collect();
     Ok(Measured { loss: stats.loss, grads })
 }
 

@@ -80,10 +80,10 @@ pub(crate) fn merge(model: &mut Model, dtype: Dtype) -> Result<()> {
     for (_, param) in model.params.iter_mut().filter(|(_, param)| param.weight.is_quantised()) {
         // Products in training rounded the decoded values to bf16, whatever the type of the activations.
         let computed_with = Weight::bf16_from_f32(&param.weight.to_f32());
-        param.weight = match dtype {
+        param.set_weight(match dtype {
             Dtype::Bf16 => computed_with,
             Dtype::F32 => Weight::from_f32(&computed_with.to_f32()),
-        };
+        });
     }
     model.freeze();
     Ok(())

@@ -99,8 +99,8 @@ impl Scorer {
                     .to_owned(),
             });
         }
-        let dtype = match model.params.get(model.arch.head()).weight {
-            pt_engine::Weight::Bf16(_) => Dtype::Bf16,
+        let dtype = match model.params.get(model.arch.head()).weight.storage() {
+            pt_engine::Storage::Bf16 => Dtype::Bf16,
             _ => Dtype::F32,
         };
         Ok(Scorer { model, tokenizer, template, dtype })

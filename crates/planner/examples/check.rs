@@ -52,7 +52,7 @@ fn main() {
     let mut trainer = trainer(&training, steps as u64);
     let vocabulary = shape.vocab_size;
     // Codes of quantised weights are not in buffers.
-    let outside = trainer.model.weight_bytes().saturating_sub(buffer::live_bytes()) as u64;
+    let outside = (trainer.model.weight_bytes() + trainer.state_bytes()).saturating_sub(buffer::live_bytes()) as u64;
     buffer::reset_peak();
     let mut ratios = Vec::new();
     for step in 0..=steps {
@@ -86,8 +86,7 @@ fn main() {
         }
     }
     ratios.sort_by(f64::total_cmp);
-    let state = trainer.state_bytes() as u64;
-    let measured = buffer::peak_bytes() as u64 + outside + state;
+    let measured = buffer::peak_bytes() as u64 + outside;
     println!(
         "memory: planned {:.3} GB, measured {:.3} GB, ratio {:.3}; {planned:?}",
         planned.total() as f64 / 1e9,

@@ -218,7 +218,7 @@ impl<'m> Engine<'m> {
             waiting: BTreeMap::new(),
             running: BTreeMap::new(),
             blocks: Blocks::new(options.cache_bytes / block_bytes.max(1), options.keeps_prefixes),
-            cache: KvCache::new(options.dtype, 0, &widths),
+            cache: KvCache::new(model.params.device(), options.dtype, 0, &widths),
             stats: EngineStats::default(),
             options,
         }
@@ -338,7 +338,7 @@ impl<'m> Engine<'m> {
             return (None, rows);
         }
         self.stats.passes += 1;
-        let empty = KvCache::new(self.options.dtype, 0, &[]);
+        let empty = KvCache::new(self.model.params.device(), self.options.dtype, 0, &[]);
         let cache = Rc::new(RefCell::new(std::mem::replace(&mut self.cache, empty)));
         let logits = self.compute(Batch::cached(tokens, cache.clone(), spans), &last_rows);
         self.cache = Rc::try_unwrap(cache).expect("the batch is gone, and its share with it").into_inner();

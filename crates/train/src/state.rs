@@ -2,7 +2,8 @@
 //!
 //! Frozen weights are not part of it: they are loaded from the base model, whose hash the plan holds.
 
-use pt_engine::{Elements, ElementsMut, Param};
+use pt_engine::{Host, Param, Storage};
+use pt_kernels::buffer::Buffer;
 use pt_optim::{StateDtype, StateTensor};
 use pt_run::{Checkpoint, DtypeTag, OwnedTensor, TensorEntry};
 
@@ -34,9 +35,8 @@ impl Trainer {
         self.restore(steps_done, |param, state| {
             restore_param(param, &checkpoint.take(&format!("{PARAM}{}", param.name))?)?;
             let prefix = format!("{STATE}{}.", param.name);
-            let names: Vec<String> = state.export().into_iter().map(|tensor| tensor.name).collect();
-            let mut tensors = Vec::with_capacity(names.len());
-            for name in names {
+            let mut tensors = Vec::new();
+            for name in state.tensor_names() {
                 let tensor = checkpoint.take(&format!("{prefix}{name}"))?;
                 let (dtype, len) = (state_dtype(tensor.dtype, &name)?, tensor.shape.iter().product());
                 tensors.push(StateTensor { name, dtype, len, bytes: tensor.bytes });
@@ -66,9 +66,10 @@ impl Trainer {
 
 fn param_entry(param: &Param) -> TensorEntry<'static> {
     let name = format!("{PARAM}{}", param.name);
-    match param.weight.elements().expect("trainable parameters are not quantised") {
-        Elements::F32(values) => TensorEntry::f32(name, &param.shape, values),
-        Elements::Bf16(values) => TensorEntry::bf16(name, &param.shape, values),
+    match &*param.weight.to_host() {
+        Host::F32(values) => TensorEntry::f32(name, &param.shape, values),
+        Host::Bf16(values) => TensorEntry::bf16(name, &param.shape, values),
+        other => unreachable!("{} parameters do not train", other.storage().name()),
     }
 }
 
@@ -78,10 +79,12 @@ fn restore_param(param: &mut Param, tensor: &OwnedTensor) -> Result<()> {
         let (found, expected) = (format!("{:?}", tensor.shape), format!("{:?}", param.shape));
         return Err(TrainError::Mismatch { name, found, expected });
     }
-    match param.weight.elements_mut().expect("trainable parameters are not quantised") {
-        ElementsMut::F32(values) => values.copy_from_slice(&tensor.to_f32(&name)?),
-        ElementsMut::Bf16(values) => values.copy_from_slice(&tensor.to_bf16(&name)?),
-    }
+    let values = match param.weight.storage() {
+        Storage::F32 => Host::F32(Buffer::copy_of(&tensor.to_f32(&name)?)),
+        Storage::Bf16 => Host::Bf16(Buffer::copy_of(&tensor.to_bf16(&name)?)),
+        other => unreachable!("{} parameters do not train", other.name()),
+    };
+    param.weight.write(values);
     Ok(())
 }
 

@@ -7,17 +7,14 @@
 use std::borrow::Cow;
 
 use pt_engine::{
-    Dtype, Elements, ElementsMut, Grads, LogprobGrad, LogprobOptions, Logprobs, Param, ParamId, Profile,
-    Seed, Tape, Tensor, Var,
+    Array, Dtype, Grads, LogprobGrad, LogprobOptions, Logprobs, Param, ParamId, Profile, Seed, Storage, Tape,
+    Tensor, Var,
 };
 use pt_models::{Model, ScoreHead};
 use pt_objectives::{
     CompletionKind, Metric, Needs, Normaliser, Objective, ObjectiveOutput, PrePass, TokenBatch,
 };
-use pt_optim::{
-    GlobalNorm, Groups, Optimiser, ParamRef, ParamSlice, ParamSpec, ParamState, Role, Schedule, Step,
-    clip_factor,
-};
+use pt_optim::{Groups, Optimiser, ParamSpec, ParamState, Role, Schedule, Step, clip_factor, global_norm};
 use rayon::prelude::*;
 
 use crate::error::{Result, TrainError};
@@ -171,7 +168,7 @@ impl Trainer {
             .filter(|(_, param)| param.trainable)
             .map(|(id, param)| {
                 let spec = options.groups.spec(&param.name, &param.shape, role_of(param));
-                let state = optimiser.state(&spec, elements(param));
+                let state = optimiser.state(&spec, &param.weight);
                 Trained { id, spec, state }
             })
             .collect();
@@ -326,7 +323,9 @@ impl Trainer {
             seeds.extend(scored.seed(&output, expected.as_deref()));
         }
         if let (Some(var), Some(d_scores)) = (score, &output.d_scores) {
-            let grad = Tensor::from_f32(d_scores, var.value().rows(), var.value().cols(), Dtype::F32);
+            let scores = var.value();
+            let grad = Tensor::from_f32(d_scores, scores.rows(), scores.cols(), Dtype::F32);
+            let grad = grad.to_device(scores.device());
             seeds.push(Seed { var, grad });
         }
         profile.merge(&tape.backward(seeds, &mut self.grads));
@@ -335,13 +334,10 @@ impl Trainer {
 
     /// Clips and applies the accumulated gradients.
     fn update(&mut self, stats: &mut StepStats) -> Result<()> {
-        let mut norm = GlobalNorm::default();
-        for trained in &self.states {
-            if let Some(grad) = self.grads.get(trained.id) {
-                norm.add(&trained.spec.name, grad)?;
-            }
-        }
-        stats.grad_norm = norm.norm();
+        let grad_of = |trained: &Trained| self.grads.get(trained.id);
+        let named: Vec<(&str, &Array)> =
+            self.states.iter().filter_map(|t| Some((t.spec.name.as_str(), grad_of(t)?))).collect();
+        stats.grad_norm = global_norm(&named)?;
         let grad_scale = self.options.max_grad_norm.map_or(1.0, |max| clip_factor(stats.grad_norm, max));
         let step = Step { t: self.steps_done + 1, lr: stats.learning_rate, grad_scale };
         let grads = &self.grads;
@@ -356,12 +352,9 @@ impl Trainer {
             );
             // Zeros where no backward pass has come by, as for one that it comes by in other steps only: a resumed run
             // could not tell the two apart.
-            let grad = grads.get(trained.id).map_or_else(|| vec![0.0; param.len()].into(), Cow::Borrowed);
-            let slice = match param.weight.elements_mut().expect("trainable parameters are not quantised") {
-                ElementsMut::F32(values) => ParamSlice::F32(values),
-                ElementsMut::Bf16(values) => ParamSlice::Bf16(values),
-            };
-            trained.state.step(step, slice, &grad);
+            let zeros = || Cow::Owned(param.weight.device().zeros(Storage::F32, param.len()));
+            let grad = grads.get(trained.id).map_or_else(zeros, Cow::Borrowed);
+            trained.state.step(step, &mut param.weight, &grad);
         });
         self.steps_done += 1;
         self.objective.end_step(&self.totals);
@@ -574,13 +567,6 @@ pub fn score_with<'m>(
 fn logprob_options(model: &Model, temperature: f32) -> LogprobOptions {
     let options = model.arch.logprob_options();
     LogprobOptions { temperature: options.temperature * temperature, ..options }
-}
-
-fn elements(param: &Param) -> ParamRef<'_> {
-    match param.weight.elements().expect("trainable parameters are not quantised") {
-        Elements::F32(values) => ParamRef::F32(values),
-        Elements::Bf16(values) => ParamRef::Bf16(values),
-    }
 }
 
 fn token_batch<'a>(

@@ -153,20 +153,19 @@ fn planned_against_actual(plan: &Plan, view: &TrainingView, style: Style) -> Vec
         };
         let seconds = stage.expected_seconds * actual.steps as f64 / stage.steps as f64;
         let bytes: u64 = stage.memory.iter().map(|part| part.bytes).sum();
-        let state: u64 = stage.memory.iter().filter(|p| p.part == "optimizer state").map(|p| p.bytes).sum();
         lines.push(style.dim(&format!(
             "  {:10} {:.0} s planned, {:.0} s taken; {:.0} MiB planned, {:.0} MiB used",
             stage.name,
             seconds,
             actual.seconds,
             bytes as f64 / MIB,
-            (actual.peak_bytes as f64 + state as f64) / MIB,
+            actual.peak_bytes as f64 / MIB,
         )));
     }
     if !lines.is_empty() {
         lines.insert(
             0,
-            style.dim("planned against actual: training time, memory in buffers and optimizer state"),
+            style.dim("planned against actual: training time, memory in buffers"),
         );
     }
     lines

@@ -9,19 +9,20 @@ use std::rc::Rc;
 use std::time::Instant;
 
 use pt_kernels::attention::{self, Columns, Span};
-use pt_kernels::buffer::Buffer;
 
 use crate::batch::Keys;
+use crate::device::Kernel;
 use crate::segments::SegmentTable;
 use crate::tape::{Backward, Op, Tape, Var};
-use crate::tensor::Tensor;
+use crate::tensor::{Dtype, Tensor};
 
 pub use pt_kernels::attention::AttentionShape;
 
 struct Attention {
     qkv: Rc<Tensor>,
     out: Rc<Tensor>,
-    lse: Buffer<f32>,
+    /// `[T, heads]`.
+    lse: Tensor,
     shape: AttentionShape,
 }
 
@@ -34,22 +35,64 @@ impl<'m> Op<'m> for Attention {
         let Keys::InBatch(table) = &ctx.batch.keys else {
             unreachable!("cached batches are not recorded: forward refuses them on a training tape")
         };
-        let columns = columns(&self.shape);
-        let mut d_qkv = Tensor::dirty(d_out.dtype(), d_out.rows(), self.shape.qkv_width());
+        let device = d_out.device();
+        let mut d_qkv = Tensor::dirty(device, d_out.dtype(), d_out.rows(), self.shape.qkv_width());
+        device.run(&mut AttentionBackward { op: &self, d_out: &d_out, table, d_qkv: &mut d_qkv });
+        vec![Some(d_qkv)]
+    }
+}
+
+/// Outputs and log-sum-exps of rows that see keys and values of `k` and `v`, from the given columns on.
+struct AttentionForward<'a> {
+    shape: &'a AttentionShape,
+    q: &'a Tensor,
+    k: (&'a Tensor, usize),
+    v: (&'a Tensor, usize),
+    spans: &'a [Span<'a>],
+    out: &'a mut Tensor,
+    lse: &'a mut Tensor,
+}
+
+impl Kernel for AttentionForward<'_> {
+    fn name(&self) -> &'static str {
+        "attention"
+    }
+
+    fn cpu(&mut self) {
+        let [q, k, v] = [(self.q, 0), self.k, self.v].map(|(matrix, col)| matrix.rows_from(col));
+        let lse = self.lse.open_mut().f32s_mut();
+        attention::forward(self.shape, q, k, v, self.spans, self.out.rows_mut(), lse);
+    }
+}
+
+struct AttentionBackward<'a> {
+    op: &'a Attention,
+    d_out: &'a Tensor,
+    table: &'a SegmentTable,
+    d_qkv: &'a mut Tensor,
+}
+
+impl Kernel for AttentionBackward<'_> {
+    fn name(&self) -> &'static str {
+        "attention_backward"
+    }
+
+    fn cpu(&mut self) {
+        let Attention { qkv, out, lse, shape } = self.op;
+        let columns = columns(shape);
         attention::backward(
-            &self.shape,
-            self.qkv.rows_from(columns.q),
-            self.qkv.rows_from(columns.k),
-            self.qkv.rows_from(columns.v),
-            self.out.rows_from(0),
-            &self.lse,
-            d_out.rows_from(0),
-            &spans(table),
-            table.trees(),
-            d_qkv.rows_mut(),
+            shape,
+            qkv.rows_from(columns.q),
+            qkv.rows_from(columns.k),
+            qkv.rows_from(columns.v),
+            out.rows_from(0),
+            lse.open().f32s(),
+            self.d_out.rows_from(0),
+            &spans(self.table),
+            self.table.trees(),
+            self.d_qkv.rows_mut(),
             columns,
         );
-        vec![Some(d_qkv)]
     }
 }
 
@@ -73,28 +116,27 @@ impl Tape<'_> {
         let value = qkv.value();
         assert_eq!(value.cols(), shape.qkv_width(), "columns of queries, keys and values");
         let columns = columns(shape);
-        let mut out = Tensor::dirty(value.dtype(), value.rows(), shape.heads * shape.head_dim);
-        let mut lse = Buffer::<f32>::dirty(value.rows() * shape.heads);
+        let device = value.device();
+        let mut out = Tensor::dirty(device, value.dtype(), value.rows(), shape.heads * shape.head_dim);
+        let mut lse = Tensor::dirty(device, Dtype::F32, value.rows(), shape.heads);
         let records = self.records(&[qkv], false);
+        let mut run = |k, v, spans: &[Span<'_>]| {
+            let (out, lse) = (&mut out, &mut lse);
+            device.run(&mut AttentionForward { shape, q: value, k, v, spans, out, lse });
+        };
         match &self.batch.keys {
-            Keys::InBatch(table) => {
-                let (k, v) = (value.rows_from(columns.k), value.rows_from(columns.v));
-                attention::forward(shape, value.rows_from(0), k, v, &spans(table), out.rows_mut(), &mut lse);
-            }
+            Keys::InBatch(table) => run((value, columns.k), (value, columns.v), &spans(table)),
             Keys::Cached { cache, spans } => {
                 assert!(!records, "a batch with a cache computes no gradients");
                 let mut cache = cache.borrow_mut();
                 for span in spans {
                     let new = &span.rows[span.rows.len() - span.q_len..];
-                    for (i, &row) in new.iter().enumerate() {
-                        cache.store(layer, value, span.q_row + i, columns.k, columns.v, row as usize);
-                    }
+                    cache.store(layer, value, span.q_row, [columns.k, columns.v], new);
                 }
                 let spans: Vec<Span<'_>> =
                     spans.iter().map(|s| Span { q_row: s.q_row, q_len: s.q_len, context: &s.rows }).collect();
                 let [k, v] = cache.layer(layer);
-                let (k, v) = (k.rows_from(0), v.rows_from(0));
-                attention::forward(shape, value.rows_from(0), k, v, &spans, out.rows_mut(), &mut lse);
+                run((k, 0), (v, 0), &spans);
             }
         }
         self.profile.add("attention", "forward", start);

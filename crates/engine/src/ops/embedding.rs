@@ -4,6 +4,7 @@
 //! gradients in one fixed order. The sums stay apart from the matrix's other gradient until the step is complete
 //! ([`crate::Grads::settle`]).
 
+use std::ops::Range;
 use std::rc::Rc;
 use std::time::Instant;
 
@@ -11,7 +12,8 @@ use pt_kernels::elem::Elem;
 use rayon::prelude::*;
 
 use super::for_rows;
-use crate::params::{LookedUp, ParamId, copy_row};
+use crate::device::Kernel;
+use crate::params::{LookedUp, ParamId, Weight, copy_row};
 use crate::tape::{Backward, Op, Tape, Var};
 use crate::tensor::{Tensor, with_elems};
 
@@ -26,33 +28,56 @@ impl<'m> Op<'m> for Embedding {
     }
 
     fn backward(self: Box<Self>, d_out: Tensor, ctx: &mut Backward<'_, 'm>) -> Vec<Option<Tensor>> {
-        let cols = d_out.cols();
+        let sums = ctx.grads.looked_up(ctx.params, self.weight);
         let tokens = ctx.batch.tokens();
-        let sums = ctx.grads.looked_up(self.weight);
-        with_elems!(&d_out, |d| scatter_add(sums, cols, tokens, d, self.scale));
+        ctx.params.device().run(&mut ScatterAdd::new(sums, &d_out, tokens, self.scale));
         vec![]
     }
 }
 
 /// Adds each row of `d` to its token's sum: tokens side by side, the rows of one token in order.
-fn scatter_add<E: Elem>(looked_up: &mut LookedUp, cols: usize, tokens: &[u32], d: &[E], scale: f32) {
-    let mut order: Vec<u32> = (0..tokens.len() as u32).collect();
-    order.sort_by_key(|&t| (tokens[t as usize], t));
-    let runs: Vec<&[u32]> = order.chunk_by(|a, b| tokens[*a as usize] == tokens[*b as usize]).collect();
-    for run in &runs {
-        let n_known = looked_up.places.len();
-        looked_up.places.entry(tokens[run[0] as usize]).or_insert(n_known);
-    }
-    looked_up.sums.resize(looked_up.places.len() * cols, 0.0);
-    let mut by_place: Vec<&[u32]> = vec![&[]; looked_up.places.len()];
-    for run in runs {
-        by_place[looked_up.places[&tokens[run[0] as usize]]] = run;
-    }
-    looked_up.sums.par_chunks_mut(cols).zip(by_place).with_min_len(32).for_each(|(row, run)| {
-        for &t in run {
-            add_scaled(row, &d[t as usize * cols..(t as usize + 1) * cols], scale);
+struct ScatterAdd<'a> {
+    sums: &'a mut LookedUp,
+    d: &'a Tensor,
+    /// The rows of `d` by token, each token's in order.
+    order: Vec<u32>,
+    /// For each place among the sums, its part of `order`.
+    parts: Vec<Range<usize>>,
+    scale: f32,
+}
+
+impl<'a> ScatterAdd<'a> {
+    fn new(sums: &'a mut LookedUp, d: &'a Tensor, tokens: &[u32], scale: f32) -> ScatterAdd<'a> {
+        let mut order: Vec<u32> = (0..tokens.len() as u32).collect();
+        order.sort_by_key(|&t| (tokens[t as usize], t));
+        let mut parts = vec![0..0; sums.places.len()];
+        let mut start = 0;
+        for run in order.chunk_by(|a, b| tokens[*a as usize] == tokens[*b as usize]) {
+            let place = *sums.places.entry(tokens[run[0] as usize]).or_insert(parts.len());
+            parts.resize(parts.len().max(place + 1), 0..0);
+            parts[place] = start..start + run.len();
+            start += run.len();
         }
-    });
+        sums.grow(d.cols());
+        ScatterAdd { sums, d, order, parts, scale }
+    }
+}
+
+impl Kernel for ScatterAdd<'_> {
+    fn name(&self) -> &'static str {
+        "embedding_backward"
+    }
+
+    fn cpu(&mut self) {
+        let (cols, sums, scale) = (self.d.cols(), self.sums.sums.open_mut().f32s_mut(), self.scale);
+        with_elems!(self.d, |d| {
+            sums.par_chunks_mut(cols).zip(&self.parts).with_min_len(32).for_each(|(row, part)| {
+                for &t in &self.order[part.clone()] {
+                    add_scaled(row, &d[t as usize * cols..(t as usize + 1) * cols], scale);
+                }
+            });
+        });
+    }
 }
 
 pt_kernels::kernel! {
@@ -60,6 +85,26 @@ pt_kernels::kernel! {
         for (sum, value) in sum.iter_mut().zip(values) {
             *sum = pt_kernels::isa::fma::<FMA>(scale, value.get(), *sum);
         }
+    }
+}
+
+struct LookUp<'a> {
+    weight: &'a Weight,
+    tokens: &'a [u32],
+    scale: f32,
+    out: &'a mut Tensor,
+}
+
+impl Kernel for LookUp<'_> {
+    fn name(&self) -> &'static str {
+        "embedding"
+    }
+
+    fn cpu(&mut self) {
+        let (cols, weight, tokens, scale) = (self.out.cols(), self.weight.open(), self.tokens, self.scale);
+        with_elems!(mut self.out, |values| for_rows(values, cols, |t, row| {
+            copy_row(weight, tokens[t] as usize, cols, scale, row);
+        }));
     }
 }
 
@@ -76,10 +121,9 @@ impl Tape<'_> {
         if let Some(bad) = tokens.iter().find(|&&token| token as usize >= vocabulary) {
             panic!("token {bad} is outside the vocabulary of {vocabulary}");
         }
-        let mut out = Tensor::dirty(self.mode.dtype, tokens.len(), cols);
-        with_elems!(mut out, |values| for_rows(values, cols, |t, row| {
-            copy_row(&param.weight, tokens[t] as usize, cols, scale, row);
-        }));
+        let device = self.params.device();
+        let mut out = Tensor::dirty(device, self.mode.dtype, tokens.len(), cols);
+        device.run(&mut LookUp { weight: &param.weight, tokens, scale, out: &mut out });
         self.profile.add("embedding", "forward", start);
         if self.records(&[], param.trainable) {
             self.push(Embedding { weight, scale }, &[], Rc::new(out))

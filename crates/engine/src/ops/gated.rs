@@ -10,8 +10,9 @@ use pt_kernels::isa::fma;
 use pt_kernels::math::{sigmoid, tanh};
 
 use super::for_rows;
+use crate::device::{Host, Kernel};
 use crate::tape::{Backward, Op, Recipe, Tape, Var};
-use crate::tensor::{Data, Tensor};
+use crate::tensor::Tensor;
 
 /// The nonlinearity of the gate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,17 +54,52 @@ impl<'m> Op<'m> for Gated {
     }
 
     fn backward(self: Box<Self>, d_out: Tensor, _: &mut Backward<'_, 'm>) -> Vec<Option<Tensor>> {
-        let mut dx = Tensor::dirty(d_out.dtype(), d_out.rows(), 2 * d_out.cols());
-        match (&self.gate_up.data, &d_out.data, &mut dx.data) {
-            (Data::F32(x), Data::F32(d), Data::F32(dx)) => {
-                backward_rows(x, d, dx, d_out.cols(), self.activation)
-            }
-            (Data::Bf16(x), Data::Bf16(d), Data::Bf16(dx)) => {
-                backward_rows(x, d, dx, d_out.cols(), self.activation)
-            }
+        let device = d_out.device();
+        let mut dx = Tensor::dirty(device, d_out.dtype(), d_out.rows(), 2 * d_out.cols());
+        device.run(&mut GatedBackward { op: &self, d_out: &d_out, dx: &mut dx });
+        vec![Some(dx)]
+    }
+}
+
+struct GatedForward<'a> {
+    gate_up: &'a Tensor,
+    activation: Activation,
+    out: &'a mut Tensor,
+}
+
+impl Kernel for GatedForward<'_> {
+    fn name(&self) -> &'static str {
+        "gated"
+    }
+
+    fn cpu(&mut self) {
+        let (width, activation) = (self.out.cols(), self.activation);
+        match (self.gate_up.open(), self.out.open_mut()) {
+            (Host::F32(x), Host::F32(out)) => forward_rows(x, out, width, activation),
+            (Host::Bf16(x), Host::Bf16(out)) => forward_rows(x, out, width, activation),
             _ => unreachable!("activations of one tape have one type"),
         }
-        vec![Some(dx)]
+    }
+}
+
+struct GatedBackward<'a> {
+    op: &'a Gated,
+    d_out: &'a Tensor,
+    dx: &'a mut Tensor,
+}
+
+impl Kernel for GatedBackward<'_> {
+    fn name(&self) -> &'static str {
+        "gated_backward"
+    }
+
+    fn cpu(&mut self) {
+        let (width, activation) = (self.d_out.cols(), self.op.activation);
+        match (self.op.gate_up.open(), self.d_out.open(), self.dx.open_mut()) {
+            (Host::F32(x), Host::F32(d), Host::F32(dx)) => backward_rows(x, d, dx, width, activation),
+            (Host::Bf16(x), Host::Bf16(d), Host::Bf16(dx)) => backward_rows(x, d, dx, width, activation),
+            _ => unreachable!("activations of one tape have one type"),
+        }
     }
 }
 
@@ -134,13 +170,9 @@ impl Tape<'_> {
 }
 
 fn gate(gate_up: &Tensor, activation: Activation) -> Tensor {
-    let width = gate_up.cols() / 2;
-    let mut out = Tensor::dirty(gate_up.dtype(), gate_up.rows(), width);
-    match (&gate_up.data, &mut out.data) {
-        (Data::F32(x), Data::F32(out)) => forward_rows(x, out, width, activation),
-        (Data::Bf16(x), Data::Bf16(out)) => forward_rows(x, out, width, activation),
-        _ => unreachable!("activations of one tape have one type"),
-    }
+    let device = gate_up.device();
+    let mut out = Tensor::dirty(device, gate_up.dtype(), gate_up.rows(), gate_up.cols() / 2);
+    device.run(&mut GatedForward { gate_up, activation, out: &mut out });
     out
 }
 

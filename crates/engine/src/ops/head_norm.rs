@@ -11,14 +11,15 @@ use rayon::prelude::*;
 use super::attention::AttentionShape;
 use super::for_rows;
 use super::rms_norm::{norm_gain_backward, norm_row, norm_row_backward, shifted};
-use crate::params::ParamId;
+use crate::device::{Host, Kernel};
+use crate::params::{ParamId, Weight};
 use crate::tape::{Backward, Op, Tape, Var};
-use crate::tensor::{Data, Tensor};
+use crate::tensor::{Dtype, Tensor};
 
 struct HeadNorm {
     qkv: Rc<Tensor>,
     /// `[T, heads + kv_heads]`.
-    inverse_rms: Vec<f32>,
+    inverse_rms: Tensor,
     shape: AttentionShape,
     q_weight: ParamId,
     k_weight: ParamId,
@@ -31,14 +32,60 @@ impl<'m> Op<'m> for HeadNorm {
     }
 
     fn backward(self: Box<Self>, d_out: Tensor, ctx: &mut Backward<'_, 'm>) -> Vec<Option<Tensor>> {
-        let gains = [self.q_weight, self.k_weight].map(|w| shifted(ctx.params.vector(w), self.offset));
         let mut dx = d_out.clone();
-        match (&self.qkv.data, &d_out.data, &mut dx.data) {
-            (Data::F32(x), Data::F32(d), Data::F32(dx)) => self.run(x, d, dx, &gains, ctx),
-            (Data::Bf16(x), Data::Bf16(d), Data::Bf16(dx)) => self.run(x, d, dx, &gains, ctx),
+        d_out.device().run(&mut HeadNormBackward { op: &self, d_out: &d_out, dx: &mut dx, ctx });
+        vec![Some(dx)]
+    }
+}
+
+/// Overwrites the columns of queries and keys in `dx`, which starts as the upstream gradient.
+struct HeadNormBackward<'a, 'g, 'm> {
+    op: &'a HeadNorm,
+    d_out: &'a Tensor,
+    dx: &'a mut Tensor,
+    ctx: &'a mut Backward<'g, 'm>,
+}
+
+impl Kernel for HeadNormBackward<'_, '_, '_> {
+    fn name(&self) -> &'static str {
+        "head_norm_backward"
+    }
+
+    fn cpu(&mut self) {
+        let HeadNormBackward { op, d_out, dx, ctx } = self;
+        let gains = [op.q_weight, op.k_weight].map(|w| shifted(ctx.params.vector(w), op.offset));
+        match (op.qkv.open(), d_out.open(), dx.open_mut()) {
+            (Host::F32(x), Host::F32(d), Host::F32(dx)) => op.run(x, d, dx, &gains, ctx),
+            (Host::Bf16(x), Host::Bf16(d), Host::Bf16(dx)) => op.run(x, d, dx, &gains, ctx),
             _ => unreachable!("activations of one tape have one type"),
         }
-        vec![Some(dx)]
+    }
+}
+
+struct HeadNormForward<'a> {
+    qkv: &'a Tensor,
+    shape: &'a AttentionShape,
+    weights: [&'a Weight; 2],
+    eps: f32,
+    offset: f32,
+    out: &'a mut Tensor,
+    inverse_rms: &'a mut Tensor,
+}
+
+impl Kernel for HeadNormForward<'_> {
+    fn name(&self) -> &'static str {
+        "head_norm"
+    }
+
+    fn cpu(&mut self) {
+        let HeadNormForward { shape, eps, offset, .. } = *self;
+        let gains = self.weights.map(|w| shifted(w.open().to_f32(), offset));
+        let inverse = self.inverse_rms.open_mut().f32s_mut();
+        match (self.qkv.open(), self.out.open_mut()) {
+            (Host::F32(x), Host::F32(out)) => forward_rows(x, shape, &gains, eps, out, inverse),
+            (Host::Bf16(x), Host::Bf16(out)) => forward_rows(x, shape, &gains, eps, out, inverse),
+            _ => unreachable!("activations of one tape have one type"),
+        }
     }
 }
 
@@ -53,7 +100,7 @@ impl HeadNorm {
     ) {
         let AttentionShape { heads, kv_heads, head_dim, .. } = self.shape;
         let (width, normed) = (self.qkv.cols(), heads + kv_heads);
-        let inverse_rms = &self.inverse_rms;
+        let inverse_rms = self.inverse_rms.open().f32s();
         for_rows(dx, width, |t, dx| {
             for h in 0..normed {
                 let at = t * width + h * head_dim..t * width + (h + 1) * head_dim;
@@ -72,11 +119,11 @@ impl HeadNorm {
             if !ctx.params.trains(weight) {
                 continue;
             }
-            let dw = ctx.grads.slot(ctx.params, weight);
+            let dw = ctx.grads.slot(ctx.params, weight).open_mut().f32s_mut();
             for t in 0..self.qkv.rows() {
                 for h in range.clone() {
                     let at = t * width + h * head_dim..t * width + (h + 1) * head_dim;
-                    norm_gain_backward(&x[at.clone()], &d[at], self.inverse_rms[t * normed + h], dw);
+                    norm_gain_backward(&x[at.clone()], &d[at], inverse_rms[t * normed + h], dw);
                 }
             }
         }
@@ -121,14 +168,20 @@ impl Tape<'_> {
         let start = Instant::now();
         let value = qkv.value();
         assert_eq!(value.cols(), shape.qkv_width(), "columns of queries, keys and values");
-        let gains = [q_weight, k_weight].map(|w| shifted(self.params.vector(w), offset));
-        let mut out = Tensor::dirty(value.dtype(), value.rows(), value.cols());
-        let mut inverse_rms = vec![0.0; value.rows() * (shape.heads + shape.kv_heads)];
-        match (&value.data, &mut out.data) {
-            (Data::F32(x), Data::F32(out)) => forward_rows(x, shape, &gains, eps, out, &mut inverse_rms),
-            (Data::Bf16(x), Data::Bf16(out)) => forward_rows(x, shape, &gains, eps, out, &mut inverse_rms),
-            _ => unreachable!("activations of one tape have one type"),
-        }
+        let device = value.device();
+        let mut out = Tensor::dirty(device, value.dtype(), value.rows(), value.cols());
+        let mut inverse_rms = Tensor::dirty(device, Dtype::F32, value.rows(), shape.heads + shape.kv_heads);
+        let weights = [q_weight, k_weight].map(|id| &self.params.get(id).weight);
+        let (to, inverse) = (&mut out, &mut inverse_rms);
+        device.run(&mut HeadNormForward {
+            qkv: value,
+            shape,
+            weights,
+            eps,
+            offset,
+            out: to,
+            inverse_rms: inverse,
+        });
         self.profile.add("head_norm", "forward", start);
         if self.records(&[qkv], self.params.trains(q_weight) || self.params.trains(k_weight)) {
             let op =

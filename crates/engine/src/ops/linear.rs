@@ -16,10 +16,11 @@ use pt_kernels::elem::Elem;
 use pt_kernels::gemm::{Epilogue, Operand, Output, Packed, Part, Right, gemm, pack_left};
 
 use super::{for_columns, for_rows};
+use crate::device::{DeviceRef, Kernel};
 use crate::linear::{Linear, Lora};
 use crate::params::{ParamId, Params};
-use crate::tape::{Backward, Op, Recipe, Tape, Var};
-use crate::tensor::{Tensor, with_elems};
+use crate::tape::{Backward, Mode, Op, Recipe, Tape, Var};
+use crate::tensor::{Dtype, Tensor, with_elems};
 
 struct LinearOp {
     /// The input; empty until backward makes it by the recipe, or where nothing needs it.
@@ -54,8 +55,8 @@ struct SavedLora {
 
 struct SavedDora {
     magnitude: ParamId,
-    /// `c`, `[n_out]`.
-    col_scale: Vec<f32>,
+    /// `c`, `[1, n_out]`.
+    col_scale: Tensor,
     /// The whole group's output, without the residual.
     y: Rc<Tensor>,
 }
@@ -68,7 +69,7 @@ struct Dropout {
 }
 
 impl Dropout {
-    /// Zeroes dropped elements and scales the others by `1 / (1 - p)`.
+    /// Zeroes dropped elements and scales the others by `1 / (1 - p)`; in kernels on the CPU.
     fn apply(&self, tensor: &mut Tensor, row_keys: &[u64]) {
         let cols = tensor.cols();
         let keep = 1.0 / (1.0 - self.probability);
@@ -93,15 +94,35 @@ impl<'m> Op<'m> for LinearOp {
         if let Some(recipe) = self.recipe.take() {
             self.x = Rc::new(recipe.make(ctx.params));
         }
+        let mut kernel = LinearBackward { op: &self, d_out: &d_out, d_x: None, ctx };
+        d_out.device().run(&mut kernel);
+        let d_x = kernel.d_x;
+        if self.has_residual { vec![d_x, Some(d_out)] } else { vec![d_x] }
+    }
+}
+
+/// Gradients of the parameters that train, and of the input where it is wanted.
+struct LinearBackward<'a, 'g, 'm> {
+    op: &'a LinearOp,
+    d_out: &'a Tensor,
+    d_x: Option<Tensor>,
+    ctx: &'a mut Backward<'g, 'm>,
+}
+
+impl Kernel for LinearBackward<'_, '_, '_> {
+    fn name(&self) -> &'static str {
+        "linear_backward"
+    }
+
+    fn cpu(&mut self) {
+        let LinearBackward { op, d_out, ctx, .. } = self;
         let mut d_x_parts = Vec::new();
         let mut d_x_dropped = Vec::new();
-        for layer in &self.layers {
-            let scaled = self.layer_backward(layer, &d_out, ctx, &mut d_x_parts, &mut d_x_dropped);
+        for layer in &op.layers {
+            let scaled = op.layer_backward(layer, d_out, ctx, &mut d_x_parts, &mut d_x_dropped);
             debug_assert!(scaled <= d_out.cols());
         }
-        let d_x = self.x_needs_grad.then(|| self.d_x(&d_x_parts, d_x_dropped, ctx));
-        drop(d_x_parts);
-        if self.has_residual { vec![d_x, Some(d_out)] } else { vec![d_x] }
+        self.d_x = op.x_needs_grad.then(|| op.d_x(&d_x_parts, d_x_dropped, ctx));
     }
 }
 
@@ -124,14 +145,14 @@ impl LinearOp {
         let (n_tokens, precision) = (d_group.rows(), ctx.mode.dtype.precision());
         let (params, n) = (ctx.params, layer.n_out);
         if let Some(bias) = layer.bias.filter(|&id| params.trains(id)) {
-            let db = ctx.grads.slot(params, bias);
+            let db = ctx.grads.slot(params, bias).open_mut().f32s_mut();
             add_column_sums(db, d_group, layer.col);
         }
         let rescaled = layer.lora.as_ref().and_then(|lora| lora.dora.as_ref()).map(|dora| {
             if params.trains(dora.magnitude) {
                 dora.magnitude_backward(layer, d_group, ctx);
             }
-            scaled_columns(d_group, layer.col, &dora.col_scale)
+            scaled_columns(d_group, layer.col, dora.col_scale.open().f32s())
         });
         let (d, col) = rescaled.as_ref().map_or((d_group, layer.col), |d| (d, 0));
         let d_rows = Operand::k_inner(d.values_from(col), d.cols());
@@ -142,7 +163,7 @@ impl LinearOp {
         let mut accumulate = |left: &Packed, id: ParamId, right: &Tensor, rows: usize| {
             let part = Part { a: left, b: Right::Operand(Operand::k_outer(right.values(), right.cols())) };
             let (sums, accumulate) = ctx.grads.product_slot(params, id);
-            let out = Output::F32(sums, right.cols());
+            let out = Output::F32(sums.open_mut().f32s_mut(), right.cols());
             let epilogue = Epilogue { accumulate, ..Default::default() };
             gemm(rows, right.cols(), &[part], out, epilogue, precision);
         };
@@ -156,8 +177,8 @@ impl LinearOp {
                 accumulate(left, lora.b, &lora.h, n);
             }
             // g = s dy B
-            let mut g = Tensor::dirty(ctx.mode.dtype, n_tokens, lora.rank);
-            let b = Operand::k_outer(params.get(lora.b).weight.values(), lora.rank);
+            let mut g = Tensor::dirty(DeviceRef::cpu(), ctx.mode.dtype, n_tokens, lora.rank);
+            let b = Operand::k_outer(params.get(lora.b).weight.open().values(), lora.rank);
             let epilogue = Epilogue { scale: Some(lora.scale), ..Default::default() };
             let part = Part { a: left, b: Right::Operand(b) };
             gemm(n_tokens, lora.rank, &[part], g.output_from(0), epilogue, precision);
@@ -167,7 +188,7 @@ impl LinearOp {
                 match lora.dropout {
                     None => accumulate(&left, lora.a, &self.x, lora.rank),
                     Some(dropout) => {
-                        let mut seen = (*self.x).clone();
+                        let mut seen = self.x.copy_open();
                         dropout.apply(&mut seen, ctx.batch.row_keys());
                         accumulate(&left, lora.a, &seen, lora.rank);
                     }
@@ -201,11 +222,11 @@ impl LinearOp {
     /// `sum of left_i W_i`, `[T, n_in]`.
     fn product(&self, parts: &[DxPart], ctx: &Backward<'_, '_>) -> Tensor {
         let (n_tokens, n_in) = (self.n_tokens, self.n_in);
-        let mut out = Tensor::dirty(ctx.mode.dtype, n_tokens, n_in);
+        let mut out = Tensor::dirty(ctx.params.device(), ctx.mode.dtype, n_tokens, n_in);
         let parts: Vec<Part<'_>> = parts
             .iter()
             .map(|part| {
-                let weight = Operand::k_outer(ctx.params.get(part.weight).weight.values(), n_in);
+                let weight = Operand::k_outer(ctx.params.get(part.weight).weight.open().values(), n_in);
                 Part { a: &part.left, b: Right::Operand(weight) }
             })
             .collect();
@@ -220,9 +241,9 @@ impl SavedDora {
     fn magnitude_backward(&self, layer: &Saved, d: &Tensor, ctx: &mut Backward<'_, '_>) {
         let magnitude = ctx.params.vector(self.magnitude);
         let bias = layer.bias.map_or_else(|| vec![0.0; layer.n_out], |id| ctx.params.vector(id));
-        let dm = ctx.grads.slot(ctx.params, self.magnitude);
+        let dm = ctx.grads.slot(ctx.params, self.magnitude).open_mut().f32s_mut();
         for t in 0..d.rows() {
-            let (dy, y) = (d.row_to_f32(t), self.y.row_to_f32(t));
+            let (dy, y) = (d.read_row(t), self.y.read_row(t));
             for n in 0..layer.n_out {
                 dm[n] += dy[layer.col + n] * (y[layer.col + n] - bias[n]) / magnitude[n];
             }
@@ -245,7 +266,7 @@ fn add_column_sums(sums: &mut [f32], d: &Tensor, col: usize) {
 fn scaled_columns(d: &Tensor, col: usize, scale: &[f32]) -> Tensor {
     let mut values = Vec::with_capacity(d.rows() * scale.len());
     for t in 0..d.rows() {
-        values.extend(d.row_to_f32(t)[col..].iter().zip(scale).map(|(v, s)| v * s));
+        values.extend(d.read_row(t)[col..].iter().zip(scale).map(|(v, s)| v * s));
     }
     Tensor::from_f32(&values, d.rows(), scale.len(), d.dtype())
 }
@@ -254,15 +275,16 @@ fn scaled_columns(d: &Tensor, col: usize, scale: &[f32]) -> Tensor {
 fn dora_scale(params: &Params, layer: &Linear, lora: &Lora, magnitude: ParamId) -> Vec<f32> {
     let precision = pt_kernels::gemm::Precision::F32;
     let (n, k) = (layer.n_out, layer.n_in);
-    let mut merged = params.get(layer.weight).weight.to_f32();
-    let scaled_b: Vec<f32> = params.get(lora.b).weight.to_f32().iter().map(|b| b * lora.scale).collect();
+    let mut merged = params.vector(layer.weight);
+    let scaled_b: Vec<f32> = params.vector(lora.b).iter().map(|b| b * lora.scale).collect();
     let left = pack_left(
         &Operand::k_inner(pt_kernels::gemm::Values::F32(&scaled_b), lora.rank),
         n,
         lora.rank,
         precision,
     );
-    let part = Part { a: &left, b: Right::Operand(Operand::k_outer(params.get(lora.a).weight.values(), k)) };
+    let part =
+        Part { a: &left, b: Right::Operand(Operand::k_outer(params.get(lora.a).weight.open().values(), k)) };
     let epilogue = Epilogue { accumulate: true, ..Default::default() };
     gemm(n, k, &[part], Output::F32(&mut merged, k), epilogue, precision);
     let norm = |row: &[f32]| row.iter().map(|w| f64::from(*w) * f64::from(*w)).sum::<f64>().sqrt();
@@ -284,39 +306,25 @@ impl<'m> Tape<'m> {
         assert!(residual.is_none() || layers.len() == 1, "a residual belongs to a single layer");
         let width: usize = layers.iter().map(|layer| layer.n_out).sum();
         let (n_tokens, n_in, dtype) = (x.value().rows(), x.value().cols(), self.mode.dtype);
-        let precision = dtype.precision();
-        let left = pack_left(&Operand::k_inner(x.value().values(), n_in), n_tokens, n_in, precision);
-        let mut out = Tensor::dirty(dtype, n_tokens, width);
         // DoRA's magnitude needs the output without the residual, so there the residual is added afterwards.
         let adapters = self.mode.adapters;
-        let lora_of = |layer: &'_ Linear| layer.lora.clone().filter(|_| adapters);
-        let has_dora = layers.iter().any(|layer| lora_of(layer).is_some_and(|l| l.magnitude.is_some()));
+        let has_dora =
+            adapters && layers.iter().filter_map(|l| l.lora.as_ref()).any(|l| l.magnitude.is_some());
         let (fused, added) = if has_dora { (None, residual) } else { (residual, None) };
-        let mut saved = Vec::with_capacity(layers.len());
-        let mut col = 0;
-        for layer in layers {
-            assert_eq!(layer.n_in, n_in, "{} takes {} inputs", layer.name, layer.n_in);
-            let lora = lora_of(layer).map(|lora| self.lora_forward(x.value(), &left, layer, &lora));
-            let left_h = lora.as_ref().map(|saved| {
-                pack_left(&Operand::k_inner(saved.h.values(), saved.rank), n_tokens, saved.rank, precision)
-            });
-            let weight = Operand::k_inner(self.params.get(layer.weight).weight.values(), n_in);
-            let mut parts = vec![Part { a: &left, b: Right::Operand(weight) }];
-            if let (Some(lora), Some(left_h)) = (&lora, &left_h) {
-                let b = Operand::k_inner(self.params.get(lora.b).weight.values(), lora.rank);
-                parts.push(Part { a: left_h, b: Right::Operand(b) });
-            }
-            let bias = layer.bias.map(|id| self.params.vector(id));
-            let epilogue = Epilogue {
-                bias: bias.as_deref(),
-                residual: fused.map(|r| r.value().as_residual()),
-                col_scale: lora.as_ref().and_then(|l| l.dora.as_ref()).map(|dora| dora.col_scale.as_slice()),
-                ..Default::default()
-            };
-            gemm(n_tokens, layer.n_out, &parts, out.output_from(col), epilogue, precision);
-            saved.push(Saved { weight: layer.weight, bias: layer.bias, n_out: layer.n_out, col, lora });
-            col += layer.n_out;
-        }
+        let device = x.value().device();
+        let mut out = Tensor::dirty(device, dtype, n_tokens, width);
+        let mut forward = LinearForward {
+            x: x.value(),
+            layers,
+            residual: fused.map(Var::value),
+            params: self.params,
+            row_keys: self.batch.row_keys(),
+            mode: self.mode,
+            out: &mut out,
+            saved: Vec::with_capacity(layers.len()),
+        };
+        device.run(&mut forward);
+        let mut saved = forward.saved;
         let y = Rc::new(out);
         let out = added.map_or_else(
             || y.clone(),
@@ -353,7 +361,7 @@ impl<'m> Tape<'m> {
     /// input that is cheaply made again is not kept; adapters leave room for it.
     fn keep_input(&self, x: &Var, layers: &[&Linear]) -> (Rc<Tensor>, Option<Recipe>) {
         let trains = |id: ParamId| self.params.trains(id);
-        let none = || Rc::new(Tensor::zeros(self.mode.dtype, 0, 0));
+        let none = || Rc::new(Tensor::zeros(x.value().device(), self.mode.dtype, 0, 0));
         if layers.iter().any(|layer| trains(layer.weight)) && x.recipe.is_some() {
             return (none(), x.recipe.clone());
         }
@@ -366,29 +374,82 @@ impl<'m> Tape<'m> {
         let lora = layer.lora.iter().flat_map(|lora| [Some(lora.a), Some(lora.b), lora.magnitude]);
         [Some(layer.weight), layer.bias].into_iter().chain(lora).flatten().any(|id| self.params.trains(id))
     }
+}
 
+/// The outputs, and of adapters what backward needs.
+struct LinearForward<'a> {
+    x: &'a Tensor,
+    layers: &'a [&'a Linear],
+    residual: Option<&'a Tensor>,
+    params: &'a Params,
+    row_keys: &'a [u64],
+    mode: Mode,
+    out: &'a mut Tensor,
+    saved: Vec<Saved>,
+}
+
+impl Kernel for LinearForward<'_> {
+    fn name(&self) -> &'static str {
+        "linear"
+    }
+
+    fn cpu(&mut self) {
+        let (n_tokens, n_in, precision) = (self.x.rows(), self.x.cols(), self.mode.dtype.precision());
+        let left = pack_left(&Operand::k_inner(self.x.values(), n_in), n_tokens, n_in, precision);
+        let mut col = 0;
+        for layer in self.layers {
+            assert_eq!(layer.n_in, n_in, "{} takes {} inputs", layer.name, layer.n_in);
+            let adapter = layer.lora.as_ref().filter(|_| self.mode.adapters);
+            let lora = adapter.map(|lora| self.lora_forward(&left, layer, lora));
+            let left_h = lora.as_ref().map(|saved| {
+                pack_left(&Operand::k_inner(saved.h.values(), saved.rank), n_tokens, saved.rank, precision)
+            });
+            let weight = Operand::k_inner(self.params.get(layer.weight).weight.open().values(), n_in);
+            let mut parts = vec![Part { a: &left, b: Right::Operand(weight) }];
+            if let (Some(lora), Some(left_h)) = (&lora, &left_h) {
+                let b = Operand::k_inner(self.params.get(lora.b).weight.open().values(), lora.rank);
+                parts.push(Part { a: left_h, b: Right::Operand(b) });
+            }
+            let bias = layer.bias.map(|id| self.params.vector(id));
+            let dora = lora.as_ref().and_then(|lora| lora.dora.as_ref());
+            let epilogue = Epilogue {
+                bias: bias.as_deref(),
+                residual: self.residual.map(Tensor::as_residual),
+                col_scale: dora.map(|dora| dora.col_scale.open().f32s()),
+                ..Default::default()
+            };
+            gemm(n_tokens, layer.n_out, &parts, self.out.output_from(col), epilogue, precision);
+            self.saved.push(Saved { weight: layer.weight, bias: layer.bias, n_out: layer.n_out, col, lora });
+            col += layer.n_out;
+        }
+    }
+}
+
+impl LinearForward<'_> {
     /// `h = s x A^T`, of the input the adapter sees.
-    fn lora_forward(&self, x: &Tensor, left: &Packed, layer: &Linear, lora: &Lora) -> SavedLora {
-        let (n_tokens, n_in, precision) = (x.rows(), x.cols(), self.mode.dtype.precision());
+    fn lora_forward(&self, left: &Packed, layer: &Linear, lora: &Lora) -> SavedLora {
+        let (x, device, dtype) = (self.x, self.x.device(), self.mode.dtype);
+        let (n_tokens, n_in, precision) = (x.rows(), x.cols(), dtype.precision());
         let dropout = self
             .mode
             .dropout_seed
             .filter(|_| lora.dropout > 0.0)
             .map(|seed| Dropout { stream: Stream::new(seed, &layer.name), probability: lora.dropout });
         let seen = dropout.map(|dropout| {
-            let mut seen = x.clone();
-            dropout.apply(&mut seen, self.batch.row_keys());
+            let mut seen = x.copy_open();
+            dropout.apply(&mut seen, self.row_keys);
             pack_left(&Operand::k_inner(seen.values(), n_in), n_tokens, n_in, precision)
         });
-        let a = Operand::k_inner(self.params.get(lora.a).weight.values(), n_in);
+        let a = Operand::k_inner(self.params.get(lora.a).weight.open().values(), n_in);
         let part = Part { a: seen.as_ref().unwrap_or(left), b: Right::Operand(a) };
-        let mut h = Tensor::dirty(self.mode.dtype, n_tokens, lora.rank);
+        let mut h = Tensor::dirty(device, dtype, n_tokens, lora.rank);
         let epilogue = Epilogue { scale: Some(lora.scale), ..Default::default() };
         gemm(n_tokens, lora.rank, &[part], h.output_from(0), epilogue, precision);
-        let dora = lora.magnitude.map(|magnitude| SavedDora {
-            magnitude,
-            col_scale: dora_scale(self.params, layer, lora, magnitude),
-            y: Rc::new(Tensor::zeros(self.mode.dtype, 0, 0)),
+        let dora = lora.magnitude.map(|magnitude| {
+            let mut col_scale = Tensor::dirty(device, Dtype::F32, 1, layer.n_out);
+            let scale = dora_scale(self.params, layer, lora, magnitude);
+            col_scale.open_mut().f32s_mut().copy_from_slice(&scale);
+            SavedDora { magnitude, col_scale, y: Rc::new(Tensor::zeros(device, dtype, 0, 0)) }
         });
         SavedLora { a: lora.a, b: lora.b, rank: lora.rank, scale: lora.scale, h, dropout, dora }
     }

@@ -30,15 +30,16 @@ use std::time::Instant;
 
 use pt_kernels::buffer::Buffer;
 use pt_kernels::elem::Elem;
-use pt_kernels::gemm::{Operand, Part, Right, gemm_mapped, pack_left};
+use pt_kernels::gemm::{Operand, Part, Precision, Right, gemm_mapped, pack_left};
 use pt_kernels::math::tanh;
 use rayon::prelude::*;
 
 use self::head::{Gradients, Head, Upstream};
 use self::stats::{CHUNK_COLS, RowStats};
-use crate::params::{Grads, Param, ParamId};
+use crate::device::{Host, Kernel};
+use crate::params::{Grads, Param, ParamId, Params};
 use crate::tape::{Backward, Op, Seed, Tape, Var};
-use crate::tensor::{Data, Dtype, Tensor};
+use crate::tensor::{Dtype, Tensor};
 
 /// Columns of the result: see [`Logprobs`].
 pub(super) const RESULT_COLS: usize = 6;
@@ -113,7 +114,11 @@ pub struct Logprobs {
 impl Logprobs {
     /// Reads the value of [`Tape::linear_logprob`].
     pub fn of(var: &Var) -> Logprobs {
-        let values = var.value().to_f32();
+        Logprobs::of_table(var.value())
+    }
+
+    fn of_table(table: &Tensor) -> Logprobs {
+        let values = table.to_f32();
         let column = |c: usize| values.iter().skip(c).step_by(RESULT_COLS).copied().collect::<Vec<f32>>();
         Logprobs {
             logp: column(0),
@@ -133,17 +138,6 @@ impl Logprobs {
         self.mean_logp.extend(more.mean_logp);
         self.correct.extend(more.correct);
         self.log_collision.extend(more.log_collision);
-    }
-
-    fn of_rows(rows: &[RowLogprob]) -> Logprobs {
-        Logprobs {
-            logp: rows.iter().map(|row| row.logp).collect(),
-            entropy: rows.iter().map(|row| row.entropy).collect(),
-            logsumexp: rows.iter().map(|row| row.logsumexp).collect(),
-            mean_logp: rows.iter().map(|row| row.mean_logp).collect(),
-            correct: rows.iter().map(|row| row.correct).collect(),
-            log_collision: rows.iter().map(|row| row.log_collision).collect(),
-        }
     }
 
     /// Log-probability and statistics of `target` under a row of [`Tape::logits`]: the same bits that
@@ -175,7 +169,8 @@ impl Logprobs {
             }
             assert!(source.is_none_or(|s| s.len() == n), "one gradient per row");
         }
-        Seed { var: var.clone(), grad: Tensor::from_f32(&values, n, RESULT_COLS, Dtype::F32) }
+        let grad = Tensor::from_f32(&values, n, RESULT_COLS, Dtype::F32).to_device(var.value().device());
+        Seed { var: var.clone(), grad }
     }
 }
 
@@ -214,14 +209,14 @@ struct LinearLogprob {
     head: ParamId,
     rows: Vec<u32>,
     targets: Vec<u32>,
-    entropy: Vec<f32>,
-    logsumexp: Vec<f32>,
-    /// d logit / d product at each row's target.
-    target_slope: Vec<f32>,
+    /// `[n, RESULT_COLS]`.
+    result: Rc<Tensor>,
+    /// The logit of each row's target, `[n, 1]`.
+    target_logits: Tensor,
     options: LogprobOptions,
     hidden_needs_grad: bool,
     /// `d logp / d hidden` of the selected rows, where the head is frozen.
-    unit: Option<Buffer<f32>>,
+    unit: Option<Tensor>,
 }
 
 impl<'m> Op<'m> for LinearLogprob {
@@ -230,39 +225,88 @@ impl<'m> Op<'m> for LinearLogprob {
     }
 
     fn backward(self: Box<Self>, d_out: Tensor, ctx: &mut Backward<'_, 'm>) -> Vec<Option<Tensor>> {
-        let d_out = d_out.to_f32();
+        let mut kernel = LogprobBackward { op: *self, d_out: &d_out, d_hidden: None, ctx };
+        d_out.device().run(&mut kernel);
+        vec![kernel.d_hidden]
+    }
+}
+
+/// Statistics of the selected rows.
+struct LogprobForward<'a> {
+    head: Head<'a>,
+    selected: &'a Tensor,
+    targets: &'a [u32],
+    result: &'a mut Tensor,
+    target_logits: &'a mut Tensor,
+    wants_unit: bool,
+    unit: Option<Tensor>,
+}
+
+impl Kernel for LogprobForward<'_> {
+    fn name(&self) -> &'static str {
+        "linear_logprob"
+    }
+
+    fn cpu(&mut self) {
+        let width = self.selected.cols();
+        let scored = self.head.score(self.selected, self.targets, self.wants_unit);
+        write_table(&scored.rows, self.result);
+        self.target_logits.open_mut().f32s_mut().copy_from_slice(&scored.target_logits);
+        self.unit = scored.unit.map(|unit| {
+            let host = Host::F32(unit);
+            Tensor::of_host(self.selected.device(), host, self.targets.len(), width)
+        });
+    }
+}
+
+struct LogprobBackward<'a, 'g, 'm> {
+    op: LinearLogprob,
+    d_out: &'a Tensor,
+    d_hidden: Option<Tensor>,
+    ctx: &'a mut Backward<'g, 'm>,
+}
+
+impl Kernel for LogprobBackward<'_, '_, '_> {
+    fn name(&self) -> &'static str {
+        "linear_logprob_backward"
+    }
+
+    fn cpu(&mut self) {
+        let d_out = self.d_out.read();
         let only_logp = d_out.chunks_exact(RESULT_COLS).all(|d| d[1] == 0.0 && d[3] == 0.0);
-        let d_selected = match self.unit {
-            Some(mut unit) if only_logp => {
+        let mut unit = self.op.unit.take().filter(|_| only_logp);
+        let op = &self.op;
+        self.d_hidden = match &mut unit {
+            Some(unit) => {
+                let unit = unit.open_mut().f32s_mut();
                 let rows =
-                    unit.par_chunks_exact_mut(self.selected.cols()).zip(d_out.par_chunks_exact(RESULT_COLS));
+                    unit.par_chunks_exact_mut(op.selected.cols()).zip(d_out.par_chunks_exact(RESULT_COLS));
                 rows.with_min_len(16).for_each(|(row, d)| row.iter_mut().for_each(|v| *v *= d[0]));
-                unit
+                op.scatter(unit)
             }
-            _ => self.recompute(&d_out, ctx),
+            None => op.scatter(&op.recompute(&d_out, self.ctx)),
         };
-        vec![
-            self.hidden_needs_grad
-                .then(|| scatter(&d_selected, &self.rows, self.hidden_rows, &self.selected)),
-        ]
     }
 }
 
 impl LinearLogprob {
+    fn scatter(&self, d_selected: &[f32]) -> Option<Tensor> {
+        self.hidden_needs_grad.then(|| scatter(d_selected, &self.rows, self.hidden_rows, &self.selected))
+    }
+
     /// Gradients from logits that are computed again; returns that of the selected rows.
     fn recompute(&self, d_out: &[f32], ctx: &mut Backward<'_, '_>) -> Buffer<f32> {
         let len = self.selected.rows() * self.selected.cols();
         let mut hidden = Buffer::<f32>::zeroed(if self.hidden_needs_grad { len } else { 0 });
-        let trains = ctx.params.trains(self.head);
-        let (head, accumulate) =
-            if trains { ctx.grads.product_slot(ctx.params, self.head) } else { (&mut [][..], false) };
+        let (head, accumulate) = head_gradient(ctx.grads, ctx.params, self.head);
         let into = Gradients { hidden: &mut hidden, head, accumulate };
-        let upstream = Upstream {
-            d_out,
-            entropy: &self.entropy,
-            logsumexp: &self.logsumexp,
-            target_slope: &self.target_slope,
-        };
+        let result = self.result.open().f32s();
+        let column = |c: usize| result.iter().skip(c).step_by(RESULT_COLS).copied().collect::<Vec<f32>>();
+        let (entropy, logsumexp) = (column(1), column(2));
+        let target_logits = self.target_logits.open().f32s();
+        let target_slope: Vec<f32> = target_logits.iter().map(|&x| self.options.slope(x)).collect();
+        let upstream =
+            Upstream { d_out, entropy: &entropy, logsumexp: &logsumexp, target_slope: &target_slope };
         let param = ctx.params.get(self.head);
         let head = Head { param, options: &self.options, dtype: ctx.mode.dtype };
         head.gradients(&self.selected, &self.targets, &upstream, into);
@@ -270,10 +314,81 @@ impl LinearLogprob {
     }
 }
 
-/// Gradients of the selected rows at their places among all rows.
+/// Where the head's gradient goes, and whether it is added to; nothing where the head is frozen. For kernels on the CPU.
+pub(super) fn head_gradient<'g>(
+    grads: &'g mut Grads,
+    params: &Params,
+    head: ParamId,
+) -> (&'g mut [f32], bool) {
+    if !params.trains(head) {
+        return (&mut [][..], false);
+    }
+    let (sums, holds) = grads.product_slot(params, head);
+    (sums.open_mut().f32s_mut(), holds)
+}
+
+/// Scores and differentiates in one pass.
+struct LogprobStep<'a> {
+    head: Head<'a>,
+    id: ParamId,
+    hidden: &'a Tensor,
+    rows: &'a [u32],
+    selected: &'a Tensor,
+    targets: &'a [u32],
+    d_logp: &'a Tensor,
+    result: &'a mut Tensor,
+    hidden_needs_grad: bool,
+    d_hidden: Option<Tensor>,
+    params: &'a Params,
+    grads: &'a mut Grads,
+}
+
+impl Kernel for LogprobStep<'_> {
+    fn name(&self) -> &'static str {
+        "linear_logprob_step"
+    }
+
+    fn cpu(&mut self) {
+        let (n, width) = (self.selected.rows(), self.selected.cols());
+        let mut d_selected = Buffer::<f32>::zeroed(if self.hidden_needs_grad { n * width } else { 0 });
+        let (head, accumulate) = head_gradient(self.grads, self.params, self.id);
+        let into = Gradients { hidden: &mut d_selected, head, accumulate };
+        let d_logp = self.d_logp.open().f32s();
+        let scored = self.head.step(self.selected, self.targets, d_logp, into);
+        write_table(&scored.rows, self.result);
+        let d_hidden = || scatter(&d_selected, self.rows, self.hidden.rows(), self.selected);
+        self.d_hidden = self.hidden_needs_grad.then(d_hidden);
+    }
+}
+
+/// The logits of the selected rows.
+struct Logits<'a> {
+    selected: &'a Tensor,
+    param: &'a Param,
+    options: &'a LogprobOptions,
+    precision: Precision,
+    out: &'a mut Tensor,
+}
+
+impl Kernel for Logits<'_> {
+    fn name(&self) -> &'static str {
+        "logits"
+    }
+
+    fn cpu(&mut self) {
+        let (n, width, vocabulary) = (self.selected.rows(), self.selected.cols(), self.param.shape[0]);
+        let left = pack_left(&Operand::k_inner(self.selected.values(), width), n, width, self.precision);
+        let weight = Operand::k_inner(self.param.weight.open().values(), width);
+        let part = Part { a: &left, b: Right::Operand(weight) };
+        let map = |_: usize, _: usize, products: &mut [f32]| to_logits(products, self.options);
+        gemm_mapped(n, vocabulary, &[part], self.out.output_from(0), self.precision, &map);
+    }
+}
+
+/// Gradients of the selected rows at their places among all rows. For kernels on the CPU.
 pub(super) fn scatter(d_selected: &[f32], rows: &[u32], n_rows: usize, selected: &Tensor) -> Tensor {
     let width = selected.cols();
-    let mut d_hidden = Tensor::zeros(selected.dtype(), n_rows, width);
+    let mut d_hidden = Tensor::zeros(selected.device(), selected.dtype(), n_rows, width);
     crate::tensor::with_elems!(mut d_hidden, |values| {
         for (&row, d) in rows.iter().zip(d_selected.chunks_exact(width)) {
             let target = &mut values[row as usize * width..(row as usize + 1) * width];
@@ -293,14 +408,31 @@ pt_kernels::kernel! {
 
 /// The rows of `hidden` with the given indices.
 pub(super) fn select_rows(hidden: &Tensor, rows: &[u32]) -> Tensor {
-    let width = hidden.cols();
-    let mut selected = Tensor::dirty(hidden.dtype(), rows.len(), width);
-    match (&hidden.data, &mut selected.data) {
-        (Data::F32(from), Data::F32(to)) => copy_rows(from, to, rows, width),
-        (Data::Bf16(from), Data::Bf16(to)) => copy_rows(from, to, rows, width),
-        _ => unreachable!("the selection has the type of its source"),
-    }
+    let device = hidden.device();
+    let mut selected = Tensor::dirty(device, hidden.dtype(), rows.len(), hidden.cols());
+    device.run(&mut SelectRows { hidden, rows, selected: &mut selected });
     selected
+}
+
+struct SelectRows<'a> {
+    hidden: &'a Tensor,
+    rows: &'a [u32],
+    selected: &'a mut Tensor,
+}
+
+impl Kernel for SelectRows<'_> {
+    fn name(&self) -> &'static str {
+        "select_rows"
+    }
+
+    fn cpu(&mut self) {
+        let width = self.hidden.cols();
+        match (self.hidden.open(), self.selected.open_mut()) {
+            (Host::F32(from), Host::F32(to)) => copy_rows(from, to, self.rows, width),
+            (Host::Bf16(from), Host::Bf16(to)) => copy_rows(from, to, self.rows, width),
+            _ => unreachable!("the selection has the type of its source"),
+        }
+    }
 }
 
 fn copy_rows<E: Elem>(from: &[E], to: &mut [E], rows: &[u32], width: usize) {
@@ -317,16 +449,13 @@ fn check_targets(rows: &[u32], targets: &[u32], param: &Param) {
     }
 }
 
-/// The value of [`Tape::linear_logprob`], `[n, RESULT_COLS]`.
-fn table(rows: &[RowLogprob]) -> Tensor {
-    let values: Vec<f32> = rows
-        .iter()
-        .flat_map(|row| {
-            let correct = f32::from(u8::from(row.correct));
-            [row.logp, row.entropy, row.logsumexp, row.mean_logp, correct, row.log_collision]
-        })
-        .collect();
-    Tensor::from_f32(&values, rows.len(), RESULT_COLS, Dtype::F32)
+/// Writes the value of [`Tape::linear_logprob`], `[n, RESULT_COLS]`.
+fn write_table(rows: &[RowLogprob], table: &mut Tensor) {
+    for (row, out) in rows.iter().zip(table.open_mut().f32s_mut().chunks_exact_mut(RESULT_COLS)) {
+        let correct = f32::from(u8::from(row.correct));
+        let values = [row.logp, row.entropy, row.logsumexp, row.mean_logp, correct, row.log_collision];
+        out.copy_from_slice(&values);
+    }
 }
 
 impl Tape<'_> {
@@ -348,27 +477,38 @@ impl Tape<'_> {
         check_targets(rows, targets, param);
         let selected = select_rows(hidden.value(), rows);
         let recorded = self.records(&[hidden], param.trainable);
-        let scoring = Head { param, options, dtype: self.mode.dtype };
-        let scored = scoring.score(&selected, targets, recorded && !param.trainable);
-        let out = table(&scored.rows);
+        let (device, n) = (self.params.device(), rows.len());
+        let mut result = Tensor::dirty(device, Dtype::F32, n, RESULT_COLS);
+        let mut target_logits = Tensor::dirty(device, Dtype::F32, n, 1);
+        let mut kernel = LogprobForward {
+            head: Head { param, options, dtype: self.mode.dtype },
+            selected: &selected,
+            targets,
+            result: &mut result,
+            target_logits: &mut target_logits,
+            wants_unit: recorded && !param.trainable,
+            unit: None,
+        };
+        device.run(&mut kernel);
+        let unit = kernel.unit;
         self.profile.add("linear_logprob", "forward", start);
         if !recorded {
-            return self.constant(out);
+            return self.constant(result);
         }
+        let result = Rc::new(result);
         let op = LinearLogprob {
             selected,
             hidden_rows: hidden.value().rows(),
             head,
             rows: rows.to_vec(),
             targets: targets.to_vec(),
-            entropy: scored.rows.iter().map(|row| row.entropy).collect(),
-            logsumexp: scored.rows.iter().map(|row| row.logsumexp).collect(),
-            target_slope: scored.target_logits.iter().map(|&x| options.slope(x)).collect(),
+            result: result.clone(),
+            target_logits,
             options: *options,
             hidden_needs_grad: hidden.node.is_some(),
-            unit: scored.unit,
+            unit,
         };
-        self.push(op, &[hidden], Rc::new(out))
+        self.push(op, &[hidden], result)
     }
 
     /// As [`Tape::linear_logprob`] followed by its backward pass, for an upstream gradient `d_logp` (one per row) that is
@@ -392,33 +532,37 @@ impl Tape<'_> {
         check_targets(rows, targets, param);
         assert_eq!(rows.len(), d_logp.len(), "one gradient per row");
         let selected = select_rows(hidden.value(), rows);
-        let needs_grad = hidden.needs_grad();
-        let mut d_selected = Buffer::<f32>::zeroed(if needs_grad { rows.len() * selected.cols() } else { 0 });
-        let (sums, accumulate) =
-            if param.trainable { grads.product_slot(self.params, head) } else { (&mut [][..], false) };
-        let into = Gradients { hidden: &mut d_selected, head: sums, accumulate };
-        let scoring = Head { param, options, dtype: self.mode.dtype };
-        let scored = scoring.step(&selected, targets, d_logp, into);
-        let seed = needs_grad.then(|| {
-            let grad = scatter(&d_selected, rows, hidden.value().rows(), &selected);
-            Seed { var: hidden.clone(), grad }
-        });
+        let device = self.params.device();
+        let d_logp = Tensor::from_f32(d_logp, rows.len(), 1, Dtype::F32).to_device(device);
+        let mut result = Tensor::dirty(device, Dtype::F32, rows.len(), RESULT_COLS);
+        let mut kernel = LogprobStep {
+            head: Head { param, options, dtype: self.mode.dtype },
+            id: head,
+            hidden: hidden.value(),
+            rows,
+            selected: &selected,
+            targets,
+            d_logp: &d_logp,
+            result: &mut result,
+            hidden_needs_grad: hidden.needs_grad(),
+            d_hidden: None,
+            params: self.params,
+            grads,
+        };
+        device.run(&mut kernel);
+        let seed = kernel.d_hidden.map(|grad| Seed { var: hidden.clone(), grad });
         self.profile.add("linear_logprob", "step", start);
-        (Logprobs::of_rows(&scored.rows), seed)
+        (Logprobs::of_table(&result), seed)
     }
 
     /// The logits of the given rows, `[rows.len(), vocabulary]` in `f32`: for sampling, where they are needed whole.
     pub fn logits(&mut self, hidden: &Var, head: ParamId, rows: &[u32], options: &LogprobOptions) -> Tensor {
         let start = Instant::now();
         let param = self.params.get(head);
-        let (vocabulary, width) = (param.shape[0], param.shape[1]);
-        let precision = self.mode.dtype.precision();
+        let (device, precision) = (self.params.device(), self.mode.dtype.precision());
         let selected = select_rows(hidden.value(), rows);
-        let left = pack_left(&Operand::k_inner(selected.values(), width), rows.len(), width, precision);
-        let mut out = Tensor::dirty(Dtype::F32, rows.len(), vocabulary);
-        let part = Part { a: &left, b: Right::Operand(Operand::k_inner(param.weight.values(), width)) };
-        let map = |_: usize, _: usize, products: &mut [f32]| to_logits(products, options);
-        gemm_mapped(rows.len(), vocabulary, &[part], out.output_from(0), precision, &map);
+        let mut out = Tensor::dirty(device, Dtype::F32, rows.len(), param.shape[0]);
+        device.run(&mut Logits { selected: &selected, param, options, precision, out: &mut out });
         self.profile.add("logits", "forward", start);
         out
     }
@@ -540,7 +684,7 @@ mod tests {
             let node = seed.var.node.expect("recorded");
             let hidden = tape.run_backward(vec![(node, seed.grad)], &mut grads, &mut Default::default());
             let mut all: Vec<Vec<f32>> = hidden.into_iter().flatten().map(|g| g.to_f32()).collect();
-            all.extend(grads.get(*head).map(<[f32]>::to_vec));
+            all.extend(grads.get(*head).map(crate::Array::to_f32));
             (logprobs, all)
         })
     }

@@ -14,13 +14,15 @@ use pt_kernels::math::{LANES, fold_lanes};
 use rayon::prelude::*;
 
 use super::{for_columns, for_rows};
-use crate::params::{ParamId, Params};
+use crate::device::{Host, Kernel};
+use crate::params::{ParamId, Params, Weight};
 use crate::tape::{Backward, Op, Recipe, Tape, Var};
-use crate::tensor::{Data, Tensor};
+use crate::tensor::{Dtype, Tensor};
 
 struct RmsNorm {
     x: Rc<Tensor>,
-    inverse_rms: Vec<f32>,
+    /// `[T, 1]`.
+    inverse_rms: Tensor,
     weight: ParamId,
     offset: f32,
     has_residual: bool,
@@ -32,27 +34,46 @@ impl<'m> Op<'m> for RmsNorm {
     }
 
     fn backward(self: Box<Self>, d_out: Tensor, ctx: &mut Backward<'_, 'm>) -> Vec<Option<Tensor>> {
-        let gain = shifted(ctx.params.vector(self.weight), self.offset);
-        let mut dx = Tensor::dirty(d_out.dtype(), d_out.rows(), d_out.cols());
-        match (&self.x.data, &d_out.data, &mut dx.data) {
-            (Data::F32(x), Data::F32(d), Data::F32(dx)) => self.run(x, d, dx, &gain, ctx),
-            (Data::Bf16(x), Data::Bf16(d), Data::Bf16(dx)) => self.run(x, d, dx, &gain, ctx),
+        let device = d_out.device();
+        let mut dx = Tensor::dirty(device, d_out.dtype(), d_out.rows(), d_out.cols());
+        device.run(&mut RmsNormBackward { op: &self, d_out: &d_out, dx: &mut dx, ctx });
+        if self.has_residual { vec![Some(dx), Some(d_out)] } else { vec![Some(dx)] }
+    }
+}
+
+struct RmsNormBackward<'a, 'g, 'm> {
+    op: &'a RmsNorm,
+    d_out: &'a Tensor,
+    dx: &'a mut Tensor,
+    ctx: &'a mut Backward<'g, 'm>,
+}
+
+impl Kernel for RmsNormBackward<'_, '_, '_> {
+    fn name(&self) -> &'static str {
+        "rms_norm_backward"
+    }
+
+    fn cpu(&mut self) {
+        let RmsNormBackward { op, d_out, dx, ctx } = self;
+        let gain = shifted(ctx.params.vector(op.weight), op.offset);
+        match (op.x.open(), d_out.open(), dx.open_mut()) {
+            (Host::F32(x), Host::F32(d), Host::F32(dx)) => op.run(x, d, dx, &gain, ctx),
+            (Host::Bf16(x), Host::Bf16(d), Host::Bf16(dx)) => op.run(x, d, dx, &gain, ctx),
             _ => unreachable!("activations of one tape have one type"),
         }
-        if self.has_residual { vec![Some(dx), Some(d_out)] } else { vec![Some(dx)] }
     }
 }
 
 impl RmsNorm {
     fn run<E: Elem>(&self, x: &[E], d: &[E], dx: &mut [E], gain: &[f32], ctx: &mut Backward<'_, '_>) {
         let cols = gain.len();
-        let inverse_rms = &self.inverse_rms;
+        let inverse_rms = self.inverse_rms.open().f32s();
         for_rows(dx, cols, |t, dx| {
             let at = t * cols..(t + 1) * cols;
             norm_row_backward(&x[at.clone()], &d[at], gain, inverse_rms[t], dx);
         });
         if ctx.params.trains(self.weight) {
-            let dw = ctx.grads.slot(ctx.params, self.weight);
+            let dw = ctx.grads.slot(ctx.params, self.weight).open_mut().f32s_mut();
             for_columns(dw, |col0, dw| {
                 for (t, r) in inverse_rms.iter().enumerate() {
                     let at = t * cols + col0..t * cols + col0 + dw.len();
@@ -179,23 +200,47 @@ fn normalise(
     eps: f32,
     offset: f32,
     residual: Option<&Tensor>,
-) -> (Tensor, Vec<f32>) {
-    let gain = shifted(params.vector(weight), offset);
-    assert_eq!(x.cols(), gain.len(), "one gain per column");
-    let mut out = Tensor::dirty(x.dtype(), x.rows(), x.cols());
-    let mut inverse_rms = vec![0.0; x.rows()];
-    match (&x.data, &mut out.data, residual.map(|r| &r.data)) {
-        (Data::F32(x), Data::F32(out), None) => forward_rows(x, &gain, eps, None, out, &mut inverse_rms),
-        (Data::Bf16(x), Data::Bf16(out), None) => forward_rows(x, &gain, eps, None, out, &mut inverse_rms),
-        (Data::F32(x), Data::F32(out), Some(Data::F32(r))) => {
-            forward_rows(x, &gain, eps, Some(r), out, &mut inverse_rms);
-        }
-        (Data::Bf16(x), Data::Bf16(out), Some(Data::Bf16(r))) => {
-            forward_rows(x, &gain, eps, Some(r), out, &mut inverse_rms);
-        }
-        _ => unreachable!("activations of one tape have one type"),
-    }
+) -> (Tensor, Tensor) {
+    let weight = &params.get(weight).weight;
+    assert_eq!(x.cols(), weight.len(), "one gain per column");
+    let device = x.device();
+    let mut out = Tensor::dirty(device, x.dtype(), x.rows(), x.cols());
+    let mut inverse_rms = Tensor::dirty(device, Dtype::F32, x.rows(), 1);
+    let (to, inverse) = (&mut out, &mut inverse_rms);
+    device.run(&mut RmsNormForward { x, weight, eps, offset, residual, out: to, inverse_rms: inverse });
     (out, inverse_rms)
+}
+
+struct RmsNormForward<'a> {
+    x: &'a Tensor,
+    weight: &'a Weight,
+    eps: f32,
+    offset: f32,
+    residual: Option<&'a Tensor>,
+    out: &'a mut Tensor,
+    inverse_rms: &'a mut Tensor,
+}
+
+impl Kernel for RmsNormForward<'_> {
+    fn name(&self) -> &'static str {
+        "rms_norm"
+    }
+
+    fn cpu(&mut self) {
+        let gain = shifted(self.weight.open().to_f32(), self.offset);
+        let (eps, inverse) = (self.eps, self.inverse_rms.open_mut().f32s_mut());
+        match (self.x.open(), self.out.open_mut(), self.residual.map(Tensor::open)) {
+            (Host::F32(x), Host::F32(out), None) => forward_rows(x, &gain, eps, None, out, inverse),
+            (Host::Bf16(x), Host::Bf16(out), None) => forward_rows(x, &gain, eps, None, out, inverse),
+            (Host::F32(x), Host::F32(out), Some(Host::F32(r))) => {
+                forward_rows(x, &gain, eps, Some(r), out, inverse);
+            }
+            (Host::Bf16(x), Host::Bf16(out), Some(Host::Bf16(r))) => {
+                forward_rows(x, &gain, eps, Some(r), out, inverse);
+            }
+            _ => unreachable!("activations of one tape have one type"),
+        }
+    }
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@
 //!
 //! Every scaling variant is a choice of angles and of one factor on cosine and sine; the model makes them.
 
+use std::cell::OnceCell;
 use std::rc::Rc;
 use std::time::Instant;
 
@@ -14,15 +15,18 @@ use pt_kernels::isa::fma;
 
 use super::attention::AttentionShape;
 use super::for_rows;
+use crate::device::{Array, DeviceRef, Kernel};
 use crate::tape::{Backward, Op, Tape, Var};
 use crate::tensor::{Tensor, with_elems};
 
 /// Cosine and sine of each row's angles, `[T, half]` each.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub struct Angles {
     half: usize,
     cos: Vec<f32>,
     sin: Vec<f32>,
+    /// The same where they are used, placed once for all layers.
+    placed: OnceCell<[Array; 2]>,
 }
 
 impl Angles {
@@ -36,7 +40,12 @@ impl Angles {
                 sin.push((s * factor) as f32);
             }
         }
-        Angles { half, cos, sin }
+        Angles { half, cos, sin, placed: OnceCell::new() }
+    }
+
+    fn on(&self, device: DeviceRef) -> &[Array; 2] {
+        let place = |values: &Vec<f32>| Array::from_f32(values).to_device(device);
+        self.placed.get_or_init(|| [place(&self.cos), place(&self.sin)])
     }
 }
 
@@ -57,11 +66,34 @@ impl<'m> Op<'m> for Rope {
 }
 
 fn rotate(qkv: &mut Tensor, shape: &AttentionShape, angles: &Angles, direction: f32) {
-    let (width, rotated, half) = (qkv.cols(), shape.heads + shape.kv_heads, angles.half);
-    with_elems!(mut qkv, |values| for_rows(values, width, |t, row| {
-        let (cos, sin) = (&angles.cos[t * half..(t + 1) * half], &angles.sin[t * half..(t + 1) * half]);
-        rotate_heads(&mut row[..rotated * shape.head_dim], shape.head_dim, cos, sin, direction);
-    }));
+    let device = qkv.device();
+    let [cos, sin] = angles.on(device);
+    device.run(&mut Rotate { qkv, shape, half: angles.half, cos, sin, direction });
+}
+
+struct Rotate<'a> {
+    qkv: &'a mut Tensor,
+    shape: &'a AttentionShape,
+    half: usize,
+    cos: &'a Array,
+    sin: &'a Array,
+    direction: f32,
+}
+
+impl Kernel for Rotate<'_> {
+    fn name(&self) -> &'static str {
+        "rope"
+    }
+
+    fn cpu(&mut self) {
+        let (half, direction, head_dim) = (self.half, self.direction, self.shape.head_dim);
+        let (width, rotated) = (self.qkv.cols(), self.shape.heads + self.shape.kv_heads);
+        let (cos, sin) = (self.cos.open().f32s(), self.sin.open().f32s());
+        with_elems!(mut self.qkv, |values| for_rows(values, width, |t, row| {
+            let at = t * half..(t + 1) * half;
+            rotate_heads(&mut row[..rotated * head_dim], head_dim, &cos[at.clone()], &sin[at], direction);
+        }));
+    }
 }
 
 pt_kernels::kernel! {
@@ -93,7 +125,11 @@ impl Tape<'_> {
         rotate(&mut value, shape, angles, 1.0);
         self.profile.add("rope", "forward", start);
         if records {
-            let input = Var { value: Rc::new(Tensor::zeros(value.dtype(), 0, 0)), node, recipe: None };
+            let input = Var {
+                value: Rc::new(Tensor::zeros(value.device(), value.dtype(), 0, 0)),
+                node,
+                recipe: None,
+            };
             self.push(Rope { angles: angles.clone(), shape: *shape }, &[&input], Rc::new(value))
         } else {
             self.constant(value)

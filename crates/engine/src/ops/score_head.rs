@@ -8,7 +8,8 @@
 use std::rc::Rc;
 use std::time::Instant;
 
-use crate::params::ParamId;
+use crate::device::Kernel;
+use crate::params::{ParamId, Weight};
 use crate::tape::{Backward, Op, Tape, Var};
 use crate::tensor::{Dtype, Tensor, with_elems};
 use pt_kernels::elem::Elem;
@@ -26,35 +27,80 @@ impl<'m> Op<'m> for ScoreHead {
     }
 
     fn backward(self: Box<Self>, d_out: Tensor, ctx: &mut Backward<'_, 'm>) -> Vec<Option<Tensor>> {
-        let (width, n_outputs) = (self.hidden.cols(), d_out.cols());
-        let d_scores = d_out.to_f32();
-        if ctx.params.trains(self.head) {
-            let d_head = ctx.grads.slot(ctx.params, self.head);
-            for (&row, d) in self.rows.iter().zip(d_scores.chunks_exact(n_outputs)) {
-                let hidden = self.hidden.row_to_f32(row as usize);
+        let hidden = &self.hidden;
+        let zeros = || Tensor::zeros(hidden.device(), hidden.dtype(), hidden.rows(), hidden.cols());
+        let mut d_hidden = self.hidden_needs_grad.then(zeros);
+        let device = d_out.device();
+        device.run(&mut ScoreHeadBackward { op: &self, d_out: &d_out, d_hidden: d_hidden.as_mut(), ctx });
+        vec![d_hidden]
+    }
+}
+
+struct ScoreHeadForward<'a> {
+    hidden: &'a Tensor,
+    weight: &'a Weight,
+    rows: &'a [u32],
+    out: &'a mut Tensor,
+}
+
+impl Kernel for ScoreHeadForward<'_> {
+    fn name(&self) -> &'static str {
+        "score_head"
+    }
+
+    fn cpu(&mut self) {
+        let (width, n_outputs) = (self.hidden.cols(), self.out.cols());
+        let weights = self.weight.open().to_f32();
+        let scores = self.out.open_mut().f32s_mut();
+        for (&row, scores) in self.rows.iter().zip(scores.chunks_exact_mut(n_outputs)) {
+            let hidden = self.hidden.read_row(row as usize);
+            let dot =
+                |w: &[f32]| w.iter().zip(&hidden).map(|(&w, &h)| f64::from(w) * f64::from(h)).sum::<f64>();
+            for (score, w) in scores.iter_mut().zip(weights.chunks_exact(width)) {
+                *score = dot(w) as f32;
+            }
+        }
+    }
+}
+
+/// `d_hidden` holds zeros before.
+struct ScoreHeadBackward<'a, 'g, 'm> {
+    op: &'a ScoreHead,
+    d_out: &'a Tensor,
+    d_hidden: Option<&'a mut Tensor>,
+    ctx: &'a mut Backward<'g, 'm>,
+}
+
+impl Kernel for ScoreHeadBackward<'_, '_, '_> {
+    fn name(&self) -> &'static str {
+        "score_head_backward"
+    }
+
+    fn cpu(&mut self) {
+        let ScoreHeadBackward { op, d_out, d_hidden, ctx } = self;
+        let (width, n_outputs) = (op.hidden.cols(), d_out.cols());
+        let d_scores = d_out.read();
+        if ctx.params.trains(op.head) {
+            let d_head = ctx.grads.slot(ctx.params, op.head).open_mut().f32s_mut();
+            for (&row, d) in op.rows.iter().zip(d_scores.chunks_exact(n_outputs)) {
+                let hidden = op.hidden.read_row(row as usize);
                 for (d_head, &d) in d_head.chunks_exact_mut(width).zip(d) {
                     d_head.iter_mut().zip(&hidden).for_each(|(sum, &h)| *sum += d * h);
                 }
             }
         }
-        let d_hidden = self.hidden_needs_grad.then(|| {
-            let head = ctx.params.get(self.head).weight.to_f32();
-            let mut d_hidden = Tensor::zeros(self.hidden.dtype(), self.hidden.rows(), width);
-            with_elems!(mut d_hidden, |values| {
-                for (&row, d) in self.rows.iter().zip(d_scores.chunks_exact(n_outputs)) {
-                    let target = &mut values[row as usize * width..(row as usize + 1) * width];
-                    for (k, target) in target.iter_mut().enumerate() {
-                        let sum = d
-                            .iter()
-                            .enumerate()
-                            .fold(target.get(), |sum, (j, &d)| sum + d * head[j * width + k]);
-                        *target = Elem::put(sum);
-                    }
+        let Some(d_hidden) = d_hidden else { return };
+        let head = ctx.params.vector(op.head);
+        with_elems!(mut d_hidden, |values| {
+            for (&row, d) in op.rows.iter().zip(d_scores.chunks_exact(n_outputs)) {
+                let target = &mut values[row as usize * width..(row as usize + 1) * width];
+                for (k, target) in target.iter_mut().enumerate() {
+                    let sum =
+                        d.iter().enumerate().fold(target.get(), |sum, (j, &d)| sum + d * head[j * width + k]);
+                    *target = Elem::put(sum);
                 }
-            });
-            d_hidden
+            }
         });
-        vec![d_hidden]
     }
 }
 
@@ -68,15 +114,10 @@ impl Tape<'_> {
         let param = self.params.get(head);
         let (n_outputs, width) = (param.shape[0], param.shape[1]);
         assert_eq!(hidden.value().cols(), width, "the head fits the hidden states");
-        let weights = param.weight.to_f32();
-        let mut scores = Vec::with_capacity(rows.len() * n_outputs);
-        for &row in rows {
-            let hidden = hidden.value().row_to_f32(row as usize);
-            let dot =
-                |w: &[f32]| w.iter().zip(&hidden).map(|(&w, &h)| f64::from(w) * f64::from(h)).sum::<f64>();
-            scores.extend(weights.chunks_exact(width).map(|w| dot(w) as f32));
-        }
-        let out = Tensor::from_f32(&scores, rows.len(), n_outputs, Dtype::F32);
+        let device = self.params.device();
+        let mut out = Tensor::dirty(device, Dtype::F32, rows.len(), n_outputs);
+        let (hidden_value, weight) = (hidden.value(), &param.weight);
+        device.run(&mut ScoreHeadForward { hidden: hidden_value, weight, rows, out: &mut out });
         self.profile.add("score_head", "forward", start);
         if !self.records(&[hidden], param.trainable) {
             return self.constant(out);

@@ -110,7 +110,7 @@ impl Setup {
             leaves.reverse();
             let mut all: Vec<Vec<f32>> =
                 leaves.into_iter().map(|g| g.expect("a gradient").to_f32()).collect();
-            all.extend(params.iter().map(|&id| grads.get(id).expect("a gradient").to_vec()));
+            all.extend(params.iter().map(|&id| grads.get(id).expect("a gradient").to_f32()));
             (values, all)
         })
     }

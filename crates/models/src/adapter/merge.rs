@@ -5,7 +5,7 @@
 //! type of the activations: merging into the original, unquantised weights would give a model that was never trained.
 //! The result is floating point; quantise again by loading it so.
 
-use pt_engine::{Dtype, Linear, Param, Params, Weight};
+use pt_engine::{Dtype, Linear, Param, Params, Storage, Weight};
 use rayon::prelude::*;
 
 use super::row_norms;
@@ -28,7 +28,7 @@ impl Model {
             self.arch.linears().into_iter().filter(|l| l.lora.is_some()).cloned().collect();
         for linear in &targets {
             let merged = self.merged_weight(linear, dtype);
-            self.params.get_mut(linear.weight).weight = merged;
+            self.params.get_mut(linear.weight).set_weight(merged);
         }
         self.drop_adapter_params(&targets);
         Ok(())
@@ -44,12 +44,13 @@ impl Model {
             let norms = row_norms(&updated(self), linear.n_in);
             magnitude.iter().zip(norms).map(|(m, norm)| m / norm).collect::<Vec<f32>>()
         });
-        let base = self.params.get_mut(linear.weight);
-        let dtype = match base.weight {
-            Weight::F32(_) => Dtype::F32,
-            Weight::Bf16(_) => Dtype::Bf16,
-            Weight::Nf4(_) | Weight::Int8(_) => {
-                base.weight = Weight::bf16_from_f32(&base.weight.to_f32());
+        let base = &self.params.get(linear.weight).weight;
+        let dtype = match base.storage() {
+            Storage::F32 => Dtype::F32,
+            Storage::Bf16 => Dtype::Bf16,
+            _ => {
+                let decoded = Weight::bf16_from_f32(&base.to_f32());
+                self.params.get_mut(linear.weight).set_weight(decoded);
                 quantised_to
             }
         };
@@ -65,7 +66,7 @@ impl Model {
     fn drop_adapter_params(&mut self, targets: &[Linear]) {
         let first = targets.iter().filter_map(|l| l.lora.as_ref()).map(|lora| lora.a.index()).min();
         let n_base = first.unwrap_or(self.params.len());
-        let mut params = Params::default();
+        let mut params = Params::on(self.params.device());
         let head = self.score_head();
         for (id, param) in self.params.iter_mut().filter(|(id, _)| id.index() < n_base || head == Some(*id)) {
             let moved = params.add(Param {

@@ -4,9 +4,9 @@
 //! and the frozen weight becomes `W - s B A`.
 
 use pt_core::rng::Stream;
-use pt_engine::{Linear, Weight};
+use pt_engine::{Host, Linear, Storage, Weight};
 use pt_kernels::quant::QuantError;
-use pt_kernels::quant::nf4::Scales;
+use pt_kernels::quant::nf4::{Nf4Matrix, Scales};
 
 use super::{LayerAdapter, LoraConfig, svd};
 use crate::error::{ModelError, Result};
@@ -33,10 +33,10 @@ impl Model {
                 .for_each(|i| layer.b[i * layer.rank + k] = (svd.u[k * linear.n_out + i] * root) as f32);
         }
         let rest = self.updated_weight(linear, &layer.a, &layer.b, layer.rank, -layer.scale);
-        let param = self.params.get_mut(linear.weight);
-        param.weight = stored_like(&param.weight, &rest, linear).map_err(|source| {
+        let rest = stored_like(&self.params.get(linear.weight).weight, &rest, linear).map_err(|source| {
             ModelError::adapter(format!("`{}` cannot be quantised again after PiSSA: {source}", linear.name))
         })?;
+        self.params.get_mut(linear.weight).set_weight(rest);
         Ok(())
     }
 }
@@ -54,12 +54,15 @@ pub(super) fn check(config: &LoraConfig, targets: &[Linear]) -> Result<()> {
 /// `values` in the storage type of `like`.
 fn stored_like(like: &Weight, values: &[f32], linear: &Linear) -> std::result::Result<Weight, QuantError> {
     let requantise = |how| quantised(values, linear.n_out, linear.n_in, how);
-    match like {
-        Weight::F32(_) => Ok(Weight::from_f32(values)),
-        Weight::Bf16(_) => Ok(Weight::bf16_from_f32(values)),
-        Weight::Nf4(matrix) => {
-            requantise(Quantise::Nf4 { double: matches!(matrix.scales(), Scales::Nested(_)) })
+    match like.storage() {
+        Storage::F32 => Ok(Weight::from_f32(values)),
+        Storage::Bf16 => Ok(Weight::bf16_from_f32(values)),
+        Storage::Nf4 => {
+            let nested = |matrix: &Nf4Matrix| matches!(matrix.scales(), Scales::Nested(_));
+            let double = matches!(&*like.to_host(), Host::Nf4(matrix) if nested(matrix));
+            requantise(Quantise::Nf4 { double })
         }
-        Weight::Int8(_) => requantise(Quantise::Int8),
+        Storage::Int8 => requantise(Quantise::Int8),
+        Storage::U8 => unreachable!("bytes are no weights"),
     }
 }

@@ -134,7 +134,7 @@ pub fn gradients_with_dropout(
     tape.backward(vec![seed], &mut grads);
     grads.settle(&model.params);
     let named =
-        model.params.iter().filter_map(|(id, param)| Some((param.name.clone(), grads.get(id)?.to_vec())));
+        model.params.iter().filter_map(|(id, param)| Some((param.name.clone(), grads.get(id)?.to_f32())));
     (logp, named.collect())
 }
 

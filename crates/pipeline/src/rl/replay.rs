@@ -115,8 +115,8 @@ pub fn replay(
     });
     let (stats, _) = trainer.accumulate(&pack_groups(cut.collect(), max_tokens))?;
     let trained = trainer.model.params.iter().filter(|(_, param)| param.trainable);
-    let grads = trained.filter_map(|(id, _)| trainer.grads().get(id));
-    let squares: f64 = grads.flatten().map(|g| f64::from(*g) * f64::from(*g)).sum();
+    let grads = trained.filter_map(|(id, _)| trainer.grads().get(id)).flat_map(pt_engine::Array::to_f32);
+    let squares: f64 = grads.map(|g| f64::from(g) * f64::from(g)).sum();
     let mut values = vec![("loss".to_owned(), stats.loss), ("grad_norm".to_owned(), squares.sqrt())];
     values.extend(stats.metrics);
     Ok(Replayed { objective: name, model: weights.name, values })

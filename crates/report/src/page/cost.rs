@@ -40,8 +40,7 @@ fn row(run: &RunData, stage: &StageData) -> Vec<String> {
     let steps = stage.metrics.get("loss").and_then(|series| series.values.last()).map(|(step, _)| *step);
     let steps = stage.outcome.as_ref().map(|outcome| outcome.steps).or(steps);
     let planned_memory: f64 = memory_parts(stage).iter().map(|part| part.1).sum();
-    let peak = stage.timing.get("peak_buffer_bytes").and_then(Series::extremes).map(|(_, high)| high.1);
-    let memory = peak.map(|peak| peak + optimizer_state(stage));
+    let memory = stage.timing.get("peak_buffer_bytes").and_then(Series::extremes).map(|(_, high)| high.1);
     let speed = stage.timing.get("tokens_per_second").map(mean);
     vec![
         esc(stage.name()),
@@ -76,10 +75,6 @@ fn mean(series: &Series) -> f64 {
 fn memory_parts(stage: &StageData) -> Vec<(String, f64)> {
     let part = |part: &Value| Some((part["part"].as_str()?.to_owned(), part["bytes"].as_f64()?));
     stage.plan["memory"].as_array().into_iter().flatten().filter_map(part).collect()
-}
-
-fn optimizer_state(stage: &StageData) -> f64 {
-    memory_parts(stage).iter().filter(|(part, _)| part == "optimizer state").map(|part| part.1).sum()
 }
 
 /// Every logged step's time, for itself and the unlogged steps before it.

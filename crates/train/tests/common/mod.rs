@@ -176,7 +176,7 @@ pub fn trained(trainer: &Trainer) -> BTreeMap<String, Vec<f32>> {
 pub fn gradients(trainer: &Trainer) -> BTreeMap<String, Vec<f32>> {
     let grads = trainer.grads();
     let params = trainer.model.params.iter();
-    params.filter_map(|(id, param)| Some((param.name.clone(), grads.get(id)?.to_vec()))).collect()
+    params.filter_map(|(id, param)| Some((param.name.clone(), grads.get(id)?.to_f32()))).collect()
 }
 
 /// Largest absolute error over largest absolute value.

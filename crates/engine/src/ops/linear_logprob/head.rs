@@ -116,7 +116,7 @@ impl<'a> Head<'a> {
 
     /// The head's rows `cols.start ..`.
     fn weight(&self, cols: &Range<usize>) -> Values<'a> {
-        skip(self.param.weight.values(), cols.start * self.width())
+        skip(self.param.weight.open().values(), cols.start * self.width())
     }
 
     fn pack(&self, hidden: &Tensor, rows: &Range<usize>) -> Packed {
@@ -254,7 +254,7 @@ impl<'a> Head<'a> {
         let rows = pulls.par_chunks_exact_mut(width).zip(stats).zip(targets).zip(target_logits);
         rows.with_min_len(ROWS_PER_TASK).for_each(|(((pull, stats), &target), &logit)| {
             let mut own = vec![0.0f32; width];
-            copy_row(&self.param.weight, target as usize, width, self.options.slope(logit), &mut own);
+            copy_row(self.param.weight.open(), target as usize, width, self.options.slope(logit), &mut own);
             let share = (1.0 / stats.sum) as f32;
             for (pull, own) in pull.iter_mut().zip(own) {
                 *pull = own - *pull * share;
