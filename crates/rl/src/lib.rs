@@ -12,6 +12,7 @@
 
 pub mod advantages;
 pub mod alarms;
+pub mod constraints;
 pub mod curriculum;
 pub mod dynamic;
 mod error;
@@ -26,8 +27,9 @@ mod stats;
 
 pub use advantages::{AdvantageConfig, Advantages, Baseline, MultiObjective, ScaleRewards};
 pub use alarms::{Action, Alarms, AlarmsConfig, Alert, StepFigures};
+pub use constraints::{Bound, Constraint, ConstraintState, Constraints};
 pub use curriculum::{Curriculum, CurriculumConfig};
 pub use dynamic::{DynamicSampling, DynamicSamplingConfig, Round};
 pub use error::RlError;
 pub use kl::KlController;
-pub use rollouts::{RolloutRecord, RolloutsFolder, TokenCredit};
+pub use rollouts::{RolloutRecord, RolloutsFolder, TokenCredit, TurnRecord};
