@@ -16,7 +16,7 @@ const BOTTOM: f64 = 24.0;
 /// Height of a line of text.
 const LINE: f64 = 13.0;
 /// Width of a character of a label, on average.
-const CHAR: f64 = 5.9;
+pub(crate) const CHAR: f64 = 5.9;
 
 /// One line of a chart.
 pub(crate) struct Line<'a> {
@@ -201,12 +201,17 @@ impl Chart<'_> {
 
 /// Moves labels apart so that none lies on another, from the top down, then back up from the bottom.
 fn spread(places: &mut [(usize, f64)]) {
-    let mut above = TOP - LINE;
+    spread_within(places, (TOP, HEIGHT - BOTTOM));
+}
+
+/// The same between other edges.
+pub(crate) fn spread_within(places: &mut [(usize, f64)], (top, bottom): (f64, f64)) {
+    let mut above = top - LINE;
     for (_, y) in places.iter_mut() {
         *y = y.max(above + LINE);
         above = *y;
     }
-    let mut below = HEIGHT - BOTTOM + LINE;
+    let mut below = bottom + LINE;
     for (_, y) in places.iter_mut().rev() {
         *y = y.min(below - LINE);
         below = *y;
@@ -219,7 +224,7 @@ fn range(values: &[f64]) -> Option<(f64, f64)> {
 }
 
 /// A little room, and zero where it is near.
-fn widened(low: f64, high: f64) -> (f64, f64) {
+pub(crate) fn widened(low: f64, high: f64) -> (f64, f64) {
     let room = if high > low { (high - low) * 0.06 } else { low.abs().max(1e-9) * 0.5 };
     match (low, high) {
         (low, high) if low >= 0.0 && low < 0.35 * high => (0.0, high + room),
@@ -236,7 +241,12 @@ fn ticks(axes: &Axes) -> Vec<(f64, String)> {
         let apart = (exponents.clone().count() / 4).max(1);
         return exponents.step_by(apart).map(|e| 10f64.powi(e)).map(|v| (v, number(v))).collect();
     }
-    let values = round_values(low, high, 5);
+    ticks_of((low, high), 5)
+}
+
+/// Round values between two, about `n` of them, with their text.
+pub(crate) fn ticks_of((low, high): (f64, f64), n: usize) -> Vec<(f64, String)> {
+    let values = round_values(low, high, n);
     let apart = values.get(1).map_or(1.0, |second| second - values[0]);
     // All with the decimals of the distance between them, unless that needs powers of ten.
     let decimals = (-(apart * 1.000_001).log10().floor()).max(0.0) as usize;

@@ -12,9 +12,11 @@
 
 mod card;
 mod chart;
+mod front;
 mod page;
 mod plots;
 mod read;
+mod scatter;
 mod series;
 mod text;
 mod why;
@@ -22,7 +24,8 @@ mod why;
 use std::path::PathBuf;
 
 pub use card::{CARD_MARK, card};
-pub use page::page;
+pub use front::{Front, FrontPoint, Measure, Measured};
+pub use page::{front_page, page};
 pub use read::{Outcome, RolloutSample, RolloutStep, RunData, Sample, StageData, TaskGain, TaskResult};
 pub use series::{Point, Series};
 pub use text::stage_title;

@@ -7,6 +7,7 @@ mod cost;
 mod curves;
 mod data;
 mod events;
+mod front;
 mod header;
 mod recipe;
 mod results;
@@ -16,6 +17,7 @@ use crate::read::{RunData, StageData, TaskGain};
 use crate::text::{esc, stage_title};
 use crate::{Gain, Paired};
 
+pub use front::front_page;
 pub(crate) use results::gains;
 
 const STYLE: &str = include_str!("style.css");
@@ -34,13 +36,18 @@ pub fn page(runs: &[RunData], paired: Paired) -> String {
         [run] => (run.name(), one(run, paired)),
         runs => (compare::title(runs), compare::several(runs, paired)),
     };
+    document(&title, &body)
+}
+
+/// A whole page around its body.
+fn document(title: &str, body: &str) -> String {
     format!(
         "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
          <meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'\">\n\
          <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n<meta name=\"generator\" content=\"posttrain\">\n\
          <title>{}</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n{body}\
          <div id=\"tip\" aria-hidden=\"true\"></div>\n<script>\n{SCRIPT}</script>\n</body>\n</html>\n",
-        esc(&title)
+        esc(title)
     )
 }
 
