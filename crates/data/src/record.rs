@@ -56,6 +56,8 @@ pub enum Body {
         rejected: Content,
         /// How much better, for reward models with a margin.
         margin: Option<f64>,
+        /// How likely the better answer is the better one, from 0 to 1; certain if absent.
+        soft_label: Option<f64>,
     },
     /// An answer that is good or bad.
     Unpaired {
@@ -72,8 +74,8 @@ pub enum Body {
         prompt: String,
         /// The steps.
         completions: Vec<String>,
-        /// Whether each step is right; as many as steps.
-        labels: Vec<bool>,
+        /// How likely each step is right, from 0 to 1; as many as steps.
+        labels: Vec<f64>,
     },
     /// Token ids. `train` says which train, one per id; `None` leaves it to the recipe.
     Tokenised {
@@ -163,7 +165,7 @@ impl Record {
                 put("prompt", prompt.to_row());
                 put("completion", completion.to_row());
             }
-            Body::Preference { prompt, chosen, rejected, margin } => {
+            Body::Preference { prompt, chosen, rejected, margin, soft_label } => {
                 if let Some(prompt) = prompt {
                     put("prompt", prompt.to_row());
                 }
@@ -171,6 +173,9 @@ impl Record {
                 put("rejected", rejected.to_row());
                 if let Some(margin) = margin {
                     put("margin", json!(margin));
+                }
+                if let Some(soft_label) = soft_label {
+                    put("soft_label", json!(soft_label));
                 }
             }
             Body::Unpaired { prompt, completion, label } => {
@@ -181,7 +186,11 @@ impl Record {
             Body::Stepwise { prompt, completions, labels } => {
                 put("prompt", json!(prompt));
                 put("completions", json!(completions));
-                put("labels", json!(labels));
+                let is_hard = labels.iter().all(|label| [0.0, 1.0].contains(label));
+                put(
+                    "labels",
+                    if is_hard { labels.iter().map(|l| json!(*l == 1.0)).collect() } else { json!(labels) },
+                );
             }
             Body::Tokenised { input_ids, train } => {
                 put("input_ids", json!(input_ids));
@@ -256,7 +265,7 @@ impl Record {
     /// When the record is no preference, or its prompt cannot be found.
     pub fn unpair(self) -> Result<[Record; 2], DataError> {
         let Record { body, tools, chat_template_kwargs, extra, origin } = self.extract_prompt()?;
-        let Body::Preference { prompt: Some(prompt), chosen, rejected, margin: _ } = body else {
+        let Body::Preference { prompt: Some(prompt), chosen, rejected, .. } = body else {
             let detail = "only a preference has a better and a worse answer".to_owned();
             return Err(DataError::Unconvertible { origin, action: "unpair", kind: body.kind(), detail });
         };
@@ -283,12 +292,15 @@ impl Record {
                 prompt: prompt.into_messages(user),
                 completion: completion.into_messages(assistant),
             },
-            Body::Preference { prompt: Some(prompt), chosen, rejected, margin } => Body::Preference {
-                prompt: Some(prompt.into_messages(user)),
-                chosen: chosen.into_messages(assistant),
-                rejected: rejected.into_messages(assistant),
-                margin,
-            },
+            Body::Preference { prompt: Some(prompt), chosen, rejected, margin, soft_label } => {
+                Body::Preference {
+                    prompt: Some(prompt.into_messages(user)),
+                    chosen: chosen.into_messages(assistant),
+                    rejected: rejected.into_messages(assistant),
+                    margin,
+                    soft_label,
+                }
+            }
             Body::Unpaired { prompt, completion, label } => Body::Unpaired {
                 prompt: prompt.into_messages(user),
                 completion: completion.into_messages(assistant),

@@ -11,7 +11,7 @@ use pt_data::{Body, Content, Record, parallel};
 use pt_objectives::CompletionKind;
 use pt_objectives::preference::kto::KtoConfig;
 use pt_recipe::{Mask, RowKind, StageSection, Truncation};
-use pt_text::Masker;
+use pt_text::{Masker, Tokenizer};
 use pt_train::{Example, Reply, ScoredToken};
 
 use crate::error::{PipelineError, Result};
@@ -166,7 +166,7 @@ fn pair(
         Body::Preference { .. } => record.clone().extract_prompt()?,
         _ => return Err(wrong_kind(record, options, "give `chosen` and `rejected` replies to a `prompt`")),
     };
-    let Body::Preference { prompt: Some(prompt), chosen, rejected, margin } = &record.body else {
+    let Body::Preference { prompt: Some(prompt), chosen, rejected, margin, soft_label } = &record.body else {
         return Err(wrong_kind(&record, options, "give the prompt beside `chosen` and `rejected`"));
     };
     if is_blank(chosen) || is_blank(rejected) {
@@ -183,15 +183,24 @@ fn pair(
     if sides[0].1.token_ids == sides[1].1.token_ids {
         return Ok(Converted::Excluded("chosen and rejected are the same tokens"));
     }
-    let margin = margin.unwrap_or(0.0) as f32;
-    tree(&record, &sides, margin, options)
+    let compared = Compare { margin: margin.unwrap_or(0.0) as f32, label: soft_label.unwrap_or(1.0) as f32 };
+    tree(&record, &sides, compared, options)
+}
+
+/// How a pair's replies compare.
+#[derive(Clone, Copy)]
+struct Compare {
+    /// By how much the chosen one should win.
+    margin: f32,
+    /// How likely it is the better one.
+    label: f32,
 }
 
 /// A prompt and the replies to it, cut to the length that is allowed.
 fn tree(
     record: &Record,
     sides: &[(CompletionKind, pt_text::Example)],
-    margin: f32,
+    compared: Compare,
     options: &TokeniseOptions<'_>,
 ) -> Result<Converted> {
     let n_prompt = sides[0].1.n_prompt;
@@ -227,7 +236,8 @@ fn tree(
             token_ids: side.token_ids[n_prompt..end].to_vec(),
             weights: side.weights[n_prompt..end].to_vec(),
             kind: *kind,
-            margin,
+            margin: compared.margin,
+            label: compared.label,
             is_truncated: end < side.len(),
             ..Reply::default()
         }
@@ -265,7 +275,7 @@ fn labelled(
             let body = Body::PromptCompletion { prompt: prompt.clone(), completion: completion.clone() };
             let side = example::example(masker, &Record { body, ..record.clone() }, whole)?;
             let kind = if *label { CompletionKind::Desirable } else { CompletionKind::Undesirable };
-            tree(record, &[(kind, side)], 0.0, options)
+            tree(record, &[(kind, side)], Compare { margin: 0.0, label: 1.0 }, options)
         }
         Body::Preference { .. } => {
             let pairs = match pair(masker, record, whole, options)? {
@@ -321,12 +331,9 @@ fn steps(masker: &Masker<'_>, record: &Record, options: &TokeniseOptions<'_>) ->
     };
     let origin: Arc<str> = Arc::from(record.origin.to_string());
     let prompt = masker.prompt_text(&text_origin(record), prompt)?.token_ids;
-    let separator = masker.tokenizer.encode(STEP_SEPARATOR, false)?.ids;
     let mut reply = Reply::default();
     let limit = options.max_length.unwrap_or(usize::MAX).saturating_sub(prompt.len());
-    for (step, label) in completions.iter().zip(labels) {
-        let mut ids = masker.tokenizer.encode(step, false)?.ids;
-        ids.extend_from_slice(&separator);
+    for (ids, label) in step_token_ids(masker.tokenizer, completions)?.into_iter().zip(labels) {
         if reply.token_ids.len() + ids.len() > limit {
             match options.truncation {
                 Truncation::Drop => return Ok(Converted::Excluded(TOO_LONG)),
@@ -342,7 +349,7 @@ fn steps(masker: &Masker<'_>, record: &Record, options: &TokeniseOptions<'_>) ->
         }
         reply.token_ids.extend(ids);
         let position = Some(reply.token_ids.len() - 1);
-        let target = if *label { 1.0 } else { 0.0 };
+        let target = *label as f32;
         reply.scored.push(ScoredToken { position, target, weight: 1.0, old_value: None });
     }
     if reply.scored.is_empty() {
@@ -354,6 +361,19 @@ fn steps(masker: &Masker<'_>, record: &Record, options: &TokeniseOptions<'_>) ->
 
 /// What ends a step.
 pub(crate) const STEP_SEPARATOR: &str = "\n";
+
+/// The tokens of each step: alone, followed by what ends it. A step is judged at its last one.
+pub(crate) fn step_token_ids(tokenizer: &Tokenizer, steps: &[String]) -> Result<Vec<Vec<u32>>> {
+    let separator = tokenizer.encode(STEP_SEPARATOR, false)?.ids;
+    steps
+        .iter()
+        .map(|step| {
+            let mut ids = tokenizer.encode(step, false)?.ids;
+            ids.extend_from_slice(&separator);
+            Ok(ids)
+        })
+        .collect()
+}
 
 /// A prompt to sample replies to. Rows with replies give their prompt.
 fn prompt(masker: &Masker<'_>, record: &Record, options: &TokeniseOptions<'_>) -> Result<Converted> {

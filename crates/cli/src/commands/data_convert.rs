@@ -165,7 +165,7 @@ fn with_answer(
         Body::Preference { prompt: Some(prompt), chosen, .. } => make(prompt, chosen).map(Some),
         Body::Unpaired { prompt, completion, label: true } => make(prompt, completion).map(Some),
         Body::Unpaired { label: false, .. } => Ok(None),
-        Body::Stepwise { prompt, completions, labels } if labels.iter().all(|label| *label) => {
+        Body::Stepwise { prompt, completions, labels } if labels.iter().all(|label| *label > 0.5) => {
             make(Content::Text(prompt), Content::Text(completions.join("\n"))).map(Some)
         }
         Body::Stepwise { .. } => Ok(None),

@@ -20,6 +20,12 @@ pub(crate) const LAYOUT: Layout = Layout {
         let prompt = Some(take_prompt(fields)?);
         let chosen = Content::Messages(vec![Message::new("assistant", fields.take_string("chosen")?)]);
         let rejected = Content::Messages(vec![Message::new("assistant", fields.take_string("rejected")?)]);
-        Ok(vec![Body::Preference { prompt, chosen, rejected, margin: fields.take_number("margin")? }])
+        Ok(vec![Body::Preference {
+            prompt,
+            chosen,
+            rejected,
+            margin: fields.take_number("margin")?,
+            soft_label: fields.take_soft_label()?,
+        }])
     },
 };

@@ -7,6 +7,9 @@ use crate::read::kind;
 use crate::record::Content;
 use crate::row::Columns;
 
+/// The column of soft labels, as `posttrain feedback` writes it.
+const SOFT_LABEL: &str = "soft_label";
+
 /// A row being converted.
 pub(crate) struct Fields {
     columns: Columns,
@@ -105,6 +108,15 @@ impl Fields {
                 Some(number) => Ok(Some(number)),
                 None => Err(Problem::new(name, "a number", kind(&value))),
             },
+        }
+    }
+
+    /// How likely the better answer is the better one, where a row says so: a probability.
+    pub(crate) fn take_soft_label(&mut self) -> Result<Option<f64>, Problem> {
+        let label = self.take_number(SOFT_LABEL)?;
+        match label.filter(|label| !(0.0..=1.0).contains(label)) {
+            Some(label) => Err(Problem::new(SOFT_LABEL, "a probability from 0 to 1", label.to_string())),
+            None => Ok(label),
         }
     }
 

@@ -23,7 +23,13 @@ pub(crate) const LAYOUT: Layout = Layout {
     convert: |fields| {
         let chosen = take_transcript(fields, "chosen")?;
         let rejected = take_transcript(fields, "rejected")?;
-        Ok(vec![Body::Preference { prompt: None, chosen, rejected, margin: fields.take_number("margin")? }])
+        Ok(vec![Body::Preference {
+            prompt: None,
+            chosen,
+            rejected,
+            margin: fields.take_number("margin")?,
+            soft_label: fields.take_soft_label()?,
+        }])
     },
 };
 

@@ -48,7 +48,7 @@ fn convert(fields: &mut Fields) -> Result<Vec<Body>, Problem> {
         let sign = after.chars().next().filter(|c| matches!(c, '+' | '-')).ok_or_else(wrong)?;
         let step = if completions.is_empty() { piece.get(start..).unwrap_or("") } else { piece };
         completions.push(step.trim().to_owned());
-        labels.push(sign == '+');
+        labels.push(f64::from(u8::from(sign == '+')));
         rest = &after[1..];
     }
     check_lengths(&completions, &labels)?;

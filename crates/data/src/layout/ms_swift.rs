@@ -53,5 +53,6 @@ fn preference(
         chosen,
         rejected,
         margin: fields.take_number("margin")?,
+        soft_label: fields.take_soft_label()?,
     }])
 }

@@ -22,6 +22,13 @@ pub(crate) const LAYOUT: Layout = Layout {
         let chosen = Content::Messages(vec![Message::new("assistant", fields.take_string("chosen")?)]);
         let rejected = Content::Messages(vec![Message::new("assistant", fields.take_string("rejected")?)]);
         let margin = fields.take_number("margin")?;
-        Ok(vec![Body::Preference { prompt: Some(Content::Messages(prompt)), chosen, rejected, margin }])
+        let soft_label = fields.take_soft_label()?;
+        Ok(vec![Body::Preference {
+            prompt: Some(Content::Messages(prompt)),
+            chosen,
+            rejected,
+            margin,
+            soft_label,
+        }])
     },
 };

@@ -11,7 +11,7 @@ pub(crate) const LAYOUT: Layout = Layout {
     name: "preference",
     summary: "a prompt, a better and a worse answer, all text or all messages (TRL preference, explicit prompt)",
     columns: COLUMNS,
-    optional: &["margin"],
+    optional: &["margin", "soft_label"],
     example: r#"{"prompt": "The sky is", "chosen": " blue.", "rejected": " green.", "margin": 0.5}"#,
     fits: |row| COLUMNS.iter().all(|c| is_text(row, c)) || COLUMNS.iter().all(|c| is_messages(row, c)),
     convert: |fields| {
@@ -20,6 +20,7 @@ pub(crate) const LAYOUT: Layout = Layout {
             chosen: fields.take_content("chosen")?,
             rejected: fields.take_content("rejected")?,
             margin: fields.take_number("margin")?,
+            soft_label: fields.take_soft_label()?,
         }])
     },
 };

@@ -15,7 +15,7 @@ pub(crate) const LAYOUT: Layout = Layout {
     name: "preference_implicit",
     summary: "a better and a worse answer that both contain the prompt (TRL preference, implicit prompt; open-instruct)",
     columns: COLUMNS,
-    optional: &["margin"],
+    optional: &["margin", "soft_label"],
     example: r#"{"chosen": "The sky is blue.", "rejected": "The sky is green."}"#,
     fits: |row| {
         if row.contains_key("prompt") {
@@ -31,6 +31,7 @@ pub(crate) const LAYOUT: Layout = Layout {
             chosen: fields.take_content("chosen")?,
             rejected: fields.take_content("rejected")?,
             margin: fields.take_number("margin")?,
+            soft_label: fields.take_soft_label()?,
         }])
     },
 };

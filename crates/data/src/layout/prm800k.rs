@@ -49,7 +49,7 @@ fn convert(fields: &mut Fields) -> Result<Vec<Body>, Problem> {
         };
         completions.push(text.to_owned());
         // The human's own completion carries no rating: it was written to be right.
-        labels.push(rating.unwrap_or(1) >= 0);
+        labels.push(f64::from(u8::from(rating.unwrap_or(1) >= 0)));
         if !goes_on {
             break;
         }

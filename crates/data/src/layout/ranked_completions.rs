@@ -39,6 +39,7 @@ fn convert(fields: &mut Fields) -> Result<Vec<Body>, Problem> {
                 chosen: Content::Messages(better.clone()),
                 rejected: Content::Messages(worse.clone()),
                 margin: None,
+                soft_label: None,
             });
         }
     }

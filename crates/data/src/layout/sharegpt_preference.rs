@@ -12,7 +12,7 @@ pub(crate) const LAYOUT: Layout = Layout {
     name: "sharegpt_preference",
     summary: "a conversation with a chosen and a rejected last message (LLaMA-Factory sharegpt with ranking)",
     columns: &["conversations", "chosen", "rejected"],
-    optional: &["system", "tools", "margin"],
+    optional: &["system", "tools", "margin", "soft_label"],
     example: r#"{"conversations": [{"from": "human", "value": "Name a colour."}], "chosen": {"from": "gpt", "value": "Blue."}, "rejected": {"from": "gpt", "value": "Seven."}}"#,
     fits: |row| {
         let answer = |column: &str| looks_like_message(&row[column]) || row[column].is_string();
@@ -22,7 +22,13 @@ pub(crate) const LAYOUT: Layout = Layout {
         let prompt = Some(Content::Messages(fields.take_conversation("conversations")?));
         let chosen = take_answer(fields, "chosen")?;
         let rejected = take_answer(fields, "rejected")?;
-        Ok(vec![Body::Preference { prompt, chosen, rejected, margin: fields.take_number("margin")? }])
+        Ok(vec![Body::Preference {
+            prompt,
+            chosen,
+            rejected,
+            margin: fields.take_number("margin")?,
+            soft_label: fields.take_soft_label()?,
+        }])
     },
 };
 

@@ -1,4 +1,5 @@
-//! A solution in steps, each marked right or wrong (TRL stepwise supervision).
+//! A solution in steps, each marked right or wrong (TRL stepwise supervision), or with how likely it is right (Math-Shepherd's soft
+//! labels, as `posttrain data step-labels` writes them).
 
 use serde_json::Value;
 
@@ -11,7 +12,7 @@ use crate::row::Columns;
 /// See the module.
 pub(crate) const LAYOUT: Layout = Layout {
     name: "stepwise",
-    summary: "a problem, solution steps, and whether each step is right (TRL stepwise supervision)",
+    summary: "a problem, solution steps, and whether (or how likely) each step is right (TRL stepwise supervision)",
     columns: &["prompt", "completions", "labels"],
     optional: &[],
     example: r#"{"prompt": "Which is larger, 9.8 or 9.11?", "completions": ["0.8 is more than 0.11.", "So 9.11 is larger."], "labels": [true, false]}"#,
@@ -26,22 +27,26 @@ fn fits(row: &Columns) -> bool {
 fn convert(fields: &mut Fields) -> Result<Vec<Body>, Problem> {
     let prompt = fields.take_string("prompt")?;
     let completions = fields.take_strings("completions")?;
-    let labels = flags(&fields.take("labels")?)?;
+    let labels = probabilities(&fields.take("labels")?)?;
     check_lengths(&completions, &labels)?;
     Ok(vec![Body::Stepwise { prompt, completions, labels }])
 }
 
-fn flags(value: &Value) -> Result<Vec<bool>, Problem> {
-    let expected = "a list of true/false";
+fn probabilities(value: &Value) -> Result<Vec<f64>, Problem> {
+    let expected = "a list of true/false, or of probabilities from 0 to 1";
     let items = value.as_array().ok_or_else(|| Problem::new("labels", expected, value.to_string()))?;
+    let one = |item: &Value| match as_bool(item) {
+        Some(flag) => Some(f64::from(u8::from(flag))),
+        None => item.as_f64().filter(|p| (0.0..=1.0).contains(p)),
+    };
     items
         .iter()
-        .map(|item| as_bool(item).ok_or_else(|| Problem::new("labels", expected, item.to_string())))
+        .map(|item| one(item).ok_or_else(|| Problem::new("labels", expected, item.to_string())))
         .collect()
 }
 
 /// There is at least one step, and a label for each.
-pub(super) fn check_lengths(completions: &[String], labels: &[bool]) -> Result<(), Problem> {
+pub(super) fn check_lengths(completions: &[String], labels: &[f64]) -> Result<(), Problem> {
     if completions.is_empty() || completions.len() != labels.len() {
         let found = format!("{} steps and {} labels", completions.len(), labels.len());
         return Err(Problem::new("labels", "at least one step, and one label per step", found));

@@ -129,9 +129,10 @@ fn bodies_are_what_the_layouts_say() {
         chosen: chat(&[("assistant", chosen)]),
         rejected: chat(&[("assistant", rejected)]),
         margin: None,
+        soft_label: None,
     };
     let answer = |prompt: Content, completion: Content| Body::PromptCompletion { prompt, completion };
-    let steps = |prompt: &str, completions: &[&str], labels: &[bool]| Body::Stepwise {
+    let steps = |prompt: &str, completions: &[&str], labels: &[f64]| Body::Stepwise {
         prompt: prompt.to_owned(),
         completions: completions.iter().map(|s| (*s).to_owned()).collect(),
         labels: labels.to_vec(),
@@ -189,11 +190,12 @@ fn bodies_are_what_the_layouts_say() {
                 chosen: chat(&[("user", "Hi"), ("assistant", "Hello!")]),
                 rejected: chat(&[("user", "Hi"), ("assistant", "What?")]),
                 margin: None,
+                soft_label: None,
             },
         ),
         ("input_target", answer(text("Ann has 40 shells and finds 3. How many has she?"), text("43"))),
-        ("math_shepherd", steps("What is 1+2+3?", &["Step 1: 1+2=3.", "Step 2: 3+3=7."], &[true, false])),
-        ("prm800k", steps("What is 1+2+3?", &["1+2=3.", "3+3=7."], &[true, false])),
+        ("math_shepherd", steps("What is 1+2+3?", &["Step 1: 1+2=3.", "Step 2: 3+3=7."], &[1.0, 0.0])),
+        ("prm800k", steps("What is 1+2+3?", &["1+2=3.", "3+3=7."], &[1.0, 0.0])),
         ("verl", Body::PromptOnly { prompt: chat(&[("user", "What is 1 + 2?")]) }),
     ];
     for (name, expected) in cases {
@@ -204,6 +206,12 @@ fn bodies_are_what_the_layouts_say() {
     assert_eq!(example("input_target").extra["ground_truth"], "43");
     assert_eq!(example("prompt_only").extra["solution"], "yes");
     assert!(matches!(example("preference").body, Body::Preference { margin: Some(m), .. } if m == 0.5));
+    let soft = one(r#"{"prompt": "a", "chosen": "b", "rejected": "c", "soft_label": 0.85}"#);
+    assert!(matches!(soft.body, Body::Preference { soft_label: Some(p), .. } if p == 0.85));
+    let soft = one(r#"{"prompt": "a", "completions": ["x", "y", "z"], "labels": [0.75, 1, false]}"#);
+    assert_eq!(soft.body, steps("a", &["x", "y", "z"], &[0.75, 1.0, 0.0]));
+    assert_eq!(soft.to_row()["labels"], json!([0.75, 1.0, 0.0]));
+    assert_eq!(example("stepwise").to_row()["labels"], json!([true, false]));
     assert_eq!(convert(by_name("self_instruct").unwrap().example).unwrap().len(), 2);
 }
 
@@ -263,6 +271,14 @@ fn what_is_wrong_is_said() {
         (r#"{"prompt": "a", "image": "x.png"}"#, "column `image`"),
         (r#"{"prompt": "a", "tools": "[{"}"#, "column `tools`: expected JSON text"),
         (r#"{"prompt": "a", "completions": ["x", "y"], "labels": [true]}"#, "found 2 steps and 1 labels"),
+        (
+            r#"{"prompt": "a", "completions": ["x", "y"], "labels": [0.5, 1.5]}"#,
+            "column `labels`: expected a list of true/false, or of probabilities from 0 to 1, found 1.5",
+        ),
+        (
+            r#"{"prompt": "a", "chosen": "b", "rejected": "c", "soft_label": 85}"#,
+            "column `soft_label`: expected a probability from 0 to 1, found 85",
+        ),
         (r#"{"input_ids": [1, 2], "labels": [-100, 3]}"#, "column `labels[1]`: expected -100 or the id 2"),
         (r#"{"input_ids": [1, 2], "labels": [-100]}"#, "2 values, one per token"),
         (r#"{"input_ids": [1, 0], "attention_mask": [1, 0]}"#, "rows without padding"),
@@ -388,7 +404,13 @@ fn prompts_are_extracted() {
                 let [chosen, rejected] = [chosen, rejected].map(text);
                 assert_eq!(
                     record.body,
-                    Body::Preference { prompt: Some(text(prompt)), chosen, rejected, margin: None }
+                    Body::Preference {
+                        prompt: Some(text(prompt)),
+                        chosen,
+                        rejected,
+                        margin: None,
+                        soft_label: None
+                    }
                 );
             }
             (Err(error), Err(expected)) => assert!(error.to_string().contains(expected), "{error}"),

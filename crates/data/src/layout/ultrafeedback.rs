@@ -13,7 +13,7 @@ pub(crate) const LAYOUT: Layout = Layout {
     name: "ultrafeedback",
     summary: "a prompt text and two conversations that contain it (UltraFeedback binarised)",
     columns: &["prompt", "chosen", "rejected"],
-    optional: &["messages", "score_chosen", "score_rejected", "margin"],
+    optional: &["messages", "score_chosen", "score_rejected", "margin", "soft_label"],
     example: r#"{"prompt": "Hi", "chosen": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}], "rejected": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "What?"}], "score_chosen": 8.0, "score_rejected": 3.0}"#,
     fits: |row| is_text(row, "prompt") && is_messages(row, "chosen") && is_messages(row, "rejected"),
     convert,
@@ -25,6 +25,7 @@ fn convert(fields: &mut Fields) -> Result<Vec<Body>, Problem> {
     let rejected = fields.take_messages("rejected")?;
     fields.take_optional("messages");
     let margin = fields.take_number("margin")?;
+    let soft_label = fields.take_soft_label()?;
     let n = chosen.iter().zip(&rejected).take_while(|(a, b)| a == b).count();
     let contains_prompt =
         chosen[..n].iter().any(|m| m.content.as_deref().is_some_and(|c| c.trim() == prompt.trim()));
@@ -40,5 +41,5 @@ fn convert(fields: &mut Fields) -> Result<Vec<Body>, Problem> {
         }
     };
     let [prompt, chosen, rejected] = [prompt, chosen, rejected].map(Content::Messages);
-    Ok(vec![Body::Preference { prompt: Some(prompt), chosen, rejected, margin }])
+    Ok(vec![Body::Preference { prompt: Some(prompt), chosen, rejected, margin, soft_label }])
 }
