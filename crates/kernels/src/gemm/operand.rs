@@ -137,10 +137,10 @@ pub fn pack_panel(
     let format = Micro::of(precision).format;
     match (operand.k_axis, operand.values) {
         (KAxis::Inner, Values::F32(v)) => {
-            inner(|i| &v[(first + i) * operand.ld..][..k], n, k, width, format, out)
+            inner(|i| &v[(first + i) * operand.ld..][..k], width * operand.ld, n, k, width, format, out)
         }
         (KAxis::Inner, Values::Bf16(v)) => {
-            inner(|i| &v[(first + i) * operand.ld..][..k], n, k, width, format, out)
+            inner(|i| &v[(first + i) * operand.ld..][..k], width * operand.ld, n, k, width, format, out)
         }
         (KAxis::Outer, Values::F32(v)) => {
             dispatch(Outer {
@@ -169,7 +169,7 @@ pub fn pack_panel(
             for (i, row) in rows.chunks_exact_mut(k).enumerate() {
                 decode(quantised, first + i, 0, row);
             }
-            inner(|i| &rows[i * k..][..k], n, k, width, format, out);
+            inner(|i| &rows[i * k..][..k], 0, n, k, width, format, out);
         }
         (KAxis::Outer, quantised) => {
             let mut rows = Buffer::<bf16>::dirty(n * k);
@@ -190,9 +190,10 @@ fn decode(values: Values<'_>, row: usize, col0: usize, out: &mut [bf16]) {
     }
 }
 
-/// Reduction contiguous: a transpose of `n` rows.
+/// Reduction contiguous: a transpose of `n` rows. What lies `ahead` elements after each is asked for meanwhile.
 fn inner<'v, E: Elem + Bits>(
     row: impl Fn(usize) -> &'v [E],
+    ahead: usize,
     n: usize,
     k: usize,
     width: usize,
@@ -207,7 +208,7 @@ fn inner<'v, E: Elem + Bits>(
         (Format::Pair, true) => k / 2,
         _ => 0,
     };
-    if words > 0 && transpose_words(&row, n, words, width, out) {
+    if words > 0 && transpose_words(&row, ahead, n, words, width, out) {
         if words * 2 + 1 == k && E::IS_BF16 {
             for i in 0..n {
                 out[words * width + i] = pair(row(i)[k - 1].to_bf16_bits(), 0);
@@ -250,6 +251,7 @@ fn inner<'v, E: Elem + Bits>(
 /// Transposes the first `words` 32-bit words of `n` rows with vector instructions; `false` if there are none.
 fn transpose_words<'v, E: Elem>(
     row: &impl Fn(usize) -> &'v [E],
+    ahead: usize,
     n: usize,
     words: usize,
     width: usize,
@@ -266,11 +268,20 @@ fn transpose_words<'v, E: Elem>(
             });
             assert!(out.len() >= (words - 1) * width + i0 + lanes, "the panel holds its words");
             // SAFETY: each row holds `words` words and `out` the last store, as was checked; AVX-512 is present.
-            unsafe { transpose16_words(&rows, words, out.as_mut_ptr().add(i0), width, lanes) };
+            unsafe {
+                transpose16_words(
+                    &rows,
+                    ahead * size_of::<E>(),
+                    words,
+                    out.as_mut_ptr().add(i0),
+                    width,
+                    lanes,
+                )
+            };
         }
         return true;
     }
-    let _ = (row, n, words, width, out);
+    let _ = (row, ahead, n, words, width, out);
     false
 }
 
@@ -286,6 +297,8 @@ fn transpose16(k: usize, width: usize, out: &mut [u32], at: impl Fn(usize, usize
 
 /// Transposes `lanes` of 16 rows of `count` words: word `j` of row `i` goes to `out[j * width + i]`.
 ///
+/// What lies `ahead` bytes after each word is asked for: sixteen streams are more than the hardware foresees.
+///
 /// # Safety
 /// AVX-512F present; each row pointer is readable for `count` words (any alignment); `out` is writable at
 /// `j * width .. j * width + lanes` for every `j < count`.
@@ -293,6 +306,7 @@ fn transpose16(k: usize, width: usize, out: &mut [u32], at: impl Fn(usize, usize
 #[target_feature(enable = "avx512f")]
 unsafe fn transpose16_words(
     rows: &[*const u32; 16],
+    ahead: usize,
     count: usize,
     out: *mut u32,
     width: usize,
@@ -304,12 +318,24 @@ unsafe fn transpose16_words(
     while j < count {
         let block = (count - j).min(16);
         let mask: u16 = if block == 16 { u16::MAX } else { (1 << block) - 1 };
-        // SAFETY: masked loads read only words `j .. j + block` of each row.
-        let r: [__m512i; 16] =
-            std::array::from_fn(|i| unsafe { _mm512_maskz_loadu_epi32(mask, rows[i].add(j).cast()) });
-        for (column, words) in super::direct::transpose(r).into_iter().enumerate().take(block) {
-            // SAFETY: `j + column < count`, where the caller promises `lanes` writable words.
-            unsafe { _mm512_mask_storeu_epi32(out.add((j + column) * width).cast(), stored, words) };
+        // SAFETY: masked loads read only words `j .. j + block` of each row; lines that do not exist are not asked for.
+        let r: [__m512i; 16] = std::array::from_fn(|i| unsafe {
+            if ahead > 0 {
+                _mm_prefetch::<_MM_HINT_T1>(rows[i].cast::<i8>().wrapping_add(4 * j + ahead));
+            }
+            _mm512_maskz_loadu_epi32(mask, rows[i].add(j).cast())
+        });
+        let columns = super::direct::transpose(r);
+        if lanes == 16 && block == 16 {
+            for (column, words) in columns.into_iter().enumerate() {
+                // SAFETY: `j + column < count`, where the caller promises sixteen writable words.
+                unsafe { _mm512_storeu_si512(out.add((j + column) * width).cast(), words) };
+            }
+        } else {
+            for (column, words) in columns.into_iter().enumerate().take(block) {
+                // SAFETY: `j + column < count`, where the caller promises `lanes` writable words.
+                unsafe { _mm512_mask_storeu_epi32(out.add((j + column) * width).cast(), stored, words) };
+            }
         }
         j += 16;
     }
