@@ -271,6 +271,12 @@ impl<'m> Engine<'m> {
 
     /// One forward pass, and one token of each sample that it is enough for. Nothing happens when idle.
     pub fn step(&mut self) -> Vec<Event> {
+        // A pass has hundreds of short parallel loops. From outside the pool each would put the caller to sleep and wake
+        // all workers; from a worker, only the others have to look up.
+        rayon::scope(|_| self.step_on_worker())
+    }
+
+    fn step_on_worker(&mut self) -> Vec<Event> {
         let mut plan = self.plan_running();
         self.admit(&mut plan);
         let (logits, rows) = self.forward(&plan);
