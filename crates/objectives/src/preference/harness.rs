@@ -641,22 +641,34 @@ fn the_shift_of_bco_is_the_mean_of_all_rewards_seen() {
 #[test]
 fn the_first_wrong_step_must_be_found() {
     let prm = build("prm", &"n_outputs = 1".parse().unwrap()).unwrap();
-    let check = |values: [f32; 3], targets: [f32; 3], accuracy: f64, first_error: f64| {
+    let check = |values: [f32; 3], targets: [f32; 3], accuracy: f64, first_error: f64, kind: &str| {
         let completions = [Completion { scores: 0..3, ..Completion::default() }];
         let scores =
             Scores { n_outputs: 1, values: &values, targets: &targets, weights: &[1.0; 3], old_values: None };
         let batch = TokenBatch { completions: &completions, scores: Some(scores), ..TokenBatch::default() };
         let output = prm.evaluate(&batch, &Normaliser::new(3.0).unwrap()).unwrap();
-        let found: Vec<f64> = output.metrics.iter().map(|m| m.value().unwrap()).collect();
-        assert!(
-            (found[0] - accuracy).abs() < 1e-15 && found[1] == first_error,
-            "{values:?} {targets:?}: {found:?}"
-        );
+        let found = |name: &str| output.metrics.iter().find(|m| m.name == name).unwrap().value();
+        let near = |a: Option<f64>, b: f64| a.is_some_and(|a| (a - b).abs() < 1e-12);
+        assert!(near(found("accuracy"), accuracy), "{values:?} {targets:?}: {:?}", output.metrics);
+        assert_eq!(found("first_error_accuracy"), Some(first_error));
+        // The completion counts under its own kind alone.
+        let other = if kind == "right" { "wrong" } else { "right" };
+        assert_eq!(found(&format!("first_error_accuracy/{kind}")), Some(first_error));
+        assert_eq!(found(&format!("first_error_accuracy/{other}")), None);
+        let of_label = |right: bool| {
+            let rows: Vec<usize> = (0..3).filter(|&row| (targets[row] > 0.5) == right).collect();
+            let agree = rows.iter().filter(|&&row| (values[row] > 0.0) == right).count();
+            (!rows.is_empty()).then(|| agree as f64 / rows.len() as f64)
+        };
+        assert_eq!(found("accuracy/right"), of_label(true));
+        assert_eq!(found("accuracy/wrong"), of_label(false));
+        let square = |row: usize| (sig(f64::from(values[row])) - f64::from(targets[row])).powi(2);
+        assert!(near(found("brier"), (0..3).map(square).sum::<f64>() / 3.0));
     };
-    check([1.0, -1.0, 1.0], [1.0, 0.0, 0.0], 2.0 / 3.0, 1.0);
-    check([1.0, 1.0, -1.0], [1.0, 0.0, 0.0], 2.0 / 3.0, 0.0);
-    check([1.0, 1.0, 1.0], [1.0, 0.8, 0.6], 1.0, 1.0);
-    check([1.0, 1.0, -1.0], [1.0, 1.0, 1.0], 2.0 / 3.0, 0.0);
+    check([1.0, -1.0, 1.0], [1.0, 0.0, 0.0], 2.0 / 3.0, 1.0, "wrong");
+    check([1.0, 1.0, -1.0], [1.0, 0.0, 0.0], 2.0 / 3.0, 0.0, "wrong");
+    check([1.0, 1.0, 1.0], [1.0, 0.8, 0.6], 1.0, 1.0, "right");
+    check([1.0, 1.0, -1.0], [1.0, 1.0, 1.0], 2.0 / 3.0, 0.0, "right");
 }
 
 #[test]

@@ -10,8 +10,10 @@
 //! (arXiv:2305.20050); soft labels: Wang et al. 2023, Math-Shepherd (arXiv:2312.08935), section 3.3. Two outputs and hard labels
 //! are TRL's `PRMTrainer` (token classification), whose mean is over each micro-batch's steps.
 //!
-//! Metrics: `accuracy` over steps; `first_error_accuracy` over completions: whether the first step judged wrong is the first one
-//! that is (or neither has one), as ProcessBench counts (Zheng et al. 2024, arXiv:2412.06559).
+//! Metrics: `accuracy` over steps, and over those that are `wrong` and `right`; `brier`, the mean of (p − t)²;
+//! `first_error_accuracy` over completions: whether the first step judged wrong is the first one that is (or neither has one), and
+//! over those with an error (`wrong`) and without (`right`), whose harmonic mean is the F1 of ProcessBench (Zheng et al. 2024,
+//! arXiv:2412.06559). A soft label above one half counts as right.
 
 use pt_core::catalogue::OptionInfo;
 use serde::{Deserialize, Serialize};
@@ -85,28 +87,39 @@ impl Prm {
         self.log_odds(scores, row) > 0.0
     }
 
-    /// Whether the first error is found, of a completion with scored rows.
-    fn finds_first_error(&self, scores: Scores<'_>, completion: &Completion) -> Option<bool> {
+    /// Of a completion with scored rows: whether the first error is found, and whether there is none.
+    fn finds_first_error(&self, scores: Scores<'_>, completion: &Completion) -> Option<(bool, bool)> {
         let rows = || completion.scores.clone().filter(|&row| scores.weights[row] > 0.0);
         rows().next()?;
         let judged = rows().find(|&row| !self.is_judged_right(scores, row));
-        Some(judged == rows().find(|&row| !is_right(scores, row)))
+        let labelled = rows().find(|&row| !is_right(scores, row));
+        Some((judged == labelled, labelled.is_none()))
     }
 
     fn metrics(&self, batch: &TokenBatch<'_>, scores: Scores<'_>) -> Vec<Metric> {
-        let mut accuracy = Metric::mean("accuracy", 0.0, 0.0);
+        let mean = |name| Metric::mean(name, 0.0, 0.0);
+        let (mut all, mut brier) = (mean("accuracy"), mean("brier"));
+        let mut of_label = [mean("accuracy/wrong"), mean("accuracy/right")];
         for (row, weight) in weighted(scores) {
             let agrees = self.is_judged_right(scores, row) == is_right(scores, row);
-            accuracy.sum += if agrees { weight } else { 0.0 };
-            accuracy.weight += weight;
+            add(&mut all, f64::from(u8::from(agrees)), weight);
+            add(&mut of_label[usize::from(is_right(scores, row))], f64::from(u8::from(agrees)), weight);
+            let probability = 1.0 / (1.0 + (-self.log_odds(scores, row)).exp());
+            add(&mut brier, (probability - f64::from(scores.targets[row])).powi(2), weight);
         }
-        let mut first_error = Metric::mean("first_error_accuracy", 0.0, 0.0);
-        for found in batch.completions.iter().filter_map(|c| self.finds_first_error(scores, c)) {
-            first_error.sum += f64::from(u8::from(found));
-            first_error.weight += 1.0;
+        let mut first_error = mean("first_error_accuracy");
+        let mut by_kind = [mean("first_error_accuracy/wrong"), mean("first_error_accuracy/right")];
+        for (found, has_none) in batch.completions.iter().filter_map(|c| self.finds_first_error(scores, c)) {
+            add(&mut first_error, f64::from(u8::from(found)), 1.0);
+            add(&mut by_kind[usize::from(has_none)], f64::from(u8::from(found)), 1.0);
         }
-        vec![accuracy, first_error]
+        [vec![all], of_label.to_vec(), vec![brier, first_error], by_kind.to_vec()].concat()
     }
+}
+
+fn add(metric: &mut Metric, value: f64, weight: f64) {
+    metric.sum += weight * value;
+    metric.weight += weight;
 }
 
 /// Whether a step is right, or more likely so than not.
