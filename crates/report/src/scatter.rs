@@ -174,27 +174,39 @@ fn draw_dot(svg: &mut String, plane: &Plane, dot: &Dot) {
     );
 }
 
-/// Names beside the points, those at one place apart.
+/// Names beside the points, those at one place apart: above those that are marked, below the others.
 fn draw_labels(svg: &mut String, plane: &Plane, dots: &[&Dot]) {
     /// Points nearer than this, along x, share a column of labels.
     const COLUMN: f64 = 40.0;
-    let mut order: Vec<usize> = (0..dots.len()).collect();
-    order.sort_by(|&a, &b| dots[a].x.0.total_cmp(&dots[b].x.0));
-    let columns = order.chunk_by(|&a, &b| plane.x(dots[b].x.0) - plane.x(dots[a].x.0) < COLUMN);
-    for column in columns {
-        let mut places: Vec<(usize, f64)> = column.iter().map(|&i| (i, plane.y(dots[i].y.0) - 6.0)).collect();
-        places.sort_by(|a, b| a.1.total_cmp(&b.1));
-        spread_within(&mut places, (TOP, HEIGHT - BOTTOM));
-        for (i, y) in places {
-            let class = if dots[i].is_marked { "end t1" } else { "tick" };
-            let _ = write!(
-                svg,
-                "<text class=\"{class}\" x=\"{:.1}\" y=\"{y:.1}\">{}</text>",
-                plane.x(dots[i].x.0) + 6.0,
-                esc(&dots[i].label)
-            );
+    for is_marked in [true, false] {
+        let mut order: Vec<usize> = (0..dots.len()).filter(|&i| dots[i].is_marked == is_marked).collect();
+        order.sort_by(|&a, &b| dots[a].x.0.total_cmp(&dots[b].x.0));
+        for column in order.chunk_by(|&a, &b| plane.x(dots[b].x.0) - plane.x(dots[a].x.0) < COLUMN) {
+            let away = if is_marked { -6.0 } else { 13.0 };
+            let mut places: Vec<(usize, f64)> =
+                column.iter().map(|&i| (i, plane.y(dots[i].y.0) + away)).collect();
+            places.sort_by(|a, b| a.1.total_cmp(&b.1));
+            spread_within(&mut places, (TOP, HEIGHT - BOTTOM));
+            for (i, y) in places {
+                draw_label(svg, (plane.x(dots[i].x.0), y), dots[i]);
+            }
         }
     }
+}
+
+/// To the right of its point; to the left where it would leave the figure, or the point is not marked.
+fn draw_label(svg: &mut String, (x, y): (f64, f64), dot: &Dot) {
+    let n = dot.label.chars().count() as f64 * CHAR;
+    let (x, anchor) = match x + 6.0 + n > WIDTH || (!dot.is_marked && x > n) {
+        true => (x - 6.0, "end"),
+        false => (x + 6.0, "start"),
+    };
+    let class = if dot.is_marked { "end t1" } else { "tick" };
+    let label = esc(&dot.label);
+    let _ = write!(
+        svg,
+        "<text class=\"{class}\" x=\"{x:.1}\" y=\"{y:.1}\" text-anchor=\"{anchor}\">{label}</text>"
+    );
 }
 
 #[cfg(test)]
