@@ -1,11 +1,15 @@
 //! The documentation, held against the program: recipes parse, commands exist, paths are there, and the crates depend on
 //! each other as ARCHITECTURE.md says.
 
+#[path = "common/markdown.rs"]
+mod markdown;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use markdown::blocks;
 use pt_core::testdata::workspace_root;
 use pt_recipe::Recipe;
 
@@ -39,35 +43,6 @@ fn files_below(dir: &Path, extension: &str) -> Vec<PathBuf> {
     }
     found.sort();
     found
-}
-
-/// A fenced block: its first line (1-based), what stands after the fence, and its text.
-struct Block {
-    line: usize,
-    info: String,
-    text: String,
-}
-
-fn blocks(page: &str) -> Vec<Block> {
-    let mut blocks: Vec<Block> = Vec::new();
-    let mut open = false;
-    for (i, line) in page.lines().enumerate() {
-        match line.strip_prefix("```") {
-            Some(_) if open => open = false,
-            Some(info) => {
-                open = true;
-                blocks.push(Block { line: i + 2, info: info.trim().to_owned(), text: String::new() });
-            }
-            None if open => {
-                let block = blocks.last_mut().expect("an open block was pushed");
-                block.text.push_str(line);
-                block.text.push('\n');
-            }
-            None => {}
-        }
-    }
-    assert!(!open, "a fence is not closed");
-    blocks
 }
 
 #[test]

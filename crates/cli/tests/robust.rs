@@ -3,11 +3,15 @@
 //! These tests wait for moments of a running process, which is what they are about; what they assert does not depend on
 //! which moment it was.
 
+#[path = "common/runs.rs"]
+mod runs;
+
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use pt_core::rng::{Draws, Stream};
+use runs::{assert_same, n_lines, partial_files};
 use tempfile::TempDir;
 
 const RECIPE: &str = "\
@@ -103,61 +107,10 @@ fn signal(child: &Child, name: &str) {
     assert!(status.success());
 }
 
-/// Everything a run produced, but not when, nor its checkpoints: a stopped run saves one more.
-fn produced(run: &Path) -> Vec<(PathBuf, Vec<u8>)> {
-    let mut found = vec![(PathBuf::from("metrics.jsonl"), std::fs::read(run.join("metrics.jsonl")).unwrap())];
-    let mut open = vec![run.join("stages")];
-    while let Some(folder) = open.pop() {
-        for entry in std::fs::read_dir(&folder).unwrap() {
-            let path = entry.unwrap().path();
-            match () {
-                () if path.ends_with("checkpoints") => {}
-                () if path.is_dir() => open.push(path),
-                () => found.push((path.strip_prefix(run).unwrap().to_owned(), std::fs::read(&path).unwrap())),
-            }
-        }
-    }
-    found.sort();
-    found
-}
-
-fn assert_same(a: &Path, b: &Path, case: &str) {
-    let (a, b) = (produced(a), produced(b));
-    let names = |files: &[(PathBuf, Vec<u8>)]| files.iter().map(|(path, _)| path.clone()).collect::<Vec<_>>();
-    assert_eq!(names(&a), names(&b), "{case}");
-    for ((path, a), (_, b)) in a.iter().zip(&b) {
-        assert!(a == b, "{case}: {} differs", path.display());
-    }
-    assert!(a.iter().any(|(path, _)| path.ends_with("adapter_model.safetensors")), "{case}");
-}
-
-/// What is left under a temporary name.
-fn partial_files(run: &Path) -> Vec<PathBuf> {
-    let mut found = Vec::new();
-    let mut open = vec![run.to_owned()];
-    while let Some(folder) = open.pop() {
-        for entry in std::fs::read_dir(&folder).unwrap() {
-            let path = entry.unwrap().path();
-            if path.to_string_lossy().ends_with(".partial") {
-                found.push(path.clone());
-            }
-            if path.is_dir() {
-                open.push(path);
-            }
-        }
-    }
-    found
-}
-
 fn newest_checkpoint(run: &Path, stage: &str) -> PathBuf {
     let dir = run.join("stages").join(stage).join("checkpoints");
     let steps = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
     steps.filter(|path| path.file_name().unwrap().to_string_lossy().starts_with("step-")).max().unwrap()
-}
-
-/// Lines of metrics so far.
-fn n_lines(run: &Path) -> usize {
-    std::fs::read_to_string(run.join("metrics.jsonl")).map_or(0, |text| text.lines().count())
 }
 
 /// Waits for a random moment in the life of a run: while it starts, or once it has written some more metrics.

@@ -177,7 +177,7 @@ fn figure(figures: &StepFigures, alarm: &str) -> (Option<f64>, String, &'static 
         "truncation" => (
             figures.clipped_ratio,
             "the share of completions cut at the limit".to_owned(),
-            "try a higher max_completion_length or the soft overlong punishment",
+            "try a higher rollout.max_new_tokens, or punish long replies softly with rollout.overlong_cache",
         ),
         "no_signal" => (
             figures.frac_without_signal,
