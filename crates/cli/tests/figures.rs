@@ -6,6 +6,7 @@
 //! ```sh
 //! cargo test --release -p posttrain --test figures -- --ignored --nocapture
 //! ```
+#![allow(clippy::print_stdout, reason = "the table of figures is what the measurement is for")]
 
 #[path = "common/program.rs"]
 mod program;

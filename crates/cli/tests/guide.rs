@@ -8,6 +8,11 @@
 //! - one below `<!-- not run: REASON -->` is not, and their number is asserted;
 //! - one below `<!-- status N: REASON -->` must end with that exit status.
 #![cfg(unix)]
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "says how long blocks take, and what is skipped"
+)]
 
 #[path = "common/judge.rs"]
 mod judge;
