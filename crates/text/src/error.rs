@@ -177,6 +177,19 @@ pub enum TextError {
         /// The rendered text.
         shown: String,
     },
+    /// A sampled conversation that cannot go on in the same tokens.
+    #[error(
+        "{origin}: nothing can follow this reply in the tokens it was sampled in: {reason}. Use a chat template that ends replies \
+         with the model's own end of turn (`data.chat_template`).\n{shown}"
+    )]
+    NoContinuation {
+        /// The row.
+        origin: Origin,
+        /// Why.
+        reason: String,
+        /// The rendered text.
+        shown: String,
+    },
     /// The row is wrong in a way that would train the wrong thing.
     #[error(transparent)]
     Audit(#[from] crate::audit::AuditError),

@@ -30,6 +30,7 @@
 //! makes a program near its limit late.)
 
 mod python;
+mod runner;
 mod task;
 
 use std::collections::BTreeMap;
@@ -43,6 +44,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use self::python::{Python, Trouble};
+pub use self::runner::{PythonRunner, Ran};
 use self::task::{Tests, is_same_output};
 use crate::catalogue::{KIND, VerifierInfo};
 use crate::text::shortened;

@@ -11,14 +11,12 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, TryLockError};
-use std::time::{Duration, Instant};
 
 use pt_core::catalogue::{CatalogueError, OptionInfo, parse};
-use serde::Deserialize;
 use serde_json::Value;
 
 use crate::catalogue::{KIND, VerifierInfo};
-use crate::child::{Heard, LineChild};
+use crate::process::{Command, Process};
 use crate::text::shortened;
 use crate::{Part, Question, Verdict, Verifier};
 
@@ -60,47 +58,10 @@ pub(crate) const INFO: VerifierInfo = VerifierInfo {
     build: |options| Ok(Box::new(External::new(parse::<Command>(KIND, NAME, options)?)?)),
 };
 
-/// How the program is run.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Command {
-    /// The program and its arguments.
-    pub command: Vec<String>,
-    /// The longest wait for an answer, in seconds.
-    #[serde(default = "ten")]
-    pub timeout_s: f64,
-    /// What is added to that for the first answer of a new process.
-    #[serde(default = "sixty")]
-    pub startup_s: f64,
-    /// How often in a row it may fail and be started again.
-    #[serde(default = "three")]
-    pub max_restarts: u32,
-    /// How many run side by side.
-    #[serde(default = "one")]
-    pub n_processes: usize,
-}
-
-fn ten() -> f64 {
-    10.0
-}
-fn sixty() -> f64 {
-    60.0
-}
-fn three() -> u32 {
-    3
-}
-fn one() -> usize {
-    1
-}
-
-/// One process, or the memory of why there is none.
+/// One process, and how far its questions are numbered.
 #[derive(Debug, Default)]
 struct Slot {
-    child: Option<LineChild>,
-    has_answered: bool,
-    /// Failures since the last good answer.
-    n_failures: u32,
-    last_failure: String,
+    process: Process,
     next_id: u64,
 }
 
@@ -124,17 +85,7 @@ impl External {
     /// If a value is out of range.
     pub fn new(config: Command) -> Result<External, CatalogueError> {
         let refuse = |problem: String| CatalogueError::Option { kind: KIND, name: NAME.to_owned(), problem };
-        if config.command.first().is_none_or(|program| program.is_empty()) {
-            return Err(refuse("`command` is empty; expected a program and its arguments".to_owned()));
-        }
-        for (name, value) in [("timeout_s", config.timeout_s), ("startup_s", config.startup_s)] {
-            if !(0.0..=86_400.0).contains(&value) {
-                return Err(refuse(format!("`{name}` is {value}; expected 0 to 86400 seconds")));
-            }
-        }
-        if !(1..=1024).contains(&config.n_processes) {
-            return Err(refuse(format!("`n_processes` is {}; expected 1 to 1024", config.n_processes)));
-        }
+        config.check().map_err(refuse)?;
         let slots = (0..config.n_processes).map(|_| Mutex::new(Slot::default())).collect();
         Ok(External { config, slots })
     }
@@ -191,11 +142,7 @@ impl Slot {
         let mut verdicts: Vec<Option<Verdict>> = vec![None; questions.len()];
         // Each turn of the loop answers at least one question, so it ends.
         while let Some(first) = verdicts.iter().position(Option::is_none) {
-            if self.n_failures > config.max_restarts {
-                let reason = format!(
-                    "gave up after {} failures in a row; the last: {}",
-                    self.n_failures, self.last_failure
-                );
+            if let Some(reason) = self.process.given_up(config) {
                 verdicts
                     .iter_mut()
                     .filter(|v| v.is_none())
@@ -205,7 +152,7 @@ impl Slot {
             if let Err(reason) = self.converse(config, questions, &mut verdicts) {
                 // The oldest open question is the one the process was on.
                 let at = verdicts.iter().position(Option::is_none).unwrap_or(first);
-                let reason = self.fail(reason);
+                let reason = self.process.fail(&reason);
                 verdicts[at] = Some(Verdict::skip(reason));
             }
         }
@@ -219,53 +166,24 @@ impl Slot {
         questions: &[Question<'_>],
         verdicts: &mut [Option<Verdict>],
     ) -> Result<(), String> {
-        if self.child.is_none() {
-            let started = LineChild::start(&config.command[0], &config.command[1..]);
-            self.child = Some(started.map_err(|e| format!("cannot start `{}`: {e}", config.command[0]))?);
-            self.has_answered = false;
-        }
-        let child = self.child.as_ref().expect("just started");
+        self.process.start(config)?;
         // Which question each open id stands for, oldest first.
         let mut open = BTreeMap::new();
         for (index, question) in questions.iter().enumerate().filter(|(i, _)| verdicts[*i].is_none()) {
-            child.say(request(self.next_id, question));
+            self.process.say(request(self.next_id, question));
             open.insert(self.next_id, index);
             self.next_id += 1;
         }
         while !open.is_empty() {
-            let wait_s = config.timeout_s + if self.has_answered { 0.0 } else { config.startup_s };
-            let answer = match child.hear(Instant::now() + Duration::from_secs_f64(wait_s)) {
-                Heard::Line(line) => read_answer(&line)?,
-                Heard::TooLong => return Err("it wrote a line of more than 1 MiB".to_owned()),
-                Heard::Nothing => return Err(format!("no answer within {wait_s} s")),
-                Heard::End => return Err("it ended without an answer".to_owned()),
-            };
+            let answer = read_answer(&self.process.hear(config)?)?;
             let id = answer.id.unwrap_or_else(|| *open.keys().next().expect("not empty"));
             let index = open
                 .remove(&id)
                 .ok_or_else(|| format!("it answered id {id}, which was not asked or was answered before"))?;
             verdicts[index] = Some(answer.verdict);
-            self.has_answered = true;
-            self.n_failures = 0;
+            self.process.has_answered();
         }
         Ok(())
-    }
-
-    /// Ends the process and says what happened.
-    fn fail(&mut self, reason: String) -> String {
-        self.n_failures += 1;
-        let mut reason = format!("the command failed: {reason}");
-        if let Some(child) = self.child.take() {
-            let (status, stderr) = child.end();
-            if let Some(status) = status {
-                reason += &format!(" ({status})");
-            }
-            if !stderr.is_empty() {
-                reason += &format!("; its standard error ends: {stderr}");
-            }
-        }
-        self.last_failure = reason.clone();
-        reason
     }
 }
 

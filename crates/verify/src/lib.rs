@@ -22,6 +22,7 @@ mod json_schema;
 mod length;
 mod math;
 mod multiple_choice;
+mod process;
 mod regex;
 mod repetition;
 mod rewards;
@@ -30,5 +31,7 @@ mod tool_calls;
 mod verdict;
 
 pub use catalogue::{VERIFIERS, VerifierInfo, build};
+pub use code::{PythonRunner, Ran};
+pub use process::{Command, Process};
 pub use rewards::{RewardError, RewardSpec, Rewards, Scored};
 pub use verdict::{Part, Question, Verdict, Verifier};

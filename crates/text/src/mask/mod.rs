@@ -12,6 +12,7 @@
 
 mod assemble;
 mod checks;
+mod continuation;
 mod conversation;
 mod locate;
 mod masker;
@@ -21,6 +22,7 @@ use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
+pub use continuation::Continuation;
 pub use masker::{Conversation, Masker, Prompt, Targets};
 pub use plan::CONTROL_FIELDS;
 
