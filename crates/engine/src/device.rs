@@ -13,13 +13,20 @@
 //! The CPU is the specification, and a device like any other whose arrays happen to be host memory: there, a copy to the host is
 //! a reference and placing moves, so the seam costs one virtual call for each kernel.
 //!
+//! Tests use [`Guarded`], a device whose memory opens for kernels alone and which counts copies: it proves that nothing above the
+//! seam takes an array for host memory.
+//!
 //! A kernel is a struct of what it reads and writes, in the file of its operation or optimiser. Arguments that are not
 //! arrays (token ids, row indices, spans) have a size in the order of the batch's rows; a device copies them with the launch.
 
 mod array;
+mod guarded;
 mod kernels;
 
+use pt_kernels::buffer;
+
 pub use array::{Array, Host, Memory, Storage};
+pub use guarded::{Guarded, Traffic};
 pub(crate) use kernels::{copy_columns, copy_prefix, copy_within, fill_zeros, widen};
 
 /// Something with memory that kernels run on. Devices live as long as the program.
@@ -35,6 +42,15 @@ pub trait Device: std::fmt::Debug + Send + Sync {
 
     /// Runs a kernel on arrays of this device. When it returns, reading an array gives what the kernel wrote.
     fn run(&self, kernel: &mut dyn Kernel);
+
+    /// Bytes in its arrays and kernels' scratch now.
+    fn live_bytes(&self) -> usize;
+
+    /// The most there ever were, since the start or the last [`Device::reset_peak`].
+    fn peak_bytes(&self) -> usize;
+
+    /// Starts a new measurement of the peak.
+    fn reset_peak(&self);
 }
 
 /// One piece of work on arrays.
@@ -103,6 +119,21 @@ impl DeviceRef {
     pub fn run(self, kernel: &mut dyn Kernel) {
         self.0.run(kernel);
     }
+
+    /// Bytes in its arrays and kernels' scratch now.
+    pub fn live_bytes(self) -> usize {
+        self.0.live_bytes()
+    }
+
+    /// The most there ever were, since the start or the last [`DeviceRef::reset_peak`].
+    pub fn peak_bytes(self) -> usize {
+        self.0.peak_bytes()
+    }
+
+    /// Starts a new measurement of the peak.
+    pub fn reset_peak(self) {
+        self.0.reset_peak();
+    }
 }
 
 /// The processor: its arrays are host memory.
@@ -128,5 +159,17 @@ impl Device for Cpu {
 
     fn run(&self, kernel: &mut dyn Kernel) {
         kernel.cpu();
+    }
+
+    fn live_bytes(&self) -> usize {
+        buffer::live_bytes()
+    }
+
+    fn peak_bytes(&self) -> usize {
+        buffer::peak_bytes()
+    }
+
+    fn reset_peak(&self) {
+        buffer::reset_peak();
     }
 }

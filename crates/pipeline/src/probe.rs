@@ -5,7 +5,6 @@
 
 use std::time::Instant;
 
-use pt_kernels::buffer;
 use pt_recipe::MemoryPart;
 use pt_train::{MicroBatch, Trainer};
 
@@ -101,10 +100,11 @@ fn peak_of(
 ) -> Result<usize> {
     let mut measure = |n_tokens: usize| -> Result<(f64, f64)> {
         let part = part_of(batch, n_tokens);
-        let live = buffer::live_bytes();
-        buffer::reset_peak();
+        let device = trainer.model.params.device();
+        let live = device.live_bytes();
+        device.reset_peak();
         work(trainer, &part)?;
-        Ok((buffer::peak_bytes().saturating_sub(live) as f64, part.n_tokens() as f64))
+        Ok((device.peak_bytes().saturating_sub(live) as f64, part.n_tokens() as f64))
     };
     let (small, small_tokens) = measure(PROBE_TOKENS / 8)?;
     let (large, large_tokens) = measure(PROBE_TOKENS)?;

@@ -52,7 +52,8 @@ fn main() {
     let mut trainer = trainer(&training, steps as u64);
     let vocabulary = shape.vocab_size;
     // Codes of quantised weights are not in buffers.
-    let outside = (trainer.model.weight_bytes() + trainer.state_bytes()).saturating_sub(buffer::live_bytes()) as u64;
+    let outside =
+        (trainer.model.weight_bytes() + trainer.state_bytes()).saturating_sub(buffer::live_bytes()) as u64;
     buffer::reset_peak();
     let mut ratios = Vec::new();
     for step in 0..=steps {

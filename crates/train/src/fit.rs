@@ -265,7 +265,9 @@ impl Loop<'_, '_> {
         self.n_tokens += stats.n_tokens;
         self.watcher.step(done, &stats, &profile, elapsed_s);
         if self.is_due(self.options.log_every) {
-            log_step(self.recorder, done, &stats, self.n_tokens, source.epoch(done), elapsed_s)?;
+            let peak_bytes = self.trainer.model.params.device().peak_bytes();
+            let epoch = source.epoch(done);
+            log_step(self.recorder, done, &stats, self.n_tokens, epoch, elapsed_s, peak_bytes)?;
         }
         let alarms = source.after_step(step_idx, &stats)?;
         for alarm in &alarms {
@@ -348,6 +350,7 @@ fn log_step(
     n_tokens: u64,
     epoch: f64,
     elapsed_s: f64,
+    peak_bytes: usize,
 ) -> Result<()> {
     let fixed = [
         ("loss", stats.loss),
@@ -361,7 +364,7 @@ fn log_step(
     let timing = [
         ("step_time", elapsed_s),
         ("tokens_per_second", stats.n_tokens as f64 / elapsed_s),
-        ("peak_buffer_bytes", pt_kernels::buffer::peak_bytes() as f64),
+        ("peak_buffer_bytes", peak_bytes as f64),
     ];
     recorder.run.log_timing(recorder.stage, step, timing)?;
     Ok(())

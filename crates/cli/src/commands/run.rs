@@ -163,10 +163,7 @@ fn planned_against_actual(plan: &Plan, view: &TrainingView, style: Style) -> Vec
         )));
     }
     if !lines.is_empty() {
-        lines.insert(
-            0,
-            style.dim("planned against actual: training time, memory in buffers"),
-        );
+        lines.insert(0, style.dim("planned against actual: training time, memory in buffers"));
     }
     lines
 }

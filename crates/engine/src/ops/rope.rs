@@ -6,7 +6,7 @@
 //!
 //! Every scaling variant is a choice of angles and of one factor on cosine and sine; the model makes them.
 
-use std::cell::OnceCell;
+use std::cell::RefCell;
 use std::rc::Rc;
 use std::time::Instant;
 
@@ -26,7 +26,7 @@ pub struct Angles {
     cos: Vec<f32>,
     sin: Vec<f32>,
     /// The same where they are used, placed once for all layers.
-    placed: OnceCell<[Array; 2]>,
+    placed: RefCell<Option<Rc<[Array; 2]>>>,
 }
 
 impl Angles {
@@ -40,12 +40,18 @@ impl Angles {
                 sin.push((s * factor) as f32);
             }
         }
-        Angles { half, cos, sin, placed: OnceCell::new() }
+        Angles { half, cos, sin, placed: RefCell::default() }
     }
 
-    fn on(&self, device: DeviceRef) -> &[Array; 2] {
-        let place = |values: &Vec<f32>| Array::from_f32(values).to_device(device);
-        self.placed.get_or_init(|| [place(&self.cos), place(&self.sin)])
+    fn on(&self, device: DeviceRef) -> Rc<[Array; 2]> {
+        let mut placed = self.placed.borrow_mut();
+        match &*placed {
+            Some(arrays) if arrays[0].device() == device => arrays.clone(),
+            _ => {
+                let place = |values: &Vec<f32>| Array::from_f32(values).to_device(device);
+                placed.insert(Rc::new([place(&self.cos), place(&self.sin)])).clone()
+            }
+        }
     }
 }
 
@@ -67,7 +73,8 @@ impl<'m> Op<'m> for Rope {
 
 fn rotate(qkv: &mut Tensor, shape: &AttentionShape, angles: &Angles, direction: f32) {
     let device = qkv.device();
-    let [cos, sin] = angles.on(device);
+    let arrays = angles.on(device);
+    let [cos, sin] = &*arrays;
     device.run(&mut Rotate { qkv, shape, half: angles.half, cos, sin, direction });
 }
 

@@ -3,6 +3,7 @@
 use pt_core::rng::Stream;
 
 use crate::batch::Batch;
+use crate::device::Guarded;
 use crate::params::{Grads, Param, ParamId, Params, Weight};
 use crate::segments::SegmentTable;
 use crate::tape::{Tape, Var};
@@ -17,6 +18,7 @@ pub(crate) const TOLERANCES: [(Dtype, f64); 2] = [(Dtype::F32, F32_TOLERANCE), (
 const STEP: f64 = 1e-5;
 
 /// Inputs and parameters of an operation under test.
+#[derive(Clone)]
 pub(crate) struct Setup {
     pub(crate) tokens: Vec<u32>,
     pub(crate) table: SegmentTable,
@@ -70,7 +72,8 @@ impl Setup {
             .iter()
             .map(|&i| {
                 let (values, cols) = &self.inputs[i];
-                tape.leaf(Tensor::from_f32(values, self.tokens.len(), *cols, dtype).into())
+                let input = Tensor::from_f32(values, self.tokens.len(), *cols, dtype);
+                tape.leaf(input.to_device(self.params.device()).into())
             })
             .collect();
         f(tape, vars)
@@ -87,8 +90,28 @@ impl Setup {
         Batch::new(self.tokens.clone(), self.table.clone())
     }
 
-    /// Output and gradients (inputs, then parameters) for the given upstream gradient.
+    /// Output and gradients (inputs, then parameters) for the given upstream gradient: of the CPU, and bit for bit those of a
+    /// device whose memory only kernels may touch.
     pub(crate) fn run(
+        &self,
+        op: &impl Fn(&mut Tape<'_>, &[Var]) -> Var,
+        inputs: &[usize],
+        params: &[ParamId],
+        dtype: Dtype,
+        upstream: Option<&[f32]>,
+    ) -> (Vec<f32>, Vec<Vec<f32>>) {
+        let on_cpu = self.run_here(op, inputs, params, dtype, upstream);
+        let mut guarded = self.clone();
+        guarded.params.move_to(Guarded::leak("guarded").device());
+        let bits = |(out, grads): &(Vec<f32>, Vec<Vec<f32>>)| -> Vec<u32> {
+            out.iter().chain(grads.iter().flatten()).map(|value| value.to_bits()).collect()
+        };
+        let on_guarded = guarded.run_here(op, inputs, params, dtype, upstream);
+        assert_eq!(bits(&on_cpu), bits(&on_guarded), "on another device");
+        on_cpu
+    }
+
+    fn run_here(
         &self,
         op: &impl Fn(&mut Tape<'_>, &[Var]) -> Var,
         inputs: &[usize],
@@ -102,6 +125,7 @@ impl Setup {
             let Some(upstream) = upstream else { return (values, Vec::new()) };
             let seed =
                 Tensor::from_f32(upstream, out.value().rows(), out.value().cols(), out.value().dtype());
+            let seed = seed.to_device(self.params.device());
             let mut grads = Grads::new();
             let node = out.node.expect("the output of a trained operation is recorded");
             drop((vars, out));
