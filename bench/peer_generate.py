@@ -1,26 +1,29 @@
-"""Generation speed of transformers on the CPU: one batch, prompts of one length, sampled.
+"""Generation speed of transformers on the CPU: prompts of one length, sampled.
 
-A round is one call of `generate`; tokens_per_s counts new tokens over its whole time, prompt
-included. `prefill_s` is the time of a call that makes a single token. Prints one JSON object.
+A round is one call; tokens_per_s counts new tokens over its whole time, prompt included. `prefill_s` is the time of a call
+that makes a single token. `--how` chooses between `generate` with its growing cache, `generate` with a static cache and
+torch.compile, and `generate_batch` (continuous batching over a paged cache). Prints one JSON object.
 
-Usage: python peer_generate.py --dtype f32|bf16 [--sequences N] [--prompt N] [--new N] [--rounds N]
+Usage: python peer_generate.py --dtype f32|bf16 [--sequences N] [--samples N] [--prompt N] [--new N] [--rounds N] [--how HOW]
 """
 
 import argparse
 
 import peer
 import torch
+import transformers
 
 
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--dtype", choices=tuple(peer.DTYPES), default="f32")
     parser.add_argument("--sequences", type=int, default=64)
+    parser.add_argument("--samples", type=int, default=1, help="sequences that share a prompt")
     parser.add_argument("--prompt", type=int, default=128, help="tokens of a prompt")
     parser.add_argument("--new", type=int, default=128, help="new tokens of a sequence")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--threads", type=int, default=None, help="all cores without it")
-    parser.add_argument("--compile", action="store_true", help="static cache and torch.compile")
+    parser.add_argument("--how", choices=("dynamic", "static", "batching"), default="dynamic")
     return parser.parse_args()
 
 
@@ -28,29 +31,32 @@ def main() -> None:
     args = arguments()
     model = peer.new_model(args.dtype, args.threads).eval()
     generator = torch.Generator().manual_seed(peer.SEED)
-    prompts = torch.randint(0, model.config.vocab_size, (args.sequences, args.prompt), generator=generator)
+    n_prompts = args.sequences // args.samples
+    prompts = torch.randint(0, model.config.vocab_size, (n_prompts, args.prompt), generator=generator)
     mask = torch.ones_like(prompts)
+    drawn = {"do_sample": True, "temperature": 1.0, "top_k": 0, "pad_token_id": 0}
     cache = {}
-    if args.compile:
+    if args.how == "static":
         model.forward = torch.compile(model.forward)
         cache = {"cache_implementation": "static"}
 
     @torch.inference_mode()
+    def padded(n_new: int) -> int:
+        lengths = {"max_new_tokens": n_new, "min_new_tokens": n_new, "num_return_sequences": args.samples}
+        out = model.generate(prompts, attention_mask=mask, **lengths, **drawn, **cache)
+        return out.shape[0] * (out.shape[1] - args.prompt)
+
+    def batched(n_new: int) -> int:
+        config = transformers.GenerationConfig(max_new_tokens=n_new, **drawn)
+        inputs = [row.tolist() for row in prompts for _ in range(args.samples)]
+        found = model.generate_batch(inputs=inputs, generation_config=config, progress_bar=False)
+        return sum(len(one.generated_tokens) for one in found.values())
+
     def one_round(n_new: int) -> tuple[float, float]:
         watch = peer.Stopwatch()
-        out = model.generate(
-            prompts,
-            attention_mask=mask,
-            max_new_tokens=n_new,
-            min_new_tokens=n_new,
-            do_sample=True,
-            temperature=1.0,
-            top_k=0,
-            pad_token_id=0,
-            **cache,
-        )
+        n_tokens = (batched if args.how == "batching" else padded)(n_new)
         reading = watch.read()
-        assert out.shape == (args.sequences, args.prompt + n_new), out.shape
+        assert n_tokens == args.sequences * n_new, n_tokens
         return reading
 
     one_round(2)  # allocators and, if asked for, the compiler

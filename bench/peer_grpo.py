@@ -13,7 +13,6 @@ import time
 import warnings
 
 import peer
-import torch
 
 warnings.filterwarnings("ignore")
 
@@ -29,20 +28,6 @@ def arguments():
     return parser.parse_args()
 
 
-def tokenizer_of_words(vocabulary: int, folder: pathlib.Path):
-    """A word of its own for every id, so that a prompt has as many tokens as words."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    words = {f"w{i}": i for i in range(vocabulary)}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token="w0"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer.save(str(folder / "tokenizer.json"))
-    fast = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"), unk_token="w0")
-    fast.pad_token, fast.eos_token = "w0", "w1"
-    return fast
-
-
 def main() -> None:
     args = arguments()
     import datasets
@@ -50,10 +35,8 @@ def main() -> None:
 
     folder = pathlib.Path(tempfile.mkdtemp())
     model = peer.new_model(args.dtype)
-    tokenizer = tokenizer_of_words(model.config.vocab_size, folder)
-    generator = torch.Generator().manual_seed(peer.SEED)
-    ids = torch.randint(2, model.config.vocab_size, (args.steps + 1, args.prompt), generator=generator)
-    rows = [{"prompt": " ".join(f"w{i}" for i in row)} for row in ids.tolist()]
+    tokenizer = peer.tokenizer_of_words(model.config.vocab_size, folder)
+    rows = [{"prompt": text} for text in peer.texts((args.steps + 1, args.prompt), model.config.vocab_size)]
     config = trl.GRPOConfig(
         output_dir=str(folder),
         per_device_train_batch_size=args.group,
@@ -61,6 +44,7 @@ def main() -> None:
         max_completion_length=args.new,
         max_steps=args.steps + 1,
         learning_rate=1e-6,
+        optim="adamw_torch_fused",
         beta=0.0,
         bf16=False,  # the weights are of this type already
         gradient_checkpointing=False,
@@ -71,26 +55,12 @@ def main() -> None:
         disable_tqdm=True,
         generation_kwargs={"min_new_tokens": args.new},
     )
-    lora = None
-    if args.mode == "lora":
-        from peft import LoraConfig
-
-        lora = LoraConfig(r=16, lora_alpha=32, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
+    lora = peer.lora() if args.mode == "lora" else None
 
     def reward(completions, **_):
         return [float(i % 2) for i in range(len(completions))]
 
-    times = []
-
-    class Clock(peer.transformers.TrainerCallback):
-        def on_step_begin(self, *_args, **_kwargs):
-            self.start = time.perf_counter()
-            self.cpu = time.process_time()
-
-        def on_step_end(self, *_args, **_kwargs):
-            elapsed_s = time.perf_counter() - self.start
-            times.append((elapsed_s, (time.process_time() - self.cpu) / elapsed_s / torch.get_num_threads()))
-
+    clock = peer.Clock()
     start = time.perf_counter()
     trainer = trl.GRPOTrainer(
         model=model,
@@ -99,14 +69,14 @@ def main() -> None:
         train_dataset=datasets.Dataset.from_list(rows),
         processing_class=tokenizer,
         peft_config=lora,
-        callbacks=[Clock()],
+        callbacks=[clock],
     )
     trainer.train()
     whole_s = time.perf_counter() - start
     # Sampling happens before `on_step_begin` in some versions: the logged step_time holds all of it.
     logged = [entry["step_time"] for entry in trainer.state.log_history if "step_time" in entry]
-    readings = [(step_s, share) for step_s, (_, share) in zip(logged[1:], times[1:])]
-    peer.report(vars(args), args.group * args.new, readings, step_s=logged, whole_s=round(whole_s, 2), trl=trl.__version__)
+    readings = [(step_s, share) for step_s, (_, share) in zip(logged[1:], clock.readings[1:])]
+    peer.report(vars(args), 1, readings, unit="steps", step_s=logged, whole_s=round(whole_s, 2), trl=trl.__version__)
 
 
 if __name__ == "__main__":
