@@ -4,7 +4,7 @@ use pt_core::rng::{Draws, Stream};
 use serde::Serialize;
 
 use crate::catalogue::{FAMILIES, Family};
-use crate::check::{Check, Verdict};
+use crate::check::{ANSWER_MARK, Check, Verdict};
 use crate::error::TaskError;
 
 /// One generated problem with everything needed to pose, teach and check it.
@@ -34,6 +34,14 @@ impl Problem {
     /// Judges `reply`.
     pub fn check(&self, reply: &str) -> Verdict {
         self.check.judge(reply)
+    }
+
+    /// Whether `reply` shows how its answer was found, where there is something to show: text before [`ANSWER_MARK`], in a
+    /// problem whose solution has some. What is shown is not judged.
+    pub fn shows_working(&self, reply: &str) -> bool {
+        let has_working =
+            |text: &str| text.split_once(ANSWER_MARK).is_some_and(|(before, _)| !before.trim().is_empty());
+        has_working(&self.solution) && has_working(reply)
     }
 }
 

@@ -218,8 +218,19 @@ mod tests {
                 let p = draw(family, level, 2, Split::Train, index);
                 let direct = Reply::Direct.to(&p);
                 assert!(p.check(&direct).passed(), "{} {level}: {direct} to {}", p.family, p.prompt);
-                assert!(direct.len() <= p.solution.len(), "{direct}");
+                assert!(!p.shows_working(&direct), "{direct}");
             }
+        }
+    }
+
+    #[test]
+    fn working_is_shown_where_there_is_some() {
+        for (family, level, expected) in
+            [("sum", 4, true), ("letters", 4, true), ("digits", 4, false), ("chat", 2, false)]
+        {
+            let p = problem(family, level, 1, Split::Train, 0).unwrap();
+            assert_eq!(p.shows_working(&p.solution), expected, "{}", p.solution);
+            assert!(!p.shows_working("#### 7") && !p.shows_working("no mark"));
         }
     }
 
