@@ -13,7 +13,9 @@ use std::time::Instant;
 
 use pt_core::rng::Stream;
 use pt_kernels::elem::Elem;
-use pt_kernels::gemm::{Epilogue, Operand, Output, Packed, Part, Right, gemm, pack_left};
+use pt_kernels::gemm::{
+    Block, Epilogue, Operand, Output, Packed, Part, Right, gemm, gemm_side_by_side, pack_left,
+};
 
 use super::{for_columns, for_rows};
 use crate::device::{DeviceRef, Kernel};
@@ -396,36 +398,67 @@ impl Kernel for LinearForward<'_> {
     fn cpu(&mut self) {
         let (n_tokens, n_in, precision) = (self.x.rows(), self.x.cols(), self.mode.dtype.precision());
         let left = pack_left(&Operand::k_inner(self.x.values(), n_in), n_tokens, n_in, precision);
+        let adapted: Vec<_> = self.layers.iter().map(|layer| self.adapted(&left, layer)).collect();
+        let (params, residual) = (self.params, self.residual);
+        let pairs = self.layers.iter().zip(&adapted);
+        let blocks: Vec<Block<'_>> =
+            pairs.map(|(layer, adapted)| adapted.block(params, &left, layer, residual)).collect();
+        gemm_side_by_side(n_tokens, &blocks, self.out.output_from(0), precision);
+        drop(blocks);
         let mut col = 0;
-        for layer in self.layers {
-            assert_eq!(layer.n_in, n_in, "{} takes {} inputs", layer.name, layer.n_in);
-            let adapter = layer.lora.as_ref().filter(|_| self.mode.adapters);
-            let lora = adapter.map(|lora| self.lora_forward(&left, layer, lora));
-            let left_h = lora.as_ref().map(|saved| {
-                pack_left(&Operand::k_inner(saved.h.values(), saved.rank), n_tokens, saved.rank, precision)
-            });
-            let weight = Operand::k_inner(self.params.get(layer.weight).weight.open().values(), n_in);
-            let mut parts = vec![Part { a: &left, b: Right::Operand(weight) }];
-            if let (Some(lora), Some(left_h)) = (&lora, &left_h) {
-                let b = Operand::k_inner(self.params.get(lora.b).weight.open().values(), lora.rank);
-                parts.push(Part { a: left_h, b: Right::Operand(b) });
-            }
-            let bias = layer.bias.map(|id| self.params.vector(id));
-            let dora = lora.as_ref().and_then(|lora| lora.dora.as_ref());
-            let epilogue = Epilogue {
-                bias: bias.as_deref(),
-                residual: self.residual.map(Tensor::as_residual),
-                col_scale: dora.map(|dora| dora.col_scale.open().f32s()),
-                ..Default::default()
-            };
-            gemm(n_tokens, layer.n_out, &parts, self.out.output_from(col), epilogue, precision);
+        for (layer, Adapted { lora, .. }) in self.layers.iter().zip(adapted) {
             self.saved.push(Saved { weight: layer.weight, bias: layer.bias, n_out: layer.n_out, col, lora });
             col += layer.n_out;
         }
     }
 }
 
+/// What of a layer is computed before its product.
+struct Adapted {
+    lora: Option<SavedLora>,
+    /// The adapter's `h` as a left operand.
+    left_h: Option<Packed>,
+    bias: Option<Vec<f32>>,
+}
+
+impl Adapted {
+    /// The layer's product, its adapter's joined to the same sum.
+    fn block<'b>(
+        &'b self,
+        params: &'b Params,
+        left: &'b Packed,
+        layer: &Linear,
+        residual: Option<&'b Tensor>,
+    ) -> Block<'b> {
+        let weight = Operand::k_inner(params.get(layer.weight).weight.open().values(), layer.n_in);
+        let mut parts = vec![Part { a: left, b: Right::Operand(weight) }];
+        if let (Some(saved), Some(a)) = (&self.lora, &self.left_h) {
+            let b = Operand::k_inner(params.get(saved.b).weight.open().values(), saved.rank);
+            parts.push(Part { a, b: Right::Operand(b) });
+        }
+        let dora = self.lora.as_ref().and_then(|lora| lora.dora.as_ref());
+        let epilogue = Epilogue {
+            bias: self.bias.as_deref(),
+            residual: residual.map(Tensor::as_residual),
+            col_scale: dora.map(|dora| dora.col_scale.open().f32s()),
+            ..Default::default()
+        };
+        Block { n: layer.n_out, parts, epilogue }
+    }
+}
+
 impl LinearForward<'_> {
+    fn adapted(&self, left: &Packed, layer: &Linear) -> Adapted {
+        let (n_tokens, n_in, precision) = (self.x.rows(), self.x.cols(), self.mode.dtype.precision());
+        assert_eq!(layer.n_in, n_in, "{} takes {} inputs", layer.name, layer.n_in);
+        let adapter = layer.lora.as_ref().filter(|_| self.mode.adapters);
+        let lora = adapter.map(|lora| self.lora_forward(left, layer, lora));
+        let left_h = lora.as_ref().map(|saved| {
+            pack_left(&Operand::k_inner(saved.h.values(), saved.rank), n_tokens, saved.rank, precision)
+        });
+        Adapted { lora, left_h, bias: layer.bias.map(|id| self.params.vector(id)) }
+    }
+
     /// `h = s x A^T`, of the input the adapter sees.
     fn lora_forward(&self, left: &Packed, layer: &Linear, lora: &Lora) -> SavedLora {
         let (x, device, dtype) = (self.x, self.x.device(), self.mode.dtype);
