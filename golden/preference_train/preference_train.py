@@ -24,6 +24,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoMod
 from trl.experimental.cpo.cpo_trainer import CPOTrainer
 from trl.experimental.orpo.orpo_trainer import ORPOTrainer
 from trl.trainer import dpo_trainer, kto_trainer, reward_trainer
+from trl.trainer.callbacks import SyncRefModelCallback
 
 import models
 from train import save_adapter
@@ -229,7 +230,7 @@ def prm(model, _):
 # --------------------------------------------------------------------------- runs
 
 
-def train(model, reference, make, batches) -> dict:
+def train(model, reference, make, batches, sync=None) -> dict:
     named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
     groups = [
         {"params": [p for n, p in named if "norm" not in n], "weight_decay": WEIGHT_DECAY},
@@ -248,12 +249,16 @@ def train(model, reference, make, batches) -> dict:
         log["metrics"].append({k: v for k, v in metrics_of(trainer).items() if v == v})
         optimizer.step()
         schedule.step()
+        if sync and len(log["loss"]) % sync["ref_model_sync_steps"] == 0:
+            SyncRefModelCallback._sync_target_model(model, reference, sync["ref_model_mixup_alpha"])
     return log
 
 
 SEQUENCE, TOKEN = AutoModelForSequenceClassification, AutoModelForTokenClassification
 RUNS = {
     "dpo": ("dpo", "", policy, dpo),
+    "dpo_other": ("dpo", "", policy, dpo),
+    "tr_dpo": ("dpo", "", policy, dpo),
     "kto": ("kto", "undesirable_weight = 1.5", policy, kto),
     "orpo": ("orpo", "", policy, contrastive(ORPOTrainer, beta=0.1)),
     "simpo": (
@@ -267,16 +272,24 @@ RUNS = {
 }
 
 
+# Where the reference is another model than the policy's start, and where it follows the policy.
+REFERENCES = {"dpo_other": ROOT / "models" / "qwen3"}
+SYNC = {"tr_dpo": dict(ref_model_sync_steps=4, ref_model_mixup_alpha=0.6)}
+
+
 def make_run(name: str, batches) -> None:
     objective, options, build, make = RUNS[name]
-    plain = train(build(), build(), make, batches)
+    reference = (lambda: models.load(REFERENCES[name], torch.float32)) if name in REFERENCES else build
+    sync = SYNC.get(name)
+    plain = train(build(), reference(), make, batches, sync)
     with TrueF64():
-        log = train(build().double(), build().double(), make, batches)
+        log = train(build().double(), reference().double(), make, batches, sync)
     gap = max(abs(a - b) for a, b in zip(log["loss"], plain["loss"]))
     print(f"{name}: loss {log['loss'][0]:.4f} -> {log['loss'][-1]:.4f}, f32 gap {gap:.1e}")
     assert gap < 1e-4
     settings = {**ADAMW, "weight_decay": WEIGHT_DECAY, "max_grad_norm": CLIP, "schedule": "cosine", "warmup_steps": N_WARMUP, "steps": N_STEPS}
-    save_json(OUT / f"{name}.json", {"objective": objective, "options": options, "settings": settings, "f32_gap": gap, **log})
+    extra = {"sync": sync} if sync else {}
+    save_json(OUT / f"{name}.json", {"objective": objective, "options": options, "settings": settings, "f32_gap": gap, **extra, **log})
 
 
 # --------------------------------------------------------------------------- heads

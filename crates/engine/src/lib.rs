@@ -32,6 +32,7 @@ pub use ops::gated::Activation;
 pub use ops::linear_divergence::{DivergenceOptions, Teacher};
 pub use ops::linear_logprob::{LogprobGrad, LogprobOptions, Logprobs};
 pub use ops::rope::Angles;
+pub use ops::score_head::ScoreWeights;
 pub use params::{Grads, Param, ParamId, Params, Weight};
 pub use profile::Profile;
 pub use segments::{Segment, SegmentError, SegmentTable};

@@ -38,4 +38,4 @@ pub use model::{CausalLm, Model};
 pub use options::Options;
 pub use rope::Rope;
 pub use save::{SaveOptions, save, save_into};
-pub use score_head::{ScoreHead, ScoreHeadKind};
+pub use score_head::{ScoreHead, ScoreHeadKind, ScoreValues};

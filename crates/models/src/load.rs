@@ -86,8 +86,11 @@ pub fn load(dir: &Path, options: &LoadOptions) -> Result<Model> {
     let mut checkpoint = Checkpoint::open(dir, &config, options)?;
     let mut model = Model::build(config, &mut checkpoint)?;
     if let Some(head) = model.config.score_head {
-        let values = checkpoint.score_head(head)?;
+        let (values, bias) = checkpoint.score_head(head)?;
         model.add_score_head(head.kind, &values)?;
+        if let Some(bias) = bias {
+            model.add_score_bias(&bias);
+        }
         model.freeze();
     }
     let path = dir.join("generation_config.json");
@@ -141,20 +144,15 @@ impl Checkpoint {
         Ok(checkpoint)
     }
 
-    /// The values of a score head, whose bias must be zero.
-    fn score_head(&mut self, head: ScoreHead) -> Result<Vec<f32>> {
-        if self.file_of.contains_key(SCORE_BIAS) {
-            let file = self.file(SCORE_BIAS);
-            if file.values::<f32>(SCORE_BIAS)?.iter().any(|value| *value != 0.0) {
-                let problem = format!(
-                    "`{SCORE_BIAS}` is not zero, and score heads here have no bias; train the process reward model \
-                     with `token_classification_bias` set to false, or here"
-                );
-                return Err(ModelError::BadFile { file: file.path.clone(), problem });
-            }
-        }
+    /// The values of a score head, and of its bias where that is not zero.
+    fn score_head(&mut self, head: ScoreHead) -> Result<(Vec<f32>, Option<Vec<f32>>)> {
         debug_assert!(head.n_outputs > 0, "a head has outputs");
-        Ok(self.file(SCORE_HEAD).values::<f32>(SCORE_HEAD)?.to_vec())
+        let bias = match self.file_of.contains_key(SCORE_BIAS) {
+            true => Some(self.file(SCORE_BIAS).values::<f32>(SCORE_BIAS)?.to_vec()),
+            false => None,
+        };
+        let values = self.file(SCORE_HEAD).values::<f32>(SCORE_HEAD)?.to_vec();
+        Ok((values, bias.filter(|bias| bias.iter().any(|value| *value != 0.0))))
     }
 
     fn file(&mut self, name: &str) -> &mut WeightFile {

@@ -1,6 +1,6 @@
 //! A model: its parameters, and the architecture that uses them.
 
-use pt_engine::{Dtype, Linear, LogprobOptions, ParamId, Params, Tape, Var};
+use pt_engine::{Dtype, Linear, LogprobOptions, ParamId, Params, ScoreWeights, Tape, Var};
 use serde_json::Value;
 
 use crate::adapter::Adapter;
@@ -48,7 +48,7 @@ pub struct Model {
     /// `generation_config.json`, if the directory had one.
     pub generation_config: Option<Value>,
     pub(crate) adapter: Option<Adapter>,
-    pub(crate) score_head: Option<(ParamId, ScoreHeadKind)>,
+    pub(crate) score_head: Option<(ScoreWeights, ScoreHeadKind)>,
 }
 
 impl Model {

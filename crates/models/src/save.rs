@@ -221,7 +221,7 @@ fn stored_tensors<'m>(model: &'m Model, options: &SaveOptions) -> Result<Vec<(St
     for (id, param) in model.params.iter() {
         let is_left_out = match classifier {
             Some(_) => id == language_head && !model.config.tied,
-            None => model.score_head() == Some(id),
+            None => model.score_head().is_some_and(|head| head.weight == id || head.bias == Some(id)),
         };
         if is_left_out {
             continue;
@@ -246,7 +246,8 @@ fn stored_tensors<'m>(model: &'m Model, options: &SaveOptions) -> Result<Vec<(St
             _ => unreachable!("quantised weights are NF4 or int8"),
         }
     }
-    if let Some(ScoreHead { kind: ScoreHeadKind::Token, n_outputs }) = classifier {
+    let has_bias = model.score_head().is_some_and(|head| head.bias.is_some());
+    if let Some(ScoreHead { kind: ScoreHeadKind::Token, n_outputs }) = classifier.filter(|_| !has_bias) {
         let zeros = RawTensor::from_f32(&vec![0.0; n_outputs]);
         let stored = match main_dtype(model, options) {
             Dtype::F32 => zeros,

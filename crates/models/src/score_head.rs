@@ -2,13 +2,14 @@
 //!
 //! A reward model is a `...ForSequenceClassification`: `score.weight` in place of `lm_head.weight`, the number of outputs in
 //! config.json's `id2label`, and the score of a text is that of its last token. A process reward model is a
-//! `...ForTokenClassification`, whose `score` has a bias, too. Heads here have none: zeros are written for it, and one that is
-//! not zero is refused. A value head is part of training only; models are written without it.
+//! `...ForTokenClassification`, whose `score` has a bias, too. New heads here have none, and zeros are written for it; one that is
+//! read and is not zero is kept, used, trained and written. (transformers' sequence classifiers have none: a file that has one all the
+//! same is read here, and there its scores are without it.) A value head is part of training only; models are written without it.
 //!
 //! Loading a classifier as a language model is refused, as it has no head over the vocabulary; see
 //! [`crate::LoadOptions::score_head`].
 
-use pt_engine::{Param, ParamId, Weight};
+use pt_engine::{Param, ParamId, ScoreWeights, Weight};
 use serde_json::{Map, Value, json};
 
 use crate::arch::Architecture;
@@ -38,6 +39,15 @@ pub struct ScoreHead {
     pub kind: ScoreHeadKind,
     /// Its outputs.
     pub n_outputs: usize,
+}
+
+/// The values of a score head.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ScoreValues {
+    /// `[n_outputs, hidden]`.
+    pub weight: Vec<f32>,
+    /// `[n_outputs]`, if it has one.
+    pub bias: Option<Vec<f32>>,
 }
 
 impl ScoreHead {
@@ -94,9 +104,9 @@ impl ScoreHead {
 }
 
 impl Model {
-    /// The score head's weight `[n_outputs, hidden]`, for rewards, values and step labels.
-    pub fn score_head(&self) -> Option<ParamId> {
-        self.score_head.map(|(id, _)| id)
+    /// The score head's parameters, for rewards, values and step labels.
+    pub fn score_head(&self) -> Option<ScoreWeights> {
+        self.score_head.map(|(head, _)| head)
     }
 
     /// What the score head is for.
@@ -106,8 +116,8 @@ impl Model {
 
     /// The score head as it would be written: none for values.
     pub fn classifier(&self) -> Option<ScoreHead> {
-        let (id, kind) = self.score_head.filter(|(_, kind)| *kind != ScoreHeadKind::Value)?;
-        Some(ScoreHead { kind, n_outputs: self.params.get(id).shape[0] })
+        let (head, kind) = self.score_head.filter(|(_, kind)| *kind != ScoreHeadKind::Value)?;
+        Some(ScoreHead { kind, n_outputs: self.params.get(head.weight).shape[0] })
     }
 
     /// Adds a score head of these values, `[n_outputs, hidden]`, that trains; one that is there already is replaced by it if
@@ -134,7 +144,11 @@ impl Model {
         }
         let weight = Weight::from_f32(values);
         let id = match self.score_head {
-            Some((id, found)) => {
+            Some((ScoreWeights { weight: id, bias }, found)) => {
+                if let Some(bias) = bias {
+                    let param = self.params.get_mut(bias);
+                    param.weight = Weight::from_f32(&vec![0.0; param.len()]);
+                }
                 let param = self.params.get_mut(id);
                 if found != kind || param.shape != shape {
                     let problem = format!(
@@ -150,7 +164,62 @@ impl Model {
             }
             None => self.params.add(Param { name: SCORE_HEAD.to_owned(), shape, weight, trainable: true }),
         };
-        self.score_head = Some((id, kind));
+        let bias = self.score_head.and_then(|(head, _)| head.bias);
+        self.score_head = Some((ScoreWeights { weight: id, bias }, kind));
         Ok(id)
+    }
+
+    /// The score head's weight and bias as they are, where there is one.
+    pub fn score_values(&self) -> Option<ScoreValues> {
+        let (head, _) = self.score_head?;
+        let values = |id: ParamId| self.params.get(id).weight.to_f32();
+        Some(ScoreValues { weight: values(head.weight), bias: head.bias.map(values) })
+    }
+
+    /// Makes the score head one for values that begins with `values`, of one output, and trains.
+    ///
+    /// # Errors
+    /// [`ModelError::State`] if there are several outputs.
+    pub fn use_score_head_for_values(&mut self, values: &ScoreValues) -> Result<()> {
+        let n_outputs = values.weight.len() / self.config.hidden_size;
+        if n_outputs != 1 {
+            let problem = format!(
+                "the score head has {n_outputs} outputs, and a value is one; give a reward model with one output"
+            );
+            return Err(ModelError::State { problem });
+        }
+        if let Some((_, kind)) = &mut self.score_head {
+            *kind = ScoreHeadKind::Value;
+        }
+        self.add_score_head(ScoreHeadKind::Value, &values.weight)?;
+        match (self.score_head.and_then(|(head, _)| head.bias), &values.bias) {
+            (Some(id), Some(bias)) => {
+                let param = self.params.get_mut(id);
+                param.set_weight(Weight::from_f32(bias));
+                param.trainable = true;
+            }
+            (None, Some(bias)) => self.add_score_bias(bias),
+            (_, None) => {}
+        }
+        Ok(())
+    }
+
+    /// Gives the score head a bias, `[n_outputs]`, that trains as the head does.
+    ///
+    /// # Panics
+    /// If there is no score head, one with a bias already, or not one value for each output.
+    pub fn add_score_bias(&mut self, values: &[f32]) {
+        let (head, kind) = self.score_head.expect("a score head");
+        let weight = self.params.get(head.weight);
+        assert_eq!(values.len(), weight.shape[0], "a value for each output");
+        assert!(head.bias.is_none(), "the score head has a bias");
+        let param = Param {
+            name: SCORE_BIAS.to_owned(),
+            shape: vec![values.len()],
+            weight: Weight::from_f32(values),
+            trainable: weight.trainable,
+        };
+        let bias = Some(self.params.add(param));
+        self.score_head = Some((ScoreWeights { bias, ..head }, kind));
     }
 }

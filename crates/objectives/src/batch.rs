@@ -92,14 +92,25 @@ pub struct TokenBatch<'a> {
     pub sampler_logp: Option<&'a [f32]>,
     /// `[T]`: advantage of the token.
     pub advantages: Option<&'a [f32]>,
+    /// `[T]`: divergence of the predicted distribution from the teacher's, as [`Needs::divergence`] says.
+    pub divergence: Option<&'a [f32]>,
     /// The replies, in order; none where rows are plain sequences.
     pub completions: &'a [Completion],
     /// Outputs of the score head.
     pub scores: Option<Scores<'a>>,
 }
 
+/// Which divergence between the predicted distribution and a teacher's.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Divergence {
+    /// 0: forward KL, 1: reverse KL, between: generalised Jensen-Shannon.
+    pub beta: f64,
+    /// Divides the logits of both.
+    pub temperature: f32,
+}
+
 /// Which optional arrays of a [`TokenBatch`] an objective reads. What is not needed may still be given.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Needs {
     /// [`TokenBatch::entropy`].
     pub entropy: bool,
@@ -115,6 +126,8 @@ pub struct Needs {
     pub sampler_logp: bool,
     /// [`TokenBatch::advantages`].
     pub advantages: bool,
+    /// [`TokenBatch::divergence`], for which there must be a teacher.
+    pub divergence: Option<Divergence>,
     /// [`TokenBatch::scores`]: the number of the score head's outputs; 0 for no head.
     pub score_outputs: usize,
     /// `true` where only scores are read, so that no head over the vocabulary is computed; `logp` may then be empty.
@@ -293,6 +306,8 @@ pub struct ObjectiveOutput {
     pub d_entropy: Option<Vec<f32>>,
     /// `[T]`: with respect to `mean_logp`, if the objective depends on it.
     pub d_mean_logp: Option<Vec<f32>>,
+    /// `[T]`: with respect to `divergence`, if the objective depends on it.
+    pub d_divergence: Option<Vec<f32>>,
     /// `[S, n_outputs]`: with respect to the score head's outputs, if the objective depends on them.
     pub d_scores: Option<Vec<f32>>,
     /// What to report, weighted by the loss weights.
@@ -327,6 +342,7 @@ impl<'a> TokenBatch<'a> {
             ("the old log-probability", self.old_logp, needs.old_logp),
             ("the sampler's log-probability", self.sampler_logp, needs.sampler_logp),
             ("the advantage", self.advantages, needs.advantages),
+            ("the divergence from the teacher", self.divergence, needs.divergence.is_some()),
         ] {
             match array {
                 Some(values) => {

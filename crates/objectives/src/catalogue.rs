@@ -56,6 +56,7 @@ pub const OBJECTIVES: &[ObjectiveInfo] = &[
     preference::xpo::INFO,
     preference::nash_md::INFO,
     preference::distillation::INFO,
+    preference::gkd::INFO,
 ];
 
 /// The objective called `name` with the given options; missing ones take their defaults.

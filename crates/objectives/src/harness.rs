@@ -10,19 +10,22 @@ struct Arrays {
     logp: Vec<f64>,
     entropy: Vec<f64>,
     mean_logp: Vec<f64>,
+    divergence: Vec<f64>,
 }
 
 /// The loss of one token, from values that carry gradient and values that do not.
-type Reference = fn(live: [f64; 3], stopped: [f64; 3]) -> f64;
+type Reference = fn(live: [f64; 4], stopped: [f64; 4]) -> f64;
 
 /// One of the arrays.
 type Field = fn(&mut Arrays) -> &mut Vec<f64>;
 
 /// Options to try, and the definition in f64. One or more for every entry of the catalogue.
 const CASES: &[(&str, &str, Reference)] = &[
-    ("cross_entropy", "", |[logp, _, _], _| -logp),
-    ("cross_entropy", "label_smoothing = 0.1", |[logp, _, mean], _| 0.9 * -logp + 0.1 * -mean),
-    ("dft", "", |[logp, _, _], [stopped, _, _]| -stopped.exp() * logp),
+    ("cross_entropy", "", |[logp, ..], _| -logp),
+    ("cross_entropy", "label_smoothing = 0.1", |[logp, _, mean, _], _| 0.9 * -logp + 0.1 * -mean),
+    ("dft", "", |[logp, ..], [stopped, ..]| -stopped.exp() * logp),
+    ("gkd", "", |[.., divergence], _| divergence),
+    ("gkd", "nll_coef = 0.3", |[logp, .., divergence], _| divergence - 0.3 * logp),
 ];
 
 /// Both sides are f32 at best: gradients are compared relative to the largest of them.
@@ -35,6 +38,7 @@ struct Owned {
     weights: Vec<f32>,
     entropy: Vec<f32>,
     mean_logp: Vec<f32>,
+    divergence: Vec<f32>,
     correct: Vec<bool>,
 }
 
@@ -49,6 +53,7 @@ impl Owned {
             entropy: (0..n).map(|_| value(2.0).abs()).collect(),
             mean_logp: (0..n).map(|_| -8.0 - value(1.0).abs()).collect(),
             correct: (0..n).map(|_| value(1.0) > 0.0).collect(),
+            divergence: (0..n).map(|_| value(1.0).abs()).collect(),
         };
         for (i, extreme) in [-1e-7, -80.0, 0.0].into_iter().enumerate().take(n) {
             (batch.logp[i], batch.weights[i]) = (extreme, 1.0);
@@ -66,6 +71,7 @@ impl Owned {
             weights: &self.weights[from..to],
             entropy: Some(&self.entropy[from..to]),
             mean_logp: Some(&self.mean_logp[from..to]),
+            divergence: Some(&self.divergence[from..to]),
             correct: Some(&self.correct[from..to]),
             ..TokenBatch::default()
         }
@@ -78,13 +84,19 @@ impl Owned {
             weights: pick(&self.weights),
             entropy: pick(&self.entropy),
             mean_logp: pick(&self.mean_logp),
+            divergence: pick(&self.divergence),
             correct: order.iter().map(|&i| self.correct[i]).collect(),
         }
     }
 
     fn arrays(&self) -> Arrays {
         let wide = |v: &[f32]| v.iter().map(|&v| f64::from(v)).collect();
-        Arrays { logp: wide(&self.logp), entropy: wide(&self.entropy), mean_logp: wide(&self.mean_logp) }
+        Arrays {
+            logp: wide(&self.logp),
+            entropy: wide(&self.entropy),
+            mean_logp: wide(&self.mean_logp),
+            divergence: wide(&self.divergence),
+        }
     }
 }
 
@@ -105,7 +117,7 @@ fn evaluate(objective: &dyn Objective, batch: &Owned) -> ObjectiveOutput {
 }
 
 fn reference_loss(reference: Reference, live: &Arrays, stopped: &Arrays, weights: &[f32]) -> f64 {
-    let at = |a: &Arrays, i: usize| [a.logp[i], a.entropy[i], a.mean_logp[i]];
+    let at = |a: &Arrays, i: usize| [a.logp[i], a.entropy[i], a.mean_logp[i], a.divergence[i]];
     let total: f64 = weights.iter().map(|&w| f64::from(w)).sum();
     let trained = weights.iter().enumerate().filter(|(_, w)| **w > 0.0);
     trained.map(|(i, &w)| f64::from(w) * reference(at(live, i), at(stopped, i))).sum::<f64>() / total
@@ -140,10 +152,11 @@ fn losses_and_gradients_are_those_of_the_definition() {
         let loss = reference_loss(reference, &base, &base, &batch.weights);
         assert!((output.loss - loss).abs() <= 1e-12 * loss.abs(), "{what}: {} against {loss}", output.loss);
         let zeros = vec![0.0; 23];
-        let gradients: [(&[f32], Field); 3] = [
+        let gradients: [(&[f32], Field); 4] = [
             (&output.d_logp, |a| &mut a.logp),
             (output.d_entropy.as_deref().unwrap_or(&zeros), |a| &mut a.entropy),
             (output.d_mean_logp.as_deref().unwrap_or(&zeros), |a| &mut a.mean_logp),
+            (output.d_divergence.as_deref().unwrap_or(&zeros), |a| &mut a.divergence),
         ];
         for (array, (gradient, field)) in gradients.into_iter().enumerate() {
             for i in 0..23 {
@@ -226,6 +239,7 @@ fn tokens_without_weight_are_not_read() {
         batch.weights[4] = 0.0;
         let before = evaluate(&*objective, &batch);
         (batch.logp[4], batch.mean_logp[4], batch.entropy[4]) = (f32::NEG_INFINITY, f32::NAN, f32::NAN);
+        batch.divergence[4] = f32::NAN;
         assert_eq!(evaluate(&*objective, &batch), before, "{what}");
         assert_eq!(before.d_logp[4], 0.0);
         let step = Normaliser::new(1.0).unwrap();
@@ -250,6 +264,7 @@ fn bad_batches_are_errors() {
                 weights: &batch.weights,
                 entropy: Some(&batch.entropy),
                 mean_logp: Some(&batch.mean_logp),
+                divergence: Some(&batch.divergence),
                 correct: Some(&batch.correct),
                 ..TokenBatch::default()
             };
@@ -263,7 +278,7 @@ fn bad_batches_are_errors() {
         check(&|b| b.logp[1] = f32::NEG_INFINITY, "the log-probability of trained token 1 is -inf");
         let batch = Owned::random(3, 7);
         let bare = TokenBatch { logp: &batch.logp, weights: &batch.weights, ..TokenBatch::default() };
-        match objective.needs().mean_logp {
+        match objective.needs().mean_logp || objective.needs().divergence.is_some() {
             true => assert!(
                 matches!(objective.evaluate(&bare, &step), Err(ObjectiveError::Missing { .. })),
                 "{what}"
@@ -280,6 +295,7 @@ fn metrics_are_weighted_means() {
         weights: vec![1.0, 0.5, 0.0],
         entropy: vec![2.0, 5.0, 7.0],
         mean_logp: vec![-4.0; 3],
+        divergence: vec![0.5; 3],
         correct: vec![true, false, true],
     };
     for (what, objective, _) in cases() {
@@ -322,6 +338,7 @@ fn equals_the_golden_losses() {
         weights: labels.iter().map(|&l| if l < 0 { 0.0 } else { 1.0 }).collect(),
         entropy: vec![0.0; labels.len()],
         mean_logp: log_probs.iter().map(|row| (row.iter().sum::<f64>() / vocab as f64) as f32).collect(),
+        divergence: vec![0.0; labels.len()],
         correct: vec![false; labels.len()],
     };
     for (golden, name, options) in [

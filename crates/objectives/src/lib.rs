@@ -25,8 +25,8 @@ pub mod policy_gradient;
 pub mod preference;
 
 pub use batch::{
-    Completion, CompletionKind, Metric, Needs, Normaliser, ObjectiveOutput, PrePass, Reduce, Scores,
-    TokenBatch,
+    Completion, CompletionKind, Divergence, Metric, Needs, Normaliser, ObjectiveOutput, PrePass, Reduce,
+    Scores, TokenBatch,
 };
 pub use catalogue::{OBJECTIVES, ObjectiveInfo, build};
 pub use error::ObjectiveError;

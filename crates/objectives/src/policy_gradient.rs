@@ -58,9 +58,11 @@ mod sequence;
 mod terms;
 #[cfg(test)]
 pub(crate) mod tests;
+mod value;
 pub(crate) mod vespo;
 
 pub use options::PolicyGradientConfig;
+pub use value::ValueLoss;
 
 use metrics::Tally;
 use sequence::Sequence;

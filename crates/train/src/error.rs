@@ -36,6 +36,30 @@ pub enum TrainError {
         /// The model's vocabulary.
         vocabulary: usize,
     },
+    /// A teacher of another vocabulary.
+    #[error(
+        "the teacher's output layer has {found} tokens, the student's {expected}: a divergence between their distributions needs one \
+         vocabulary; choose a teacher with the student's tokenizer and output layer, or learn from its samples"
+    )]
+    TeacherVocabulary {
+        /// The teacher's.
+        found: usize,
+        /// The student's.
+        expected: usize,
+    },
+    /// A reference that cannot follow the policy.
+    #[error(
+        "weight `{name}` of the reference: found {found}, expected {expected}; a reference that follows the policy must be of its \
+         architecture and sizes: name another model, or leave out the synchronisation"
+    )]
+    Reference {
+        /// The weight.
+        name: String,
+        /// What the reference has.
+        found: String,
+        /// What the policy has.
+        expected: String,
+    },
     /// Nothing in the model is trainable.
     #[error("no parameter of the model is trainable: attach an adapter or train in full")]
     NoParameters,

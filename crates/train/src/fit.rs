@@ -5,7 +5,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use pt_engine::Profile;
-use pt_run::{CheckpointState, CheckpointStore, Event, RunError, RunFolder, StageFolder};
+use pt_run::{
+    Checkpoint, CheckpointState, CheckpointStore, Event, OwnedTensor, RunError, RunFolder, StageFolder,
+    TensorEntry,
+};
 
 use pt_models::Model;
 
@@ -37,6 +40,25 @@ pub trait StepSource {
     fn restore(&mut self, state: &serde_json::Value) -> SourceResult<()> {
         let _ = state;
         Ok(())
+    }
+
+    /// What a checkpoint keeps of the source beside [`StepSource::state`] that is too large for it, such as the weights of a
+    /// reference that moves.
+    fn tensors(&self) -> Vec<TensorEntry<'static>> {
+        Vec::new()
+    }
+
+    /// Puts back what [`StepSource::tensors`] gave, by name.
+    ///
+    /// # Errors
+    /// If they are not tensors of this source.
+    fn restore_tensors(&mut self, tensors: BTreeMap<String, OwnedTensor>) -> SourceResult<()> {
+        match tensors.into_keys().next() {
+            None => Ok(()),
+            Some(name) => {
+                Err(format!("the checkpoint has a tensor `{name}`, which these steps do not").into())
+            }
+        }
     }
 
     /// Sees what step `step_idx` did, and decides whether training goes on.
@@ -155,6 +177,8 @@ const EVAL_LOSS: &str = "eval_loss";
 
 /// What the source keeps in a checkpoint's data.
 const SOURCE: &str = "source";
+/// What the names of the source's tensors in a checkpoint begin with.
+const SOURCE_TENSOR: &str = "source.";
 /// What the objective keeps there.
 const OBJECTIVE: &str = "objective";
 
@@ -177,15 +201,28 @@ pub fn resume(
         return Ok(0);
     };
     checkpoint.expect_plan(plan_hash)?;
+    let tensors = source_tensors(&mut checkpoint);
     trainer.import(&mut checkpoint)?;
     let data = &checkpoint.state.data;
     source.restore(data.get(SOURCE).unwrap_or(&serde_json::Value::Null))?;
+    source.restore_tensors(tensors)?;
     let numbers = data.get(OBJECTIVE).and_then(serde_json::Value::as_array);
     let numbers: Vec<f64> = numbers.into_iter().flatten().filter_map(serde_json::Value::as_f64).collect();
     trainer.set_objective_state(&numbers);
     recorder.store.discard_after(trainer.steps_done())?;
     recorder.run.resume_at(recorder.stage, trainer.steps_done())?;
     Ok(checkpoint.state.counters.get(NUM_TOKENS).copied().unwrap_or(0))
+}
+
+/// Takes out of a checkpoint what the source keeps there; names are then the source's own.
+fn source_tensors(checkpoint: &mut Checkpoint) -> BTreeMap<String, OwnedTensor> {
+    let of_source = |name: &String| name.starts_with(SOURCE_TENSOR);
+    let names: Vec<String> = checkpoint.tensors.keys().filter(|name| of_source(name)).cloned().collect();
+    let take = |name: String| {
+        let own = name[SOURCE_TENSOR.len()..].to_owned();
+        Some((own, checkpoint.tensors.remove(&name)?))
+    };
+    names.into_iter().filter_map(take).collect()
 }
 
 /// Notes that a damaged checkpoint was passed over.
@@ -335,7 +372,11 @@ impl Loop<'_, '_> {
             metrics,
             extra: serde_json::Value::Null,
         };
-        self.recorder.store.save(&state, self.trainer.export())?;
+        let of_source = source.tensors().into_iter().map(|mut tensor| {
+            tensor.name.insert_str(0, SOURCE_TENSOR);
+            tensor
+        });
+        self.recorder.store.save(&state, self.trainer.export().chain(of_source))?;
         let stage = self.recorder.stage.label().to_owned();
         self.recorder.run.event(&Event::CheckpointSaved { stage, step })?;
         self.watcher.saved(step);

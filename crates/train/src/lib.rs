@@ -7,6 +7,7 @@
 mod error;
 mod example;
 mod fit;
+mod mixing;
 mod state;
 mod trainer;
 
@@ -15,4 +16,5 @@ pub use example::{Example, Known, MicroBatch, Predictions, Reply, ScoredToken};
 pub use fit::{
     Alarm, AlarmAction, LoopOptions, Outcome, Recorder, StepData, StepSource, Watcher, fit, resume,
 };
+pub use mixing::{FollowingReference, ReferenceSync};
 pub use trainer::{EvalStats, StepStats, Trainer, TrainerOptions, role_of, score, score_with};

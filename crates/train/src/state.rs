@@ -21,7 +21,7 @@ impl Trainer {
                 let name = format!("{STATE}{}.{}", param.name, tensor.name);
                 TensorEntry::new(name, dtype_tag(tensor.dtype), &[tensor.len], tensor.bytes)
             });
-            std::iter::once(param_entry(param)).chain(states)
+            std::iter::once(weight_entry(format!("{PARAM}{}", param.name), param)).chain(states)
         })
     }
 
@@ -32,17 +32,7 @@ impl Trainer {
     /// optimiser's state for a tensor that is missing or of another type. The trainer is of no use then.
     pub fn import(&mut self, checkpoint: &mut Checkpoint) -> Result<()> {
         let steps_done = checkpoint.state.step;
-        self.restore(steps_done, |param, state| {
-            restore_param(param, &checkpoint.take(&format!("{PARAM}{}", param.name))?)?;
-            let prefix = format!("{STATE}{}.", param.name);
-            let mut tensors = Vec::new();
-            for name in state.tensor_names() {
-                let tensor = checkpoint.take(&format!("{prefix}{name}"))?;
-                let (dtype, len) = (state_dtype(tensor.dtype, &name)?, tensor.shape.iter().product());
-                tensors.push(StateTensor { name, dtype, len, bytes: tensor.bytes });
-            }
-            Ok(state.import(&tensors)?)
-        })?;
+        self.import_at(steps_done, &mut |name| Ok(checkpoint.take(name)?))?;
         match checkpoint.tensors.pop_first() {
             None => Ok(()),
             Some((name, tensor)) => {
@@ -52,6 +42,28 @@ impl Trainer {
         }
     }
 
+    /// Continues after `steps_done` steps from what [`Trainer::export`] gave then; `take` finds a tensor by its name.
+    ///
+    /// # Errors
+    /// As [`Trainer::import`].
+    pub fn import_at(
+        &mut self,
+        steps_done: u64,
+        take: &mut dyn FnMut(&str) -> Result<OwnedTensor>,
+    ) -> Result<()> {
+        self.restore(steps_done, |param, state| {
+            restore_weight(param, &take(&format!("{PARAM}{}", param.name))?)?;
+            let prefix = format!("{STATE}{}.", param.name);
+            let mut tensors = Vec::new();
+            for name in state.tensor_names() {
+                let tensor = take(&format!("{prefix}{name}"))?;
+                let (dtype, len) = (state_dtype(tensor.dtype, &name)?, tensor.shape.iter().product());
+                tensors.push(StateTensor { name, dtype, len, bytes: tensor.bytes });
+            }
+            Ok(state.import(&tensors)?)
+        })
+    }
+
     /// Puts the checkpoint's parameters in place, leaving optimiser state and step as they are: for writing out the best
     /// model at the end.
     ///
@@ -59,13 +71,13 @@ impl Trainer {
     /// [`TrainError::Mismatch`].
     pub fn import_params(&mut self, checkpoint: &mut Checkpoint) -> Result<()> {
         self.restore(self.steps_done(), |param, _| {
-            restore_param(param, &checkpoint.take(&format!("{PARAM}{}", param.name))?)
+            restore_weight(param, &checkpoint.take(&format!("{PARAM}{}", param.name))?)
         })
     }
 }
 
-fn param_entry(param: &Param) -> TensorEntry<'static> {
-    let name = format!("{PARAM}{}", param.name);
+/// A parameter's values as a tensor of a checkpoint.
+pub(crate) fn weight_entry(name: String, param: &Param) -> TensorEntry<'static> {
     match &*param.weight.to_host() {
         Host::F32(values) => TensorEntry::f32(name, &param.shape, values),
         Host::Bf16(values) => TensorEntry::bf16(name, &param.shape, values),
@@ -73,7 +85,8 @@ fn param_entry(param: &Param) -> TensorEntry<'static> {
     }
 }
 
-fn restore_param(param: &mut Param, tensor: &OwnedTensor) -> Result<()> {
+/// Puts a checkpoint's tensor in a parameter's place.
+pub(crate) fn restore_weight(param: &mut Param, tensor: &OwnedTensor) -> Result<()> {
     let name = param.name.clone();
     if tensor.shape != param.shape {
         let (found, expected) = (format!("{:?}", tensor.shape), format!("{:?}", param.shape));

@@ -5,14 +5,15 @@
 //! into other micro-batches changes nothing (see [`pt_kernels::gemm`] on why not even the last bit in f32).
 
 use std::borrow::Cow;
+use std::sync::Arc;
 
 use pt_engine::{
-    Array, Dtype, Grads, LogprobGrad, LogprobOptions, Logprobs, Param, ParamId, Profile, Seed, Storage, Tape,
-    Tensor, Var,
+    Array, DivergenceOptions, Dtype, Grads, LogprobGrad, LogprobOptions, Logprobs, Param, ParamId, Profile,
+    Seed, Storage, Tape, Teacher, Tensor, Var,
 };
 use pt_models::{Model, ScoreHead};
 use pt_objectives::{
-    CompletionKind, Metric, Needs, Normaliser, Objective, ObjectiveOutput, PrePass, TokenBatch,
+    CompletionKind, Divergence, Metric, Needs, Normaliser, Objective, ObjectiveOutput, PrePass, TokenBatch,
 };
 use pt_optim::{Groups, Optimiser, ParamSpec, ParamState, Role, Schedule, Step, clip_factor, global_norm};
 use rayon::prelude::*;
@@ -43,6 +44,8 @@ pub struct TrainerOptions {
 pub struct Trainer {
     /// The model; its trainable parameters change from step to step.
     pub model: Model,
+    /// What an objective on divergences measures them from; nothing of it trains.
+    teacher: Option<Arc<Model>>,
     objective: Box<dyn Objective>,
     schedule: Schedule,
     options: TrainerOptions,
@@ -59,18 +62,20 @@ struct Arrays {
     logprobs: Logprobs,
     predictions: Predictions,
     scores: Vec<f32>,
+    divergences: Vec<f32>,
 }
 
 impl Arrays {
-    fn append(&mut self, logprobs: Logprobs, mut predictions: Predictions, scores: Vec<f32>) {
+    fn append(&mut self, computed: Computed, mut predictions: Predictions) {
         let (tokens, rows) = (self.predictions.rows.len(), self.predictions.score_rows.len());
         for completion in &mut predictions.completions {
             completion.tokens = completion.tokens.start + tokens..completion.tokens.end + tokens;
             completion.scores = completion.scores.start + rows..completion.scores.end + rows;
         }
-        self.logprobs.append(logprobs);
+        self.logprobs.append(computed.logprobs);
         self.predictions.append(predictions);
-        self.scores.extend(scores);
+        self.scores.extend(computed.scores);
+        self.divergences.extend(computed.divergences);
     }
 }
 
@@ -177,6 +182,7 @@ impl Trainer {
         }
         Ok(Trainer {
             model,
+            teacher: None,
             objective,
             schedule,
             options,
@@ -185,6 +191,25 @@ impl Trainer {
             steps_done: 0,
             totals: Vec::new(),
         })
+    }
+
+    /// The same with a teacher, from which an objective on divergences learns.
+    ///
+    /// # Errors
+    /// [`TrainError::TeacherVocabulary`] unless it has the model's vocabulary.
+    pub fn with_teacher(mut self, teacher: Arc<Model>) -> Result<Trainer> {
+        let [found, expected] =
+            [&*teacher, &self.model].map(|model| model.params.get(model.arch.head()).shape[0]);
+        if found != expected {
+            return Err(TrainError::TeacherVocabulary { found, expected });
+        }
+        self.teacher = Some(teacher);
+        Ok(self)
+    }
+
+    /// The teacher, if there is one.
+    pub fn teacher(&self) -> Option<&Arc<Model>> {
+        self.teacher.as_ref()
     }
 
     /// Steps taken so far.
@@ -281,6 +306,10 @@ impl Trainer {
         }
         check_vocabulary(micro_batch, &self.model)?;
         let batch = micro_batch.batch().expect("examples have tokens: the data loader checked");
+        let teacher = needs.divergence.map(|divergence| {
+            let teacher = teacher_of(&self.teacher);
+            (divergence, teacher_at(teacher, &batch, &predictions.rows, self.options.dtype))
+        });
         let dropout_seed = Some(self.options.seed.wrapping_add(step.wrapping_mul(0x9e37_79b9_7f4a_7c15)));
         let mut tape = Tape::training(&self.model.params, &batch, self.options.dtype, dropout_seed);
         let hidden = self.model.arch.hidden(&mut tape, self.options.recompute);
@@ -292,6 +321,9 @@ impl Trainer {
             tape.score_head(&hidden, head, &predictions.score_rows)
         });
         let Predictions { rows, targets, .. } = &predictions;
+        let divergence = teacher.map(|(divergence, teacher)| {
+            tape.linear_divergence(&hidden, head, rows, &options, teacher, divergence_options(divergence))
+        });
         let weights = &predictions.weights;
         // Where the head trains, a gradient that is known beforehand saves a third of the head's work.
         let expected = match self.model.params.get(head).trainable {
@@ -314,13 +346,21 @@ impl Trainer {
         drop(hidden);
         check_finite(step, micro_batch, &predictions, &logprobs)?;
         let scores = score.as_ref().map_or_else(Vec::new, |score| score.value().to_f32());
-        let batch = token_batch(&logprobs, &predictions, &scores, needs);
+        let divergences = divergence.as_ref().map_or_else(Vec::new, |divergence| divergence.value().to_f32());
+        let batch = token_batch(&logprobs, &predictions, &scores, &divergences, needs);
         let output = self.objective.evaluate(&batch, normaliser)?;
         stats.loss += output.loss;
         Metric::accumulate(totals, &output.metrics);
         let mut seeds: Vec<Seed> = Vec::new();
-        if !needs.no_logp {
+        // An objective on divergences alone says so by a gradient of zeros, which need not be carried back.
+        let is_read = needs.divergence.is_none() || output.d_logp.iter().any(|d| *d != 0.0);
+        if !needs.no_logp && is_read {
             seeds.extend(scored.seed(&output, expected.as_deref()));
+        }
+        if let (Some(var), Some(d_divergence)) = (divergence, &output.d_divergence) {
+            let grad = Tensor::from_f32(d_divergence, d_divergence.len(), 1, Dtype::F32);
+            let grad = grad.to_device(var.value().device());
+            seeds.push(Seed { var, grad });
         }
         if let (Some(var), Some(d_scores)) = (score, &output.d_scores) {
             let scores = var.value();
@@ -397,10 +437,9 @@ impl Trainer {
         if predictions.rows.is_empty() && predictions.score_rows.is_empty() {
             return Ok(());
         }
-        let (logprobs, scores) = self.arrays(micro_batch, predictions)?;
-        let needs = self.objective.needs();
-        let output =
-            self.objective.evaluate(&token_batch(&logprobs, predictions, &scores, needs), normaliser)?;
+        let Computed { logprobs, scores, divergences } = self.arrays(micro_batch, predictions)?;
+        let batch = token_batch(&logprobs, predictions, &scores, &divergences, self.objective.needs());
+        let output = self.objective.evaluate(&batch, normaliser)?;
         stats.loss += output.loss;
         stats.n_targets += predictions.rows.len() as u64;
         Metric::accumulate(totals, &output.metrics);
@@ -425,9 +464,10 @@ impl Trainer {
             }))?,
             PrePass::All => self.pre_pass(micro_batches.iter().map(Cow::Borrowed))?,
         };
-        let Arrays { logprobs, predictions, scores } = &whole;
+        let Arrays { logprobs, predictions, scores, divergences } = &whole;
+        let needs = self.objective.needs();
         let shared =
-            self.objective.prepare(&token_batch(logprobs, predictions, scores, self.objective.needs()))?;
+            self.objective.prepare(&token_batch(logprobs, predictions, scores, divergences, needs))?;
         Ok((normaliser.with_shared(shared), all))
     }
 
@@ -440,8 +480,8 @@ impl Trainer {
             if predictions.rows.is_empty() && predictions.score_rows.is_empty() {
                 continue;
             }
-            let (logprobs, scores) = self.arrays(&micro_batch, &predictions)?;
-            whole.append(logprobs, predictions, scores);
+            let computed = self.arrays(&micro_batch, &predictions)?;
+            whole.append(computed, predictions);
         }
         whole.predictions.drop_partly_known();
         Ok(whole)
@@ -452,11 +492,11 @@ impl Trainer {
     /// # Errors
     /// [`TrainError`].
     pub fn logprobs(&self, micro_batch: &MicroBatch) -> Result<Logprobs> {
-        Ok(self.arrays(micro_batch, &micro_batch.predictions())?.0)
+        Ok(self.arrays(micro_batch, &micro_batch.predictions())?.logprobs)
     }
 
-    /// Log-probabilities and scores without recording, dropout off.
-    fn arrays(&self, micro_batch: &MicroBatch, predictions: &Predictions) -> Result<(Logprobs, Vec<f32>)> {
+    /// What the model says, without recording, dropout off.
+    fn arrays(&self, micro_batch: &MicroBatch, predictions: &Predictions) -> Result<Computed> {
         check_vocabulary(micro_batch, &self.model)?;
         let batch = micro_batch.batch().expect("examples have tokens: the data loader checked");
         let mut tape = Tape::inference(&self.model.params, &batch, self.options.dtype);
@@ -467,14 +507,23 @@ impl Trainer {
             None => Vec::new(),
         };
         if needs.no_logp {
-            return Ok((Logprobs::default(), scores));
+            return Ok(Computed { scores, ..Computed::default() });
         }
-        let options = logprob_options(&self.model, self.options.temperature);
+        let (head, options) =
+            (self.model.arch.head(), logprob_options(&self.model, self.options.temperature));
         let (rows, targets) = (&predictions.rows, &predictions.targets);
-        let var = tape.linear_logprob(&hidden, self.model.arch.head(), rows, targets, &options);
+        let var = tape.linear_logprob(&hidden, head, rows, targets, &options);
         let logprobs = Logprobs::of(&var);
         check_finite(self.steps_done, micro_batch, predictions, &logprobs)?;
-        Ok((logprobs, scores))
+        let divergences = match needs.divergence {
+            Some(divergence) => {
+                let teacher = teacher_at(teacher_of(&self.teacher), &batch, rows, self.options.dtype);
+                let options = (options, divergence_options(divergence));
+                tape.linear_divergence(&hidden, head, rows, &options.0, teacher, options.1).value().to_f32()
+            }
+            None => Vec::new(),
+        };
+        Ok(Computed { logprobs, scores, divergences })
     }
 
     /// What of a micro-batch trains: replies that only serve the pre-pass are left out.
@@ -513,6 +562,30 @@ impl Trainer {
         self.steps_done = steps_done;
         Ok(())
     }
+}
+
+/// What a model says of a micro-batch.
+#[derive(Default)]
+struct Computed {
+    logprobs: Logprobs,
+    scores: Vec<f32>,
+    /// From the teacher; none without one.
+    divergences: Vec<f32>,
+}
+
+fn teacher_of(teacher: &Option<Arc<Model>>) -> &Model {
+    teacher.as_ref().expect("an objective on divergences is given a teacher")
+}
+
+/// What the teacher says at these rows of a batch.
+fn teacher_at<'m>(teacher: &'m Model, batch: &pt_engine::Batch, rows: &[u32], dtype: Dtype) -> Teacher<'m> {
+    let mut tape = Tape::inference(&teacher.params, batch, dtype);
+    let hidden = teacher.arch.hidden(&mut tape, false);
+    Teacher::at(&hidden, rows, teacher.params.get(teacher.arch.head()), teacher.arch.logprob_options())
+}
+
+fn divergence_options(divergence: Divergence) -> DivergenceOptions {
+    DivergenceOptions { beta: divergence.beta, temperature: divergence.temperature }
 }
 
 /// The head's part of a step.
@@ -573,6 +646,7 @@ fn token_batch<'a>(
     logprobs: &'a Logprobs,
     predictions: &'a Predictions,
     scores: &'a [f32],
+    divergences: &'a [f32],
     needs: Needs,
 ) -> TokenBatch<'a> {
     let known = predictions.known_batch(scores, needs.score_outputs);
@@ -585,6 +659,7 @@ fn token_batch<'a>(
         mean_logp: Some(&logprobs.mean_logp),
         correct: Some(&logprobs.correct),
         log_collision: Some(&logprobs.log_collision),
+        divergence: needs.divergence.map(|_| divergences),
         ..known
     }
 }

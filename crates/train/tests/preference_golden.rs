@@ -7,9 +7,9 @@ use std::sync::Arc;
 
 use common::*;
 use pt_engine::Dtype;
-use pt_models::ScoreHeadKind;
+use pt_models::{Model, ScoreHeadKind};
 use pt_objectives::CompletionKind::{self, Chosen, Desirable, Mismatched, Rejected, Undesirable};
-use pt_train::{Example, MicroBatch, Reply, ScoredToken, Trainer};
+use pt_train::{Example, MicroBatch, ReferenceSync, Reply, ScoredToken, Trainer, score};
 use serde_json::Value;
 
 /// Losses, which are 0.5 to 8: PyTorch's own f32 run is within 3e-6 of the f64 one.
@@ -92,10 +92,11 @@ fn solutions(batch: &Value) -> Vec<Example> {
     batch["solutions"].as_array().unwrap().iter().map(solution).collect()
 }
 
-/// What the policy says before the first step, kept as the reference.
-fn fill_reference(trainer: &Trainer, examples: &mut [Example]) {
-    let logp = trainer.logprobs(&MicroBatch::new(examples.to_vec())).unwrap().logp;
-    let mut logp = logp.into_iter();
+/// What the reference says, kept for the step.
+fn fill_reference(reference: &Model, examples: &mut [Example]) {
+    let micro_batch = MicroBatch::new(examples.to_vec());
+    let (batch, predictions) = (micro_batch.batch().unwrap(), micro_batch.predictions());
+    let mut logp = score(reference, &batch, Dtype::F32, &predictions).logp.into_iter();
     for reply in examples.iter_mut().flat_map(|example| &mut example.replies) {
         reply.known.reference_logp = logp.by_ref().take(reply.token_ids.len()).collect();
     }
@@ -106,16 +107,22 @@ struct Case {
     name: &'static str,
     examples: fn(&Value) -> Vec<Example>,
     head: Option<(ScoreHeadKind, usize)>,
+    /// Where the reference begins.
+    reference: &'static str,
 }
 
+const PAIRS: Case = Case { name: "dpo", examples: |batch| pairs(batch, 0.0), head: None, reference: "llama" };
+
 const CASES: &[Case] = &[
-    Case { name: "dpo", examples: |batch| pairs(batch, 0.0), head: None },
-    Case { name: "kto", examples: labelled, head: None },
+    PAIRS,
+    Case { name: "dpo_other", reference: "qwen3", ..PAIRS },
+    Case { name: "tr_dpo", ..PAIRS },
+    Case { name: "kto", examples: labelled, ..PAIRS },
     // TRL's likelihood is over prompt and reply.
-    Case { name: "orpo", examples: |batch| pairs(batch, 1.0), head: None },
-    Case { name: "simpo", examples: |batch| pairs(batch, 0.0), head: None },
-    Case { name: "reward", examples: scored_pairs, head: Some((ScoreHeadKind::Sequence, 1)) },
-    Case { name: "prm", examples: solutions, head: Some((ScoreHeadKind::Token, 2)) },
+    Case { name: "orpo", examples: |batch| pairs(batch, 1.0), ..PAIRS },
+    Case { name: "simpo", ..PAIRS },
+    Case { name: "reward", examples: scored_pairs, head: Some((ScoreHeadKind::Sequence, 1)), ..PAIRS },
+    Case { name: "prm", examples: solutions, head: Some((ScoreHeadKind::Token, 2)), ..PAIRS },
 ];
 
 fn trainer(case: &Case, log: &Value) -> Trainer {
@@ -153,13 +160,20 @@ fn twenty_steps_are_those_of_trl() {
         for (cut, micro_batches) in CUTS.iter().enumerate() {
             let mut trainer = trainer(case, &log);
             let needs_reference = trainer.objective().needs().reference_logp;
-            let mut steps: Vec<Vec<Example>> =
-                batches.as_array().unwrap().iter().map(case.examples).collect();
-            if needs_reference {
-                steps.iter_mut().for_each(|examples| fill_reference(&trainer, examples));
-            }
+            let mut reference = load_golden(case.reference, Dtype::F32);
+            let sync = log["sync"].as_object().map(|sync| ReferenceSync {
+                steps: sync["ref_model_sync_steps"].as_u64().unwrap(),
+                mixup_alpha: sync["ref_model_mixup_alpha"].as_f64().unwrap(),
+            });
+            let steps: Vec<Vec<Example>> = batches.as_array().unwrap().iter().map(case.examples).collect();
             assert_eq!(steps.len(), log["loss"].as_array().unwrap().len(), "{name}");
-            for (i, examples) in steps.into_iter().enumerate() {
+            for (i, mut examples) in steps.into_iter().enumerate() {
+                if let Some(sync) = sync.filter(|sync| sync.is_due(i as u64, 1)) {
+                    sync.update(&mut reference, &trainer.model).unwrap();
+                }
+                if needs_reference {
+                    fill_reference(&reference, &mut examples);
+                }
                 let (stats, _) = trainer.step(&micro_batches(examples)).unwrap();
                 let expected = |key: &str| log[key][i].as_f64().unwrap();
                 let at = format!("{name}, cut {cut}, step {i}");
@@ -183,4 +197,54 @@ fn check_metrics(at: &str, found: &[(String, f64)], expected: &Value) {
         n_shared += 1;
     }
     assert!(n_shared > 0, "{at}: {found:?} and {expected}");
+}
+
+/// Distillation by the whole distribution against TRL's `GKDTrainer` (`golden/gkd/train.json`).
+#[test]
+fn twenty_steps_of_distillation_are_those_of_trl() {
+    let read = |path| serde_json::from_str::<Value>(&std::fs::read_to_string(golden(path)).unwrap()).unwrap();
+    let (log, batches) = (read("gkd/train.json"), json("batches.json"));
+    for (name, run) in log["runs"].as_object().unwrap() {
+        for (cut, micro_batches) in CUTS.iter().enumerate() {
+            let mut model = load_golden("llama", Dtype::F32);
+            model.train_all().unwrap();
+            let objective = pt_objectives::build("gkd", &run["options"].as_str().unwrap().parse().unwrap());
+            let setup = Setup {
+                schedule: "name = 'cosine'\nwarmup_steps = 4",
+                steps: 20,
+                learning_rate: log["learning_rate"].as_f64().unwrap(),
+                ..Setup::default()
+            };
+            let teacher = load_golden("qwen3", Dtype::F32);
+            let trainer = setup.trainer_of(model, objective.unwrap()).unwrap();
+            let mut trainer = trainer.with_teacher(Arc::new(teacher)).unwrap();
+            for (i, batch) in batches.as_array().unwrap().iter().enumerate() {
+                let chosen = pairs(batch, 0.0).into_iter().map(|mut pair| {
+                    pair.replies.truncate(1);
+                    pair
+                });
+                let step = micro_batches(chosen.collect());
+                let held_out = trainer.evaluate(&step).unwrap().loss;
+                let (stats, _) = trainer.step(&step).unwrap();
+                assert!((held_out - stats.loss).abs() < 1e-6, "{name}: {held_out} and {}", stats.loss);
+                let expected = |key: &str| run[key][i].as_f64().unwrap();
+                let at = format!("{name}, cut {cut}, step {i}");
+                let loss_gap = (stats.loss - expected("loss")).abs();
+                assert!(loss_gap < LOSS_TOLERANCE, "{at}: loss {} is {loss_gap:.1e} off", stats.loss);
+                let norm_gap = (stats.grad_norm / expected("grad_norm") - 1.0).abs();
+                assert!(norm_gap < NORM_TOLERANCE, "{at}: norm {} is {norm_gap:.1e} off", stats.grad_norm);
+                assert!(stats.metrics.iter().any(|(key, _)| key == "divergence"), "{:?}", stats.metrics);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_teacher_of_another_vocabulary_is_refused() {
+    let mut model = tiny_model().build(Dtype::F32, 1).unwrap();
+    model.train_all().unwrap();
+    let objective = pt_objectives::build("gkd", &toml::Table::new()).unwrap();
+    let trainer = Setup::default().trainer_of(model, objective).unwrap();
+    let problem = trainer.with_teacher(Arc::new(load_golden("llama", Dtype::F32))).err().unwrap().to_string();
+    assert!(problem.contains("has 112 tokens, the student's 16"), "{problem}");
 }

@@ -332,6 +332,13 @@ impl LinearDivergence<'_> {
     }
 }
 
+impl<'a> Teacher<'a> {
+    /// What a model says at the given rows of its hidden states, `[T, width of the teacher]`.
+    pub fn at(hidden: &Var, rows: &[u32], head: &'a Param, options: LogprobOptions) -> Teacher<'a> {
+        Teacher { hidden: select_rows(hidden.value(), rows), head, options }
+    }
+}
+
 impl Teacher<'_> {
     fn side(&self, precision: Precision) -> Side<'_> {
         Side { hidden: &self.hidden, head: self.head, options: self.options, precision }

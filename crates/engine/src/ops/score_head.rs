@@ -1,9 +1,9 @@
-//! A score head: `s_ij = h_{r_i} . w_j` for selected rows of the hidden states, in `f32`.
+//! A score head: `s_ij = h_{r_i} . w_j + b_j` for selected rows of the hidden states, in `f32`; most heads have no `b`.
 //!
 //! Rewards, values and step labels are read from it. Heads have a handful of outputs and the rows are few, so a dot product at
 //! a time is enough; each sum runs over the width in one order, whatever else is in the batch.
 //!
-//! Backward: `dh_r = sum_j ds_j w_j`, `dw_j = sum_i ds_ij h_{r_i}`, rows in order.
+//! Backward: `dh_r = sum_j ds_j w_j`, `dw_j = sum_i ds_ij h_{r_i}`, `db_j = sum_i ds_ij`, rows in order.
 
 use std::rc::Rc;
 use std::time::Instant;
@@ -14,9 +14,18 @@ use crate::tape::{Backward, Op, Tape, Var};
 use crate::tensor::{Dtype, Tensor, with_elems};
 use pt_kernels::elem::Elem;
 
+/// The parameters of a score head.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ScoreWeights {
+    /// `[n_outputs, width]`.
+    pub weight: ParamId,
+    /// `[n_outputs]`.
+    pub bias: Option<ParamId>,
+}
+
 struct ScoreHead {
     hidden: Rc<Tensor>,
-    head: ParamId,
+    head: ScoreWeights,
     rows: Vec<u32>,
     hidden_needs_grad: bool,
 }
@@ -39,6 +48,7 @@ impl<'m> Op<'m> for ScoreHead {
 struct ScoreHeadForward<'a> {
     hidden: &'a Tensor,
     weight: &'a Weight,
+    bias: Option<&'a Weight>,
     rows: &'a [u32],
     out: &'a mut Tensor,
 }
@@ -51,13 +61,14 @@ impl Kernel for ScoreHeadForward<'_> {
     fn cpu(&mut self) {
         let (width, n_outputs) = (self.hidden.cols(), self.out.cols());
         let weights = self.weight.open().to_f32();
+        let bias = self.bias.map_or_else(|| vec![0.0; n_outputs], |bias| bias.open().to_f32());
         let scores = self.out.open_mut().f32s_mut();
         for (&row, scores) in self.rows.iter().zip(scores.chunks_exact_mut(n_outputs)) {
             let hidden = self.hidden.read_row(row as usize);
             let dot =
                 |w: &[f32]| w.iter().zip(&hidden).map(|(&w, &h)| f64::from(w) * f64::from(h)).sum::<f64>();
-            for (score, w) in scores.iter_mut().zip(weights.chunks_exact(width)) {
-                *score = dot(w) as f32;
+            for ((score, w), &b) in scores.iter_mut().zip(weights.chunks_exact(width)).zip(&bias) {
+                *score = (dot(w) + f64::from(b)) as f32;
             }
         }
     }
@@ -80,8 +91,8 @@ impl Kernel for ScoreHeadBackward<'_, '_, '_> {
         let ScoreHeadBackward { op, d_out, d_hidden, ctx } = self;
         let (width, n_outputs) = (op.hidden.cols(), d_out.cols());
         let d_scores = d_out.read();
-        if ctx.params.trains(op.head) {
-            let d_head = ctx.grads.slot(ctx.params, op.head).open_mut().f32s_mut();
+        if ctx.params.trains(op.head.weight) {
+            let d_head = ctx.grads.slot(ctx.params, op.head.weight).open_mut().f32s_mut();
             for (&row, d) in op.rows.iter().zip(d_scores.chunks_exact(n_outputs)) {
                 let hidden = op.hidden.read_row(row as usize);
                 for (d_head, &d) in d_head.chunks_exact_mut(width).zip(d) {
@@ -89,8 +100,14 @@ impl Kernel for ScoreHeadBackward<'_, '_, '_> {
                 }
             }
         }
+        if let Some(bias) = op.head.bias.filter(|bias| ctx.params.trains(*bias)) {
+            let d_bias = ctx.grads.slot(ctx.params, bias).open_mut().f32s_mut();
+            for d in d_scores.chunks_exact(n_outputs) {
+                d_bias.iter_mut().zip(d).for_each(|(sum, &d)| *sum += d);
+            }
+        }
         let Some(d_hidden) = d_hidden else { return };
-        let head = ctx.params.vector(op.head);
+        let head = ctx.params.vector(op.head.weight);
         with_elems!(mut d_hidden, |values| {
             for (&row, d) in op.rows.iter().zip(d_scores.chunks_exact(n_outputs)) {
                 let target = &mut values[row as usize * width..(row as usize + 1) * width];
@@ -105,21 +122,27 @@ impl Kernel for ScoreHeadBackward<'_, '_, '_> {
 }
 
 impl Tape<'_> {
-    /// Scores `[rows.len(), n_outputs]` of the given rows of `hidden` `[T, width]` under the head `[n_outputs, width]`, in `f32`.
+    /// Scores `[rows.len(), n_outputs]` of the given rows of `hidden` `[T, width]` under the head, in `f32`.
     ///
     /// # Panics
     /// If widths disagree or a row is outside `hidden`.
-    pub fn score_head(&mut self, hidden: &Var, head: ParamId, rows: &[u32]) -> Var {
+    pub fn score_head(&mut self, hidden: &Var, head: ScoreWeights, rows: &[u32]) -> Var {
         let start = Instant::now();
-        let param = self.params.get(head);
+        let param = self.params.get(head.weight);
         let (n_outputs, width) = (param.shape[0], param.shape[1]);
         assert_eq!(hidden.value().cols(), width, "the head fits the hidden states");
         let device = self.params.device();
         let mut out = Tensor::dirty(device, Dtype::F32, rows.len(), n_outputs);
-        let (hidden_value, weight) = (hidden.value(), &param.weight);
-        device.run(&mut ScoreHeadForward { hidden: hidden_value, weight, rows, out: &mut out });
+        device.run(&mut ScoreHeadForward {
+            hidden: hidden.value(),
+            weight: &param.weight,
+            bias: head.bias.map(|id| &self.params.get(id).weight),
+            rows,
+            out: &mut out,
+        });
         self.profile.add("score_head", "forward", start);
-        if !self.records(&[hidden], param.trainable) {
+        let trains = param.trainable || head.bias.is_some_and(|bias| self.params.get(bias).trainable);
+        if !self.records(&[hidden], trains) {
             return self.constant(out);
         }
         let hidden_needs_grad = hidden.node.is_some();
@@ -130,15 +153,18 @@ impl Tape<'_> {
 
 #[cfg(test)]
 mod tests {
+    use super::ScoreWeights;
     use crate::ops::testing::*;
 
     const WIDTH: usize = 6;
 
     #[test]
     fn gradients_match_finite_differences() {
-        for n_outputs in [1, 3] {
+        for (n_outputs, has_bias) in [(1, false), (3, false), (2, true)] {
             let mut setup = Setup::new(&[4, 3]);
             let (x, head) = (setup.input(WIDTH), setup.param("score", &[n_outputs, WIDTH]));
+            let bias = has_bias.then(|| setup.param("score bias", &[n_outputs]));
+            let params: Vec<_> = std::iter::once(head).chain(bias).collect();
             // A row may be scored twice.
             let rows = [3, 6, 3];
             let reference = |v: &[Vec<f64>]| {
@@ -146,9 +172,14 @@ mod tests {
                     let hidden = &v[0][row as usize * WIDTH..(row as usize + 1) * WIDTH];
                     hidden.iter().zip(w).map(|(h, w)| h * w).sum()
                 };
-                rows.iter().flat_map(|&row| v[1].chunks(WIDTH).map(move |w| dot(row, w))).collect()
+                let bias = |j: usize| v.get(2).map_or(0.0, |bias| bias[j]);
+                let scores = |&row: &u32| -> Vec<f64> {
+                    v[1].chunks(WIDTH).enumerate().map(|(j, w)| dot(row, w) + bias(j)).collect()
+                };
+                rows.iter().flat_map(scores).collect()
             };
-            setup.check(|tape, v| tape.score_head(&v[0], head, &rows), reference, &[x], &[head]);
+            let head = ScoreWeights { weight: head, bias };
+            setup.check(|tape, v| tape.score_head(&v[0], head, &rows), reference, &[x], &params);
         }
     }
 }

@@ -5,7 +5,7 @@
 //! type of the activations: merging into the original, unquantised weights would give a model that was never trained.
 //! The result is floating point; quantise again by loading it so.
 
-use pt_engine::{Dtype, Linear, Param, Params, Storage, Weight};
+use pt_engine::{Dtype, Linear, Param, ParamId, Params, Storage, Weight};
 use rayon::prelude::*;
 
 use super::row_norms;
@@ -67,16 +67,19 @@ impl Model {
         let first = targets.iter().filter_map(|l| l.lora.as_ref()).map(|lora| lora.a.index()).min();
         let n_base = first.unwrap_or(self.params.len());
         let mut params = Params::on(self.params.device());
-        let head = self.score_head();
-        for (id, param) in self.params.iter_mut().filter(|(id, _)| id.index() < n_base || head == Some(*id)) {
+        let of_head = self.score_head();
+        let is_of_head = |id: ParamId| of_head.is_some_and(|head| head.weight == id || head.bias == Some(id));
+        for (id, param) in self.params.iter_mut().filter(|(id, _)| id.index() < n_base || is_of_head(*id)) {
             let moved = params.add(Param {
                 name: std::mem::take(&mut param.name),
                 shape: std::mem::take(&mut param.shape),
                 weight: std::mem::replace(&mut param.weight, Weight::from_f32(&[])),
                 trainable: param.trainable,
             });
-            if let (true, Some((_, kind))) = (head == Some(id), self.score_head) {
-                self.score_head = Some((moved, kind));
+            match (of_head, &mut self.score_head) {
+                (Some(old), Some((head, _))) if old.weight == id => head.weight = moved,
+                (Some(old), Some((head, _))) if old.bias == Some(id) => head.bias = Some(moved),
+                _ => {}
             }
         }
         self.params = params;

@@ -57,8 +57,11 @@ impl Model {
         for (module, layer) in layers {
             self.attach_layer(module, layer);
         }
-        if let Some((kind, values)) = head {
+        if let Some((kind, (values, bias))) = head {
             self.add_score_head(kind, &values)?;
+            if let Some(bias) = bias {
+                self.add_score_bias(&bias);
+            }
         }
         self.adapter = Some(Adapter { config: config.lora, pissa: Vec::new() });
         Ok(())
@@ -82,9 +85,11 @@ impl Model {
         for linear in &linears {
             tensors.extend(self.layer_tensors(linear, adapter)?);
         }
-        if let (Some(head), Some(id)) = (self.classifier(), self.score_head()) {
-            tensors.push((peft_name(SCORE_HEAD), Stored::Float(self.params.get(id), Dtype::F32)));
-            if head.kind == ScoreHeadKind::Token {
+        if let (Some(head), Some(weights)) = (self.classifier(), self.score_head()) {
+            tensors.push((peft_name(SCORE_HEAD), Stored::Float(self.params.get(weights.weight), Dtype::F32)));
+            if let Some(bias) = weights.bias {
+                tensors.push((peft_name(SCORE_BIAS), Stored::Float(self.params.get(bias), Dtype::F32)));
+            } else if head.kind == ScoreHeadKind::Token {
                 let zeros = RawTensor::from_f32(&vec![0.0; head.n_outputs]);
                 tensors.push((peft_name(SCORE_BIAS), Stored::Raw(zeros)));
             }
@@ -194,19 +199,22 @@ fn peft_name(name: &str) -> String {
     format!("base_model.model.{name}")
 }
 
-/// The head of a classifier, saved whole beside its adapter.
-fn read_score_head(file: &mut WeightFile, width: usize) -> Result<Vec<f32>> {
+/// The head of a classifier, saved whole beside its adapter, and its bias where that is not zero.
+fn read_score_head(file: &mut WeightFile, width: usize) -> Result<(Vec<f32>, Option<Vec<f32>>)> {
     let (name, bias) = (peft_name(SCORE_HEAD), peft_name(SCORE_BIAS));
     let path = file.path.display().to_string();
     let Some(rows) = file.info(&name).and_then(|info| info.shape.first().copied()) else {
         return Err(ModelError::adapter(format!("{path}: a classifier's adapter has no `{name}`")));
     };
     file.expect_shape(&name, &[rows, width])?;
-    if file.info(&bias).is_some() && file.values::<f32>(&bias)?.iter().any(|value| *value != 0.0) {
-        let problem = format!("{path}: `{bias}` is not zero, and score heads here have no bias");
-        return Err(ModelError::adapter(problem));
-    }
-    Ok(file.values::<f32>(&name)?.to_vec())
+    let bias = match file.info(&bias).is_some() {
+        true => {
+            file.expect_shape(&bias, &[rows])?;
+            Some(file.values::<f32>(&bias)?.to_vec())
+        }
+        false => None,
+    };
+    Ok((file.values::<f32>(&name)?.to_vec(), bias.filter(|bias| bias.iter().any(|value| *value != 0.0))))
 }
 
 /// A whole number where it is one: PEFT declares alpha as an integer.

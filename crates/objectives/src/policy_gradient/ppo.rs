@@ -19,6 +19,7 @@
 use pt_core::catalogue::OptionInfo;
 
 use super::options::{self, COMMON, EPSILON, EPSILON_HIGH, PTX_COEF, VALUE};
+use super::value::value_part;
 use super::{Aggregation, Form, PolicyGradient, RatioLevel, SCORE_TOTAL, Surrogate};
 use crate::catalogue::ObjectiveInfo;
 use crate::{
@@ -150,36 +151,13 @@ impl Ppo {
         let missing = ObjectiveError::Missing { name: FORM.name, what };
         let total = *step.totals().get(SCORE_TOTAL).ok_or(missing)?;
         let (coef, range) = (self.0.config().vf_coef, self.0.config().cliprange_value);
-        let mut gradient = vec![0.0; scores.values.len()];
-        let (mut sum, mut weight, mut n_clipped) = (0.0, 0.0, 0.0);
-        for (row, &w) in scores.weights.iter().enumerate().filter(|(_, w)| **w > 0.0) {
-            let old = scores.old_values.map(|old| f64::from(old[row]));
-            let (loss, slope, is_clipped) =
-                value_loss(f64::from(scores.values[row]), f64::from(scores.targets[row]), old, range);
-            let w = f64::from(w);
-            sum += w * loss;
-            weight += w;
-            n_clipped += if is_clipped { w } else { 0.0 };
-            gradient[row] = (coef * w * slope / total) as f32;
-        }
+        let part = value_part(scores, range);
         if total > 0.0 {
-            output.loss += coef * sum / total;
+            output.loss += coef * part.sum / total;
         }
-        output.d_scores = Some(gradient);
-        output.metrics.push(Metric::mean("loss/value_avg", sum, weight));
-        output.metrics.push(Metric::mean("val/clipfrac_avg", n_clipped, weight));
+        output.d_scores = Some(part.slopes.iter().map(|slope| (coef * slope / total) as f32).collect());
+        output.metrics.extend(part.metrics);
         Ok(())
-    }
-}
-
-/// Half the greater square, its derivative, and whether that is the clipped one.
-fn value_loss(value: f64, target: f64, old: Option<f64>, range: f64) -> (f64, f64, bool) {
-    let clipped = old.map_or(value, |old| value.clamp(old - range, old + range));
-    let (plain, other) = (value - target, clipped - target);
-    match other * other > plain * plain {
-        // Within the range the two are one; beyond it the clipped value does not move.
-        true => (other * other / 2.0, 0.0, true),
-        false => (plain * plain / 2.0, plain, false),
     }
 }
 

@@ -24,6 +24,7 @@ pub mod distillation;
 pub mod dpo;
 mod dpo_losses;
 mod dpo_options;
+pub mod gkd;
 #[cfg(test)]
 mod golden;
 #[cfg(test)]
