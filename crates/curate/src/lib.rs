@@ -45,7 +45,7 @@ pub use config::{Curation, Form, Input, StepConfig, Unreadable};
 pub use error::CurateError;
 pub use item::{Decision, Item};
 pub use report::{Amount, Composition, Example, Histogram, InputReport, Report, StepReport, Summary};
-pub use run::{CHUNK_ROWS, Progress, run};
+pub use run::{CHUNK_ROWS, Progress, check, run};
 pub use step::{CountTokens, Given, ModelScores, Step};
 pub use steps::contamination::{Contact, Index as ContaminationIndex, IndexOptions};
 pub use steps::rejection_sampling::{Judged, Prefer, select};

@@ -10,6 +10,7 @@ use pt_data::{Body, Columns, Content, DataError, Origin, Record, Row, layout};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
+use crate::blueprint::Blueprint;
 use crate::card::{card_json, card_markdown};
 use crate::catalogue;
 use crate::config::{Curation, Form, Input, Unreadable};
@@ -86,6 +87,15 @@ pub fn run(
         }
     }
     runner.finish()
+}
+
+/// Refuses steps and a blueprint that cannot be right, before anything is read.
+///
+/// # Errors
+/// [`CurateError::Step`], [`CurateError::Config`].
+pub fn check(curation: &Curation, given: &Given) -> Result<(), CurateError> {
+    build_steps(curation, given)?;
+    curation.blueprint.as_ref().map_or(Ok(()), Blueprint::check)
 }
 
 type Items = Box<dyn Iterator<Item = Result<Item, Refused>>>;

@@ -64,6 +64,16 @@ pub struct Change {
     pub fails: bool,
 }
 
+impl Change {
+    /// `BENCHMARK`, or `BENCHMARK/CATEGORY`.
+    pub fn name(&self) -> String {
+        match &self.category {
+            Some(category) => format!("{}/{category}", self.benchmark),
+            None => self.benchmark.clone(),
+        }
+    }
+}
+
 /// What the gate found.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Gate {
@@ -83,6 +93,19 @@ impl Gate {
     pub fn passes(&self) -> bool {
         let failed = self.changes.iter().any(|change| change.fails);
         !failed && self.missing.is_empty() && self.unjudged.is_empty()
+    }
+
+    /// Why it does not pass, in words: what lost more than `max_loss`, what the results called `new` lack, and what is not judged.
+    pub fn reasons(&self, max_loss: f64, new: &str) -> String {
+        let failed: Vec<String> =
+            self.changes.iter().filter(|change| change.fails).map(Change::name).collect();
+        let reasons = [
+            (&failed, format!("lost more than {max_loss}")),
+            (&self.missing, format!("not in {new}")),
+            (&self.unjudged, "no question that was judged before is judged now".to_owned()),
+        ];
+        let reasons = reasons.iter().filter(|(names, _)| !names.is_empty());
+        reasons.map(|(names, why)| format!("{}: {why}", names.join(", "))).collect::<Vec<_>>().join("; ")
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! A [`catalogue`] entry makes questions ([`Item`]) from files and judges answers; [`prepare`] reads one by name,
 //! [`Prepared::measure`] asks a [`Subject`]: probabilities come from the trainer's scorer, replies from the rollout engine.
-//! [`results`] are a summary and a file with every question; [`gate()`] compares two of them, question by question.
+//! [`suite`] asks several models and compares them; [`results`] are a summary and a file with every question; [`gate()`] compares two of them, question by question.
 //!
 //! Prompts and judgements are lm-evaluation-harness' wherever both have the benchmark; each file under `benchmarks` says
 //! which version and where it differs, and `golden/eval` holds what the harness computes. A benchmark's version is raised
@@ -25,6 +25,7 @@ mod run;
 pub mod source;
 pub mod stats;
 pub mod subject;
+pub mod suite;
 
 pub use catalogue::{BENCHMARKS, Benchmark, BenchmarkInfo};
 pub use error::{EvalError, Result};

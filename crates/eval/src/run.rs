@@ -247,27 +247,12 @@ impl Prepared {
     pub fn summarise(&self, samples: &[Sample], company: &Company<'_>) -> BenchmarkResult {
         let info = self.chosen.info;
         let metrics = metrics(info, samples, self.settings.samples);
-        let is_judged = matches!(self.loaded, Loaded::Judged(_));
         let first = |sample: &&Sample| sample.score(info.metrics[0].name).is_some();
         let n = samples.iter().filter(first).count();
-        let source = Source { info, options: &self.chosen.options, settings: &self.settings };
         BenchmarkResult {
             benchmark: self.chosen.name.clone(),
             source: info.source.to_owned(),
-            asked: Asked {
-                version: info.version,
-                few_shot: source.few_shot(),
-                chat: self.settings.chat,
-                samples: self.settings.samples,
-                temperature: as_written(self.settings.temperature),
-                top_p: as_written(self.settings.top_p),
-                max_new_tokens: source.max_new_tokens(),
-                seed: self.settings.seed,
-                limit: self.settings.limit,
-                questions: self.questions(),
-                judge: company.judge.filter(|_| is_judged).map(|judge| judge.name().to_owned()),
-                against: company.opponent.filter(|_| is_judged).map(|other| other.name.to_owned()),
-            },
+            asked: self.asked(company),
             n,
             n_skipped: samples.len() - n,
             n_truncated: samples.iter().flat_map(|s| &s.replies).filter(|r| r.is_truncated).count(),
@@ -275,6 +260,27 @@ impl Prepared {
             metrics,
             categories: categories(info, samples),
             samples_file: samples_file(&self.chosen.name),
+        }
+    }
+
+    /// How it is asked: results are compared only where this is the same.
+    pub fn asked(&self, company: &Company<'_>) -> Asked {
+        let info = self.chosen.info;
+        let is_judged = matches!(self.loaded, Loaded::Judged(_));
+        let source = Source { info, options: &self.chosen.options, settings: &self.settings };
+        Asked {
+            version: info.version,
+            few_shot: source.few_shot(),
+            chat: self.settings.chat,
+            samples: self.settings.samples,
+            temperature: as_written(self.settings.temperature),
+            top_p: as_written(self.settings.top_p),
+            max_new_tokens: source.max_new_tokens(),
+            seed: self.settings.seed,
+            limit: self.settings.limit,
+            questions: self.questions(),
+            judge: company.judge.filter(|_| is_judged).map(|judge| judge.name().to_owned()),
+            against: company.opponent.filter(|_| is_judged).map(|other| other.name.to_owned()),
         }
     }
 

@@ -92,7 +92,10 @@ impl Default for FuseOptions {
 
 impl FuseOptions {
     /// Weights that sum to 1.
-    fn checked(&self, n_models: usize, has_base: bool) -> Result<Vec<f64>> {
+    ///
+    /// # Errors
+    /// [`ExportError::Option`]: options that cannot be right for `n_models`, with or without a base.
+    pub fn checked(&self, n_models: usize, has_base: bool) -> Result<Vec<f64>> {
         let bad = |option, found: String, expected: &str| {
             Err(ExportError::Option { option, found, expected: expected.to_owned() })
         };

@@ -69,6 +69,9 @@ pub enum FeedbackError {
         /// Why it failed.
         source: std::io::Error,
     },
+    /// The caller asked to stop between calls. Answers that came are in the cache.
+    #[error("stopped, as was asked")]
+    Stopped,
     /// The client's options, or its cache.
     #[error(transparent)]
     Client(#[from] ClientError),

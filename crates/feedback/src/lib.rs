@@ -4,6 +4,7 @@
 //! Constitution --draw--> principles
 //! prompts --revise--> reply -> (critique -> revision) x rounds --> rows for SFT          (stage 1)
 //! pairs   --judge---> votes in both orders, by principle      --> rows for DPO, reward  (stage 2)
+//! prompts --answer--> replies --> rows for SFT (distillation from a teacher that can only be asked)
 //! labelled pairs --audit--> figures against thresholds --> an audit file, without which `llm_judge` is no reward
 //! ```
 //!
@@ -14,6 +15,7 @@
 //!
 //! Left out: red-team prompts (bring your own, or generate them with `posttrain generate`), critiques of images.
 
+mod answer;
 mod audit;
 mod chat;
 mod constitution;
@@ -29,6 +31,7 @@ mod server;
 mod verdict;
 mod wording;
 
+pub use answer::{AnswerOptions, AnswerReport, Answered, answer};
 pub use audit::{Audit, Check, Drawing, GradeOptions, Kind, Subject, Thresholds, audit_grader, audit_scores};
 pub use chat::{Answer, Answers, Ask, AskOptions, Chat, Counted, Tally, Token, Turn};
 pub use constitution::{BUILT_IN, Constitution, Principle, RevisionExample};
@@ -41,7 +44,7 @@ pub use judge::{
 pub use llm_judge::{
     GRADE_TOKENS, LLM_JUDGE, LLM_JUDGE_OPTIONS, LLM_JUDGE_READS, LLM_JUDGE_SUMMARY, build_llm_judge, read_key,
 };
-pub use local::LocalChat;
+pub use local::{LocalChat, identity_of};
 pub use pairs::{Candidate, Pair, pairs_of, sample_pairs};
 pub use report::Page;
 pub use revise::{Chain, Failure, ReviseOptions, ReviseReport, Revised, RevisedBy, Step, revise};

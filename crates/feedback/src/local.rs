@@ -1,6 +1,6 @@
 //! A model of this machine, sampled by the project's own engine.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use pt_client::cache::Cache;
 use pt_core::hash;
@@ -34,6 +34,33 @@ pub struct LocalChat {
     pub stop_token_ids: Vec<u32>,
     /// Where answers are kept between runs; `None` keeps none.
     pub cache_dir: Option<PathBuf>,
+}
+
+/// Identity of a model's weights and configurations by content, wherever they lie: its folder, or its file, and its adapter's.
+///
+/// # Errors
+/// [`FeedbackError::Io`].
+pub fn identity_of(places: &[&Path]) -> Result<String> {
+    let mut parts = Vec::new();
+    for place in places {
+        let mut files: Vec<PathBuf> = match place.is_dir() {
+            true => std::fs::read_dir(place)
+                .and_then(|entries| entries.map(|entry| Ok(entry?.path())).collect())
+                .map_err(FeedbackError::io("read", *place))?,
+            false => vec![place.to_path_buf()],
+        };
+        let counts = |path: &PathBuf| {
+            path.is_file()
+                && path.extension().is_some_and(|e| e == "safetensors" || e == "json" || e == "bin")
+        };
+        files.retain(counts);
+        files.sort();
+        for file in files {
+            parts.push(file.file_name().unwrap_or_default().to_string_lossy().into_owned());
+            parts.push(hash::of_file(&file).map_err(FeedbackError::io("read", &file))?);
+        }
+    }
+    Ok(hash::of_parts(parts.iter().map(String::as_bytes)))
 }
 
 impl LocalChat {

@@ -4,32 +4,17 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 use clap::ValueEnum;
-use pt_core::atomic_file;
 use pt_engine::Dtype;
-use pt_export::layout::context_length;
-use pt_export::{GgufOptions, Proof, Quant, modelfile, prove_gguf, prove_model, write_gguf};
-use pt_models::{LoadOptions, Model, Quantise, SaveOptions};
+use pt_export::{ExportError, Proof, PublishOptions, Quant, prove_model};
+pub(super) use pt_export::{EXACT, PROOF_TEXT};
+use pt_models::{Model, ModelError};
 use pt_text::Tokenizer;
 
-use super::merge::{check_empty, publish, write_tokenizer};
+use super::merge::{check_empty, write_tokenizer};
 use crate::Context;
 use crate::loading::{ModelArgs, TextArgs, own_dtype};
 use crate::ui;
 
-/// What models are compared on where no text is named.
-pub(super) const TEXT: &str = "\
-Once upon a time there was a small town by the sea, and everyone in it knew the old clockmaker.
-What is 17 + 25? Let me think: 17 + 25 = 42. So the answer is 42.
-fn main() { println!(\"{}\", [1, 2, 3].iter().sum::<i32>()); }
-\u{dc}ber den Wolken; caf\u{e9}, na\u{ef}ve, \u{65e5}\u{672c}\u{8a9e}, 12345.678 and  two  spaces.
-The quick brown fox didn't jump over the lazy dog, because it wasn't there yesterday.
-";
-/// Mean divergence per token let pass where nothing is rounded.
-pub(super) const EXACT: f64 = 1e-9;
-/// The same for 4-bit NF4, which has a scale for 64 values where `q4_0` has one for 32.
-const NF4_LIMIT: f64 = 0.35;
-/// The same for int8, one scale for a row.
-const INT8_LIMIT: f64 = 2e-2;
 const MB: u64 = 1_000_000;
 /// Transformers' `max_shard_size`, in MB.
 const SHARD_MB: u64 = 5000;
@@ -64,6 +49,18 @@ enum Format {
     Int8,
     /// A GGUF file and a Modelfile.
     Ollama,
+}
+
+impl From<Format> for pt_export::Format {
+    fn from(format: Format) -> pt_export::Format {
+        match format {
+            Format::Safetensors => pt_export::Format::Safetensors,
+            Format::Gguf => pt_export::Format::Gguf,
+            Format::Nf4 => pt_export::Format::Nf4,
+            Format::Int8 => pt_export::Format::Int8,
+            Format::Ollama => pt_export::Format::Ollama,
+        }
+    }
 }
 
 /// Options of `export`.
@@ -112,14 +109,12 @@ pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<()> {
     let text = match &args.prove_on {
         Some(path) => std::fs::read_to_string(path)
             .with_context(|| format!("cannot read --prove-on {}", path.display()))?,
-        None => TEXT.to_owned(),
+        None => PROOF_TEXT.to_owned(),
     };
     let source = Source::load(args, context, !args.keep_adapter)?;
-    let proof = match args.format {
-        Format::Gguf => args.gguf(&source, &args.out, &text)?,
-        Format::Ollama => args.ollama(&source, &text)?,
-        Format::Safetensors if args.keep_adapter => args.adapter(&source, &text)?,
-        Format::Safetensors | Format::Nf4 | Format::Int8 => args.folder(&source, context, &text)?,
+    let proof = match args.keep_adapter {
+        true => args.adapter(&source, &text)?,
+        false => args.publish(&source, context, &text)?,
     };
     report(&args.out, &proof)
 }
@@ -151,70 +146,35 @@ impl Args {
         Ok(self.quant.as_deref().unwrap_or(Quant::F16.name()).parse()?)
     }
 
-    fn limit(&self, default: f64) -> f64 {
-        self.max_divergence.unwrap_or(default)
-    }
-
-    fn gguf(&self, source: &Source, path: &Path, text: &str) -> anyhow::Result<Proof> {
-        let quant = self.quant()?;
+    /// How the model is written, and the text it is compared on.
+    fn options<'a>(&self, source: &Source, text: &'a str) -> anyhow::Result<PublishOptions<'a>> {
         let folder_name = source.folder.file_stem().map(|name| name.to_string_lossy().into_owned());
-        let name = self.name.clone().or(folder_name).unwrap_or_else(|| "model".to_owned());
-        write_gguf(&source.model, Some(&source.tokenizer), path, &GgufOptions { quant, name })?;
-        let context = context_length(&source.model.config);
-        if context < source.model.config.max_positions {
-            ui::note(&format!(
-                "note: llama.cpp has no sliding window for this architecture, so the file's context is {context} tokens, \
-                 where the model's own is {}; up to there they are the same",
-                source.model.config.max_positions
-            ));
-        }
-        let limit = self.limit(quant.max_mean_kl());
-        Ok(prove_gguf(&source.model, Some(&source.tokenizer), path, text, limit)?)
+        Ok(PublishOptions {
+            format: self.format.into(),
+            quant: self.quant()?,
+            name: self.name.clone().or(folder_name).unwrap_or_else(|| "model".to_owned()),
+            max_shard_bytes: self.shard_mb.unwrap_or(SHARD_MB) * MB,
+            text,
+            max_divergence: self.max_divergence,
+        })
     }
 
-    fn ollama(&self, source: &Source, text: &str) -> anyhow::Result<Proof> {
-        const MODEL: &str = "model.gguf";
-        std::fs::create_dir_all(&self.out).with_context(|| format!("cannot make {}", self.out.display()))?;
-        let proof = self.gguf(source, &self.out.join(MODEL), text)?;
-        let context = context_length(&source.model.config);
-        let modelfile = modelfile(&format!("./{MODEL}"), &source.tokenizer, context)?;
-        if let Some(problem) = &modelfile.template_problem {
-            ui::note(&format!("note: no TEMPLATE in the Modelfile: {problem}"));
-        }
-        let path = self.out.join("Modelfile");
-        atomic_file::write(&path, modelfile.text.as_bytes())
-            .with_context(|| format!("cannot write {}", path.display()))?;
-        Ok(proof)
-    }
-
-    fn folder(&self, source: &Source, context: &Context, text: &str) -> anyhow::Result<Proof> {
-        let quantise = match self.format {
-            Format::Nf4 => Some((Quantise::Nf4 { double: true }, NF4_LIMIT)),
-            Format::Int8 => Some((Quantise::Int8, INT8_LIMIT)),
-            _ => None,
-        };
-        let options = SaveOptions { dtype: None, max_shard_bytes: self.shard_mb.unwrap_or(SHARD_MB) * MB };
-        let also = |folder: &Path| {
+    fn publish(&self, source: &Source, context: &Context, text: &str) -> anyhow::Result<Proof> {
+        let state = |error: anyhow::Error| ExportError::from(ModelError::State { problem: format!("{error:#}") });
+        let again = || Ok(Source::load(self, context, true).map_err(state)?.model);
+        let text_files = |folder: &Path| {
             let no_files = Path::new("");
             let adapter = self.model.adapter.as_deref().unwrap_or(no_files);
             match self.text.template.is_some() || self.text.tokenizer.is_some() {
                 true => Ok(source.tokenizer.save(folder)?),
-                false => write_tokenizer(&source.folder, adapter, folder),
+                false => write_tokenizer(&source.folder, adapter, folder).map_err(state),
             }
         };
-        match quantise {
-            Some((how, _)) => {
-                // The source stays as it is, for the comparison.
-                let mut model = Source::load(self, context, true)?.model;
-                model.quantise(how)?;
-                publish(&model, &self.out, &options, also)?;
-            }
-            None => publish(&source.model, &self.out, &options, also)?,
-        }
-        let written = pt_models::load(&self.out, &LoadOptions::default())?;
-        let limit = self.limit(quantise.map_or(EXACT, |(_, limit)| limit));
-        let tokenizer = Tokenizer::from_dir(&self.out)?;
-        Ok(prove_model(&source.model, &written, Some((&source.tokenizer, &tokenizer)), text, limit)?)
+        let options = self.options(source, text)?;
+        let published =
+            pt_export::publish(&source.model, &source.tokenizer, &self.out, &options, &again, &text_files)?;
+        published.notes.iter().for_each(|note| ui::note(&format!("note: {note}")));
+        Ok(published.proof)
     }
 
     fn adapter(&self, source: &Source, text: &str) -> anyhow::Result<Proof> {
@@ -224,7 +184,7 @@ impl Args {
         written.attach_peft(&self.out)?;
         // An adapter's folder has no tokenizer; its model's is used with it.
         let both = (&source.tokenizer, &source.tokenizer);
-        Ok(prove_model(&source.model, &written, Some(both), text, self.limit(EXACT))?)
+        Ok(prove_model(&source.model, &written, Some(both), text, self.max_divergence.unwrap_or(EXACT))?)
     }
 }
 
@@ -248,22 +208,9 @@ impl Source {
 
 /// Says what was found, and fails if something is not right.
 pub(super) fn report(out: &Path, proof: &Proof) -> anyhow::Result<()> {
-    let found = &proof.divergence;
     if !proof.problems.is_empty() {
         bail!("{} was written and is not what it should be: {}", out.display(), proof.problems.join("; "));
     }
-    ui::note(&format!(
-        "wrote {}: read again, it diverges from its source by {:.2e} nats per token over {} tokens (at most {:.2e}; allowed on \
-         average: {:.1e}), and expects the same next token after {:.1} %; {} texts and renderings are the same tokens; answers \
-         end with {:?}",
-        out.display(),
-        found.mean_kl,
-        found.n_tokens,
-        found.max_kl,
-        proof.max_mean_kl,
-        found.same_top * 100.0,
-        proof.n_texts,
-        proof.stop_ids
-    ));
+    ui::note(&format!("wrote {}: {}", out.display(), proof.summary()));
     Ok(())
 }

@@ -1,13 +1,13 @@
-//! `posttrain feedback`: critique and revision, judged pairs, audits of judges.
+//! `posttrain feedback`: answers, critique and revision, judged pairs, audits of judges.
 
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 use pt_client::{Client, ClientOptions, Price};
-use pt_core::{atomic_file, hash};
+use pt_core::atomic_file;
 use pt_data::Columns;
 use pt_feedback::{
-    AskOptions, Audit, Candidate, Chat, Constitution, GradeOptions, JudgeOptions, Kind, LocalChat, Page,
+    AnswerOptions, AskOptions, Audit, Candidate, Chat, Constitution, GradeOptions, JudgeOptions, Kind, LocalChat, Page,
     ReviseOptions, ServerChat, Subject, Tally, Thresholds,
 };
 use serde::Serialize;
@@ -28,6 +28,8 @@ pub(crate) struct Args {
 
 #[derive(clap::Subcommand)]
 enum Command {
+    /// Answer prompts: rows for SFT, from a teacher that can only be asked
+    Answer(AnswerArgs),
     /// Criticise and revise replies by principles: rows for SFT
     Revise(Revise),
     /// Judge pairs of replies by principles: rows for DPO and reward models
@@ -40,6 +42,7 @@ enum Command {
 
 pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<()> {
     match &args.command {
+        Command::Answer(args) => args.run(context),
         Command::Revise(args) => args.run(context),
         Command::Judge(args) => args.run(context),
         Command::Audit(args) => args.run(context),
@@ -177,7 +180,7 @@ impl Who {
             .map_or_else(|| model.to_owned(), |n| n.to_string_lossy().into_owned());
         Ok(LocalChat {
             name,
-            identity: content_of(&folders)?,
+            identity: pt_feedback::identity_of(&folders)?,
             model: loaded.model,
             dtype: loaded.dtype,
             tokenizer: loaded.tokenizer,
@@ -186,33 +189,6 @@ impl Who {
             cache_dir,
         })
     }
-}
-
-/// Identity of a model's weights and configurations by content, wherever they lie.
-fn content_of(folders: &[&Path]) -> anyhow::Result<String> {
-    let mut parts = Vec::new();
-    for folder in folders {
-        let mut files: Vec<PathBuf> = if folder.is_dir() {
-            let entries =
-                std::fs::read_dir(folder).with_context(|| format!("cannot read {}", folder.display()))?;
-            entries.map(|entry| Ok(entry?.path())).collect::<std::io::Result<_>>()?
-        } else {
-            vec![folder.to_path_buf()]
-        };
-        let counts = |path: &PathBuf| {
-            path.is_file()
-                && path.extension().is_some_and(|e| e == "safetensors" || e == "json" || e == "bin")
-        };
-        files.retain(counts);
-        files.sort();
-        for file in files {
-            let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            let content = hash::of_file(&file).with_context(|| format!("cannot read {}", file.display()))?;
-            parts.push(name);
-            parts.push(content);
-        }
-    }
-    Ok(hash::of_parts(parts.iter().map(String::as_bytes)))
 }
 
 /// What is written beside the rows, and where.
@@ -283,6 +259,73 @@ impl Calls {
             more(tally.completion_tokens, self.seen.completion_tokens),
         );
         self.seen = *tally;
+    }
+}
+
+const ANSWER_HELP: &str = "\
+For each prompt (of rows with a reply, too) --n answers of a model of this machine or of a server: distillation from a teacher \
+by its text. Rows have `messages`, the answer as reply, and the row's other columns; train on them in an `sft` stage.
+
+Left out, counted, and written to OUT.excluded.jsonl with a reason: calls that failed, empty answers, answers cut at \
+--max-new-tokens, and answers to a prompt that are equal to one before. Answers are kept in OUT.calls: a run that was \
+stopped goes on where it was, and ends in the same bytes.
+
+Examples:
+  posttrain feedback answer --server http://127.0.0.1:8000/v1 --data prompts.jsonl --out answers.jsonl
+  posttrain feedback answer --model models/teacher --data prompts.jsonl --n 4 --temperature 1 --out answers.jsonl";
+
+/// Options of `feedback answer`.
+#[derive(clap::Args)]
+#[command(after_long_help = ANSWER_HELP)]
+struct AnswerArgs {
+    /// Rows with a prompt, with or without a reply
+    #[arg(long, value_name = "FILE")]
+    data: String,
+    /// Answers to each prompt; above 1, use a --temperature above 0
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = parse_positive)]
+    n: usize,
+    /// Keys the model's draws
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    seed: u64,
+    /// Divides the logits; 0 takes the most probable token
+    #[arg(long, value_name = "T", default_value_t = 0.7)]
+    temperature: f64,
+    /// Most tokens of an answer
+    #[arg(long, value_name = "N", default_value_t = 512)]
+    max_new_tokens: u32,
+    /// Keep answers that were cut at the token limit
+    #[arg(long)]
+    keep_truncated: bool,
+    #[command(flatten)]
+    target: Target,
+    #[command(flatten)]
+    who: Who,
+    #[command(flatten)]
+    read: ReadArgs,
+}
+
+impl AnswerArgs {
+    fn run(&self, context: &Context) -> anyhow::Result<()> {
+        self.target.check()?;
+        let rows = self.read.read(&self.data, &context.environment)?;
+        let chat = self.who.chat(&self.target.out, context)?;
+        let options = AnswerOptions {
+            n: self.n,
+            seed: self.seed,
+            max_tokens: self.max_new_tokens,
+            temperature: self.temperature,
+            keep_truncated: self.keep_truncated,
+        };
+        let mut calls = Calls::new(rows.records.len() * self.n);
+        let answered = pt_feedback::answer(&rows.records, &*chat, &options, &mut |tally| calls.see(tally));
+        calls.progress.clear();
+        let answered = answered?;
+        self.target.write_rows(&answered.rows, &answered.excluded)?;
+        self.target.write_report(&answered.report, &answered.report.page())?;
+        if answered.rows.is_empty() {
+            bail!("no answer was kept; {} says why", self.target.beside("excluded.jsonl").display());
+        }
+        Ok(())
     }
 }
 

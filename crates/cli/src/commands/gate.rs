@@ -86,22 +86,7 @@ pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<()> {
         ui::note(&format!("the gate passes: nothing lost more than {}", args.max_loss));
         return Ok(());
     }
-    let failed: Vec<String> = gate.changes.iter().filter(|change| change.fails).map(name).collect();
-    let reasons = [
-        (failed, format!("lost more than {}", args.max_loss)),
-        (gate.missing, format!("not in {}", args.new.display())),
-        (gate.unjudged, "no question that was judged before is judged now".to_owned()),
-    ];
-    let reasons = reasons.iter().filter(|(names, _)| !names.is_empty());
-    let reasons: Vec<String> = reasons.map(|(names, why)| format!("{}: {why}", names.join(", "))).collect();
-    bail!("the gate fails: {}", reasons.join("; "))
-}
-
-fn name(change: &Change) -> String {
-    match &change.category {
-        Some(category) => format!("{}/{category}", change.benchmark),
-        None => change.benchmark.clone(),
-    }
+    bail!("the gate fails: {}", gate.reasons(args.max_loss, &args.new.display().to_string()))
 }
 
 fn line(change: &Change, context: &Context) -> String {
