@@ -3,7 +3,6 @@
 use std::path::PathBuf;
 
 use pt_tasks::paired_gain;
-use pt_tasks::stats::Gain;
 use serde::{Deserialize, Serialize};
 
 use crate::tasks::TaskScore;
@@ -43,25 +42,34 @@ pub struct TaskGain {
     pub interval95: (f64, f64),
     /// Exact McNemar test.
     pub p_value: f64,
+    /// How often the reply after is better than the one before, half of the ties with it: right beats wrong, and of two replies as
+    /// right the one that shows its working beats one that does not.
+    #[serde(default)]
+    pub win_rate: f64,
+    /// Its 95 % interval (Agresti and Min 2005).
+    #[serde(default)]
+    pub win_rate_interval95: (f64, f64),
 }
 
 impl TaskGain {
     /// One for each task that was measured before and after.
     pub(crate) fn of_all(before: &[TaskScore], after: &[TaskScore]) -> Vec<TaskGain> {
-        let gain =
-            |(b, a): (&TaskScore, &TaskScore)| TaskGain::new(&a.task, &paired_gain(&b.passed(), &a.passed()));
-        before.iter().zip(after).map(gain).collect()
+        before.iter().zip(after).map(|(before, after)| TaskGain::of(before, after)).collect()
     }
 
-    fn new(task: &str, gain: &Gain) -> TaskGain {
+    fn of(before: &TaskScore, after: &TaskScore) -> TaskGain {
+        let gain = paired_gain(&before.passed(), &after.passed());
+        let won = after.win_rate_over(before);
         TaskGain {
-            task: task.to_owned(),
+            task: after.task.clone(),
             n: gain.n,
             before: gain.before_mean,
             after: gain.after_mean,
             difference: gain.difference,
             interval95: gain.interval95,
             p_value: gain.p_value,
+            win_rate: won.rate,
+            win_rate_interval95: won.interval95,
         }
     }
 }

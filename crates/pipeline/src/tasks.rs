@@ -3,7 +3,7 @@
 use pt_engine::Dtype;
 use pt_models::Model;
 use pt_rollout::{Request, SamplingParams};
-use pt_tasks::stats::{Z_95, wilson_interval};
+use pt_tasks::stats::{WinRate, Z_95, wilson_interval, win_rate};
 use pt_tasks::{GeneratedSource, Problem};
 use pt_text::{ChatTemplate, Conversation, MaskPolicy, Masker, Origin, Tokenizer};
 use serde::{Deserialize, Serialize};
@@ -45,6 +45,16 @@ pub struct TaskSample {
     pub passed: bool,
     /// Why, or why not.
     pub reason: String,
+    /// Whether it shows how the answer was found, where there is something to show.
+    #[serde(default)]
+    pub shows_working: bool,
+}
+
+impl TaskSample {
+    /// What decides between two replies to one problem: a right one is better, and of two as right, one that shows its working.
+    fn quality(&self) -> (bool, bool) {
+        (self.passed, self.shows_working)
+    }
 }
 
 /// A task's result.
@@ -64,6 +74,12 @@ impl TaskScore {
     /// Which problems were solved, in order.
     pub fn passed(&self) -> Vec<bool> {
         self.samples.iter().map(|sample| sample.passed).collect()
+    }
+
+    /// How often these replies are better than another model's to the same problems.
+    pub fn win_rate_over(&self, other: &TaskScore) -> WinRate {
+        let pairs = self.samples.iter().zip(&other.samples);
+        win_rate(pairs.map(|(ours, theirs)| ours.quality().cmp(&theirs.quality())))
     }
 }
 
@@ -140,6 +156,7 @@ pub fn measure(task: &str, model: &Model, options: &TaskOptions<'_>) -> Result<T
             family: problem.family.to_owned(),
             prompt: problem.prompt.clone(),
             answer: problem.answer.clone(),
+            shows_working: problem.shows_working(&reply),
             reply,
             passed: verdict.passed(),
             reason: verdict.reason,

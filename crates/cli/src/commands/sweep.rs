@@ -263,6 +263,8 @@ mod tests {
             difference: after,
             interval95: (0.0, 1.0),
             p_value: 0.5,
+            win_rate: 0.5,
+            win_rate_interval95: (0.0, 1.0),
         };
         let line = |gains: Vec<TaskGain>, eval_loss: Option<f64>| Line {
             run: PathBuf::new(),

@@ -212,14 +212,19 @@ fn gain_line(gain: &pt_pipeline::TaskGain, style: Style) -> String {
     let significant = gain.interval95.0 > 0.0;
     let difference = format!("{} points", points(gain.difference));
     let difference = if significant { style.good(&difference) } else { style.warning(&difference) };
+    let won = gain.win_rate_interval95;
     format!(
-        "  accuracy {} -> {}: {difference}, 95 % interval {} to {}, p = {:.1e}, {} held-out problems\n  {}",
+        "  accuracy {} -> {}: {difference}, 95 % interval {} to {}, p = {:.1e}, {} held-out problems\n  \
+         win rate over the model before {} (95 %: {} to {}): right beats wrong, then working shown beats none\n  {}",
         percent(gain.before),
         percent(gain.after),
         points(gain.interval95.0),
         points(gain.interval95.1),
         gain.p_value,
         count(gain.n),
+        percent(gain.win_rate),
+        percent(won.0),
+        percent(won.1),
         style.dim(&gain.task)
     )
 }
