@@ -230,9 +230,18 @@ fn numbers_and_figures_are_found() {
 enum Measure {
     Value { file: String, pointer: String, seed: Option<u64> },
     OverSeeds { pointer: String, is_mean: bool },
+    Metric { pointer: String, of: Lines },
     Probability { pointer: String },
     Low,
     High,
+}
+
+/// Which lines of metrics.jsonl, of those that have a metric.
+#[derive(Clone, Copy)]
+enum Lines {
+    MeanOfFirst(usize),
+    MeanOfLast(usize),
+    Greatest,
 }
 
 /// A measure, what it is multiplied by, and how far it may be from what is claimed.
@@ -272,6 +281,15 @@ impl Measure {
             "spread" => Measure::OverSeeds { pointer: pointer.to_owned(), is_mean: false },
             "p" => Measure::Probability { pointer: pointer.to_owned() },
             "" => value(&claim.file, pointer, None),
+            "max" => Measure::Metric { pointer: pointer.to_owned(), of: Lines::Greatest },
+            head if let Some(n) = head.strip_prefix("first ") => Measure::Metric {
+                pointer: pointer.to_owned(),
+                of: Lines::MeanOfFirst(n.trim().parse().unwrap()),
+            },
+            head if let Some(n) = head.strip_prefix("last ") => Measure::Metric {
+                pointer: pointer.to_owned(),
+                of: Lines::MeanOfLast(n.trim().parse().unwrap()),
+            },
             head => match (head.strip_prefix("seed "), what.split_once(' ')) {
                 (Some(seed), _) => value(&claim.file, pointer, Some(seed.trim().parse().unwrap())),
                 (None, Some((file, pointer))) => value(file, pointer, None),
@@ -326,6 +344,21 @@ impl Runs {
         folder
     }
 
+    /// A metric over lines of `metrics.jsonl`.
+    fn metric(&self, claim: &Claim, pointer: &str, of: Lines) -> f64 {
+        let path = self.of(&claim.recipe, claim.seeds.first().copied()).join(&claim.file);
+        let text = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        let lines = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+        let values: Vec<f64> = lines.filter_map(|line| line.pointer(pointer)?.as_f64()).collect();
+        assert!(!values.is_empty(), "{}: no line has {pointer}", path.display());
+        let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len() as f64;
+        match of {
+            Lines::MeanOfFirst(n) => mean(&values[..n]),
+            Lines::MeanOfLast(n) => mean(&values[values.len() - n..]),
+            Lines::Greatest => values.iter().copied().fold(f64::MIN, f64::max),
+        }
+    }
+
     fn value(&self, claim: &Claim, file: &str, pointer: &str, seed: Option<u64>) -> f64 {
         let seed = seed.or(claim.seeds.first().copied());
         let path = self.of(&claim.recipe, seed).join(file);
@@ -378,6 +411,7 @@ fn measure(runs: &Runs, claim: &Claim, page: &str) -> Vec<Row> {
                 allowed = if claimed < SIGNIFICANT { [0.0, SIGNIFICANT] } else { [SIGNIFICANT, 1.0] };
                 runs.value(claim, &claim.file, &pointer, None)
             }
+            Measure::Metric { pointer, of } => runs.metric(claim, &pointer, of),
             Measure::OverSeeds { pointer, is_mean } => over_seeds(runs, claim, &pointer, is_mean),
             Measure::Value { file, pointer, seed } => runs.value(claim, &file, &pointer, seed),
         };

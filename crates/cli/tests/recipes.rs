@@ -14,10 +14,10 @@ use std::path::{Path, PathBuf};
 use judge::{JudgeServer, by_rules_then_length};
 use program::{command, run};
 use pt_core::testdata::{shared_data, workspace_root};
-use reduced::{SMALL, reduce, strings};
+use reduced::{SMALL, STAND_IN, reduce, strings};
 
 /// How many recipes there are. A recipe that is added or removed changes this number by hand, so that none is missed.
-const N_RECIPES: usize = 4;
+const N_RECIPES: usize = 5;
 const N_SCRIPTS: usize = 1;
 
 fn files(extension: &str) -> Vec<PathBuf> {
@@ -46,7 +46,7 @@ fn needed(recipe: &str) -> Vec<String> {
 }
 
 /// A chat model in the usual folder's layout.
-const STAND_IN: &str = "\
+const TINY: &str = "\
 [model]
 tokenizer = \"bpe:300\"
 [model.new]
@@ -57,15 +57,19 @@ num_attention_heads = 2
 type = \"sft\"
 data.train = [\"generated:chat?n=24&seed=1\"]
 train.steps = 2
+eval.n = 4
+eval.max_new_tokens = 8
 ";
 
-/// Makes that model in `dir` unless it is there; where it is.
-fn stand_in(dir: &Path) -> String {
-    if !dir.join("stand-in").exists() {
-        fs::write(dir.join("stand-in.toml"), STAND_IN).unwrap();
-        run(dir, &["run", "stand-in.toml", "--out", "stand-in", "--no-report"]).ok();
+/// Makes that model as [`STAND_IN`] in `dir`, unless it is there.
+fn stand_in(dir: &Path) {
+    let model = dir.join(STAND_IN);
+    if !model.exists() {
+        fs::write(dir.join("tiny.toml"), TINY).unwrap();
+        run(dir, &["run", "tiny.toml", "--out", "tiny", "--no-report"]).ok();
+        fs::create_dir_all(model.parent().unwrap()).unwrap();
+        fs::rename(dir.join("tiny/stages/01-sft/model"), model).unwrap();
     }
-    "stand-in/stages/01-sft/model".to_owned()
 }
 
 /// A folder in which recipes find what they name.
@@ -91,26 +95,14 @@ impl Place {
         for needed in needed(&recipe) {
             self.run(&needed);
         }
-        let recipe = self.with_a_stand_in(&recipe);
+        if strings(&recipe).iter().any(|text| text == STAND_IN) {
+            stand_in(self.dir.path());
+        }
         fs::write(self.dir.path().join(format!("{name}.toml")), &recipe).unwrap();
         let (file, out) = (format!("{name}.toml"), format!("runs/{name}"));
         let outcome = run(self.dir.path(), &["run", &file, "--out", &out]);
         assert_eq!(outcome.code, 0, "{name}: {}\n{}\nrecipe:\n{recipe}", outcome.stdout, outcome.stderr);
         check_run(&self.dir.path().join(&out), &recipe);
-    }
-
-    /// Models of the hub become a tiny one on this disk, made once.
-    fn with_a_stand_in(&mut self, recipe: &str) -> String {
-        let mut table: toml::Table = toml::from_str(recipe).unwrap();
-        let Some(toml::Value::String(base)) = table.get_mut("model").and_then(|model| model.get_mut("base"))
-        else {
-            return recipe.to_owned();
-        };
-        if base.starts_with("runs/") || Path::new(base.as_str()).is_absolute() {
-            return recipe.to_owned();
-        }
-        *base = stand_in(self.dir.path());
-        toml::to_string(&table).unwrap()
     }
 }
 
@@ -146,11 +138,11 @@ fn every_recipe_runs_at_reduced_size() {
 
 #[test]
 fn the_reduction_leaves_what_is_not_an_amount() {
-    let before = "seed = 9\n[model]\ntokenizer = \"bpe:4096\"\n[[stage]]\ntype = \"x\"\n\
+    let before = "seed = 9\n[model]\nbase = \"Owner/Name\"\ntokenizer = \"bpe:4096\"\n[[stage]]\ntype = \"x\"\n\
                   data.train = [\"generated:mix?families=sum@3-4:2&n=4000&seed=7\", \"a.jsonl\"]\n\
                   train.epochs = 3\ntrain.steps = 2\noptimizer.learning_rate = 0.5\nrollout.n = 16\neval.n = 2\n\
                   [[stage.data.eval]]\nsource = \"b.jsonl\"\nlimit = 5\n";
-    let after = "seed = 9\n[model]\ntokenizer = \"bpe:300\"\n[[stage]]\ntype = \"x\"\n\
+    let after = "seed = 9\n[model]\nbase = \"models/chat\"\ntokenizer = \"bpe:300\"\n[[stage]]\ntype = \"x\"\n\
                  data.train = [\"generated:mix?families=sum@3-4:2&n=32&seed=7\", {source = \"a.jsonl\", limit = 32}]\n\
                  train.epochs = 1\ntrain.steps = 2\noptimizer.learning_rate = 0.5\nrollout.n = 4\neval.n = 2\n\
                  [[stage.data.eval]]\nsource = \"b.jsonl\"\nlimit = 5\n";
@@ -180,11 +172,11 @@ fn check_constitutional_ai(script: &Path) {
         |i: usize| format!("{{\"prompt\": [{{\"role\": \"user\", \"content\": \"one two {i}\"}}]}}\n");
     fs::write(at("constitution.toml"), CONSTITUTION).unwrap();
     fs::write(at("prompts.jsonl"), (0..12).map(prompt).collect::<String>()).unwrap();
-    let model = stand_in(dir.path());
+    stand_in(dir.path());
     let call = || {
         let posttrain = command(dir.path(), &[]);
         let mut shell = std::process::Command::new("sh");
-        shell.arg(script).args([&model, "prompts.jsonl", &server.url, "cai", "constitution.toml"]);
+        shell.arg(script).args([STAND_IN, "prompts.jsonl", &server.url, "cai", "constitution.toml"]);
         shell.current_dir(dir.path()).env("POSTTRAIN", posttrain.get_program());
         for (name, value) in posttrain.get_envs() {
             shell.env(name, value.unwrap_or_default());

@@ -45,7 +45,13 @@ const MIN_EVAL_FRACTION: f64 = 0.25;
 /// Keys of a stage whose strings are sources of rows.
 const SOURCES: &[&str] = &["train", "eval", "ptx"];
 
-/// The recipe in `text`, made small; files that it names as seen from `root` are named in full.
+/// The model of this disk that stands for one of the hub.
+pub const STAND_IN: &str = "models/chat";
+/// Keys whose value may be a name on the hub.
+const MODELS: &[&str] = &["base", "tokenizer", "teacher"];
+
+/// The recipe in `text`, made small; files that it names as seen from `root` are named in full, and models of the hub become
+/// [`STAND_IN`].
 pub fn reduce(text: &str, root: &Path, size: Size) -> String {
     let mut table: Table = toml::from_str(text).unwrap_or_else(|error| panic!("{error}\n{text}"));
     reduce_table(&mut table, root, size);
@@ -77,9 +83,18 @@ fn reduce_value(key: &str, value: &mut Value, root: &Path, size: Size) {
         }
         Value::Float(number) if key == "epochs" => *number = number.min(1.0),
         Value::Float(number) if key == "eval_fraction" => *number = number.max(MIN_EVAL_FRACTION),
+        Value::String(text) if MODELS.contains(&key) && is_on_the_hub(text, root) => {
+            *text = STAND_IN.to_owned()
+        }
         Value::String(text) => *text = reduce_string(text, root, size),
         _ => {}
     }
+}
+
+/// `owner/name`, and no folder seen from `root`.
+fn is_on_the_hub(name: &str, root: &Path) -> bool {
+    let is_a_pair = name.split('/').filter(|part| !part.is_empty() && *part != "..").count() == 2;
+    is_a_pair && name.matches('/').count() == 1 && name != STAND_IN && !root.join(name).exists()
 }
 
 fn reduce_string(text: &str, root: &Path, size: Size) -> String {
