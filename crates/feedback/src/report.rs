@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use crate::answer::AnswerReport;
 use crate::audit::Audit;
 use crate::chat::Tally;
 use crate::figures::{Figures, Share};
@@ -137,6 +138,22 @@ fn facts_of(figures: &Figures) -> Vec<(&'static str, String)> {
             ),
         ),
     ]
+}
+
+impl AnswerReport {
+    /// For people.
+    pub fn page(&self) -> Page {
+        Page {
+            title: "Answers".to_owned(),
+            facts: vec![
+                ("model", self.model.clone()),
+                ("rows", format!("{} kept, {} asked of each of {} prompts", self.n_kept, self.options.n, self.n_rows)),
+                ("excluded", reasons(&self.excluded)),
+                ("calls", calls(&self.calls, self.cost)),
+            ],
+            tables: Vec::new(),
+        }
+    }
 }
 
 impl ReviseReport {

@@ -219,7 +219,7 @@ pub(crate) fn reply_text(content: &Content) -> Option<String> {
 }
 
 /// What a row asks, and what it answers already.
-fn prompt_of(record: &Record) -> Result<(Vec<Turn>, Option<String>)> {
+pub(crate) fn prompt_of(record: &Record) -> Result<(Vec<Turn>, Option<String>)> {
     let (prompt, reply) = match &record.body {
         Body::PromptOnly { prompt } => (prompt_turns(prompt), None),
         Body::PromptCompletion { prompt, completion } => (prompt_turns(prompt), Some(reply_text(completion))),
