@@ -1,0 +1,102 @@
+//! Another model, named by a stage: a reference or a teacher.
+
+use std::path::Path;
+
+use pt_models::Model;
+use pt_recipe::{PlannedFile, Recipe};
+use pt_text::Tokenizer;
+
+use crate::error::{PipelineError, Result};
+use crate::model::{config_at, engine_dtype, load_model, locate_model, model_files_at, tokenizer_at};
+use crate::output::merge;
+use crate::scorer::{is_scorer, load_scorer};
+use crate::source::Surroundings;
+
+/// The model called `name`, in the recipe's type; nothing of it trains. `role` is what it is for, in messages.
+///
+/// # Errors
+/// If it cannot be found or read, or knows other tokens than `tokenizer`.
+pub(crate) fn load_named(
+    role: &str,
+    name: &str,
+    recipe: &Recipe,
+    tokenizer: &Tokenizer,
+    surroundings: &Surroundings,
+) -> Result<Model> {
+    let path = locate_model(name, "main", surroundings)?;
+    check_same_tokens(role, name, &path, tokenizer)?;
+    let mut model = load_model(&path, Some(engine_dtype(recipe.model.dtype)))?;
+    model.freeze();
+    Ok(model)
+}
+
+/// What a stage calls the model that it begins with, where another may stand.
+pub(crate) const POLICY: &str = "policy";
+
+/// The model called `name` as a critic: a language model, or a reward model with its score head.
+///
+/// # Errors
+/// As [`load_named`].
+pub(crate) fn load_critic(
+    name: &str,
+    recipe: &Recipe,
+    tokenizer: &Tokenizer,
+    surroundings: &Surroundings,
+) -> Result<Model> {
+    let path = locate_model(name, "main", surroundings)?;
+    if !is_scorer(&path) {
+        return load_named("critic", name, recipe, tokenizer, surroundings);
+    }
+    check_same_tokens("critic", name, &path, tokenizer)?;
+    let mut model = load_scorer(&path, Some(engine_dtype(recipe.model.dtype)))?;
+    if model.adapter().is_some() {
+        merge(&mut model, engine_dtype(recipe.model.dtype))?;
+    }
+    Ok(model)
+}
+
+/// What it takes in memory, by its configuration.
+///
+/// # Errors
+/// If it cannot be found or read.
+pub(crate) fn named_bytes(name: &str, recipe: &Recipe, surroundings: &Surroundings) -> Result<usize> {
+    let config = config_at(&locate_model(name, "main", surroundings)?)?;
+    Ok(config.n_params() * engine_dtype(recipe.model.dtype).bytes())
+}
+
+/// Its files, hashed; none where no model is named.
+///
+/// # Errors
+/// If it cannot be found or read.
+pub(crate) fn named_files(name: Option<&str>, surroundings: &Surroundings) -> Result<Vec<PlannedFile>> {
+    name.map_or_else(|| Ok(Vec::new()), |name| model_files_at(locate_model(name, "main", surroundings)?))
+}
+
+/// Refuses a model whose own tokenizer gives an id another token: the two would speak of different things. Where a folder has no
+/// tokenizer, and beyond the end of the smaller of two, nothing is known and nothing refused.
+///
+/// # Errors
+/// [`PipelineError::Unsupported`] with the first id that differs.
+pub(crate) fn check_same_tokens(role: &str, name: &str, path: &Path, tokenizer: &Tokenizer) -> Result<()> {
+    if !path.is_dir() || !path.join("tokenizer.json").is_file() {
+        return Ok(());
+    }
+    let theirs = tokenizer_at(path)?;
+    let n = theirs.vocab_size().min(tokenizer.vocab_size()) as u32;
+    let shown =
+        |token: Option<String>| token.map_or_else(|| "no token".to_owned(), |token| format!("`{token}`"));
+    for id in 0..n {
+        let (own, other) = (tokenizer.id_to_token(id), theirs.id_to_token(id));
+        if own != other {
+            return Err(PipelineError::Unsupported {
+                what: format!(
+                    "the {role} `{name}` has another tokenizer: its token {id} is {}, the recipe's is {}",
+                    shown(other),
+                    shown(own)
+                ),
+                advice: format!("choose a {role} with the tokenizer of the model that trains"),
+            });
+        }
+    }
+    Ok(())
+}
