@@ -11,6 +11,7 @@ mod commands;
 mod environment;
 mod hub;
 mod loading;
+mod policy;
 mod rows;
 mod ui;
 

@@ -18,6 +18,7 @@ pub mod model;
 mod output;
 mod prepare;
 mod probe;
+pub mod process_scorer;
 mod reference;
 mod replies;
 mod report;

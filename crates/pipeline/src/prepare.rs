@@ -26,7 +26,7 @@ use crate::reference::fill_with_zeros;
 use crate::rl::ReferenceKind;
 use crate::rl::{
     LOCAL_VERIFIERS, LongestRounds, Sampler, build_credit, build_rewards, check_rollout, decode_speed,
-    reward_model,
+    process_reward, reward_model,
 };
 use crate::scorer::base_of;
 use crate::source::{Surroundings, read_source};
@@ -261,11 +261,14 @@ fn collect_strings(value: &serde_json::Value, strings: &mut Vec<String>) {
     }
 }
 
+/// Verifiers whose `model` is one of ours.
+const OWN_JUDGES: [&str; 2] = [reward_model::NAME, process_reward::NAME];
+
 /// For each reward, the files of the reward model that judges, hashed, with those an adapter stands on.
 fn reward_model_files(stage: &StageSection) -> Result<Vec<Vec<PlannedFile>>> {
     let files = |reward: &PlannedReward| -> Result<Vec<PlannedFile>> {
         let path = match reward.params["model"].as_str() {
-            Some(path) if reward.r#type == reward_model::NAME => Path::new(path),
+            Some(path) if OWN_JUDGES.contains(&reward.r#type.as_str()) => Path::new(path),
             _ => return Ok(Vec::new()),
         };
         // What is not there is an error where the verifier is built, which says more.

@@ -18,6 +18,7 @@ mod judge;
 mod mixture;
 mod pairs;
 mod probe;
+pub(crate) mod process_reward;
 mod reference;
 mod replay;
 pub(crate) mod reward_model;
@@ -31,7 +32,9 @@ mod weigh;
 pub(crate) use batches::{group_examples, pack_groups, texts_beside};
 pub(crate) use check::check_rollout;
 pub(crate) use credit::{Credit, build_credit};
-pub use judge::{LOCAL_VERIFIERS, LocalVerifier, build_rewards, build_verifier};
+pub use judge::{
+    LOCAL_VERIFIERS, LocalVerifier, build_rewards, build_verifier, build_verifier_of_rows, prompt_text,
+};
 pub(crate) use probe::{LongestRounds, decode_speed};
 pub(crate) use reference::{Reference, ReferenceKind};
 pub use replay::{ReplayOptions, Replayed, replay};

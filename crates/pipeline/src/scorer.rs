@@ -180,7 +180,8 @@ fn ended(token_ids: Vec<u32>) -> Reply {
     }
 }
 
-fn with_shared_prompts(examples: Vec<Example>) -> Vec<Example> {
+/// The same replies, those that follow one another and have one prompt as one tree.
+pub(crate) fn with_shared_prompts(examples: Vec<Example>) -> Vec<Example> {
     let mut shared: Vec<Example> = Vec::new();
     for example in examples {
         match shared.last_mut() {

@@ -186,8 +186,14 @@ fn trial(doc: &KeyDoc, dir: &Path) -> Trial {
             trial.beside.push(format!("{path}={}", teacher("teacher")));
             trial.change = set(&teacher("other-teacher"));
         }
-        // A reward that is only watched, or only a gate, needs another beside it.
-        "stage.reward.0.gate" | "stage.reward.0.hidden" => {
+        // A reward that is only watched, only a gate or only bounded needs another beside it.
+        "stage.reward.0.gate"
+        | "stage.reward.0.hidden"
+        | "stage.reward.0.at_least"
+        | "stage.reward.0.at_most"
+        | "stage.reward.0.multiplier_init"
+        | "stage.reward.0.multiplier_lr"
+        | "stage.reward.0.multiplier_max" => {
             trial.beside.push("stage.0.reward.1.type=exact".to_owned());
         }
         path if path.starts_with("stage.eval.") => trial.text = Some(format!("{}{SFT}", on_base())),

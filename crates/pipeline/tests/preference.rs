@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use common::*;
 use pt_engine::Dtype;
 use pt_models::{LoadOptions, Model, load};
+use pt_pipeline::process_scorer::ProcessScorer;
 use pt_pipeline::scorer::Scorer;
 use pt_pipeline::{RewardReport, RunOutcome, verify_invariance};
 use pt_run::{Difference, compare_runs};
@@ -427,6 +428,120 @@ fn a_process_reward_model_is_a_token_classifier() {
     assert_eq!(config["architectures"][0], "LlamaForTokenClassification");
     let model = load(&path, &LoadOptions { score_head: true, ..LoadOptions::default() }).unwrap();
     assert_eq!(model.classifier().map(|head| head.n_outputs), Some(2));
+}
+
+/// Solutions whose soft labels a model can learn: a step that says `6` is right nine times of ten.
+fn soft_solutions() -> Vec<Value> {
+    let one = |last: &str, p: f64| json!({"prompt": "1 + 2 + 3", "completions": ["1 + 2 = 3", format!("3 + 3 = {last}")], "labels": [0.75, p]});
+    vec![[one("6", 0.9), one("7", 0.1)]; 16].concat()
+}
+
+#[test]
+fn soft_labels_of_steps_are_learnt_as_probabilities_and_serve_as_rewards() {
+    for (method, keys) in &METHODS[..2] {
+        let dir = tempdir();
+        let source = rows(dir.path(), &soft_solutions());
+        let out = dir.path().join("run");
+        let text = recipe_of("prm", &source, &format!("{keys}optimizer.weight_decay = 0.0\n"));
+        let sets = ["stage.0.train.steps=60", "stage.0.optimizer.learning_rate=3e-3"];
+        let (reports, _) = finish(&text, &sets, &out);
+        for name in ["accuracy/right", "first_error_accuracy", "brier"] {
+            assert!(metric(&out, "01-prm", name).iter().any(|(_, value)| value.is_finite()), "{name}");
+        }
+        let path = out.join(&reports[0].output);
+        let scorer = ProcessScorer::open(&path, None).unwrap();
+        let steps = |last: &str| vec!["1 + 2 = 3".to_owned(), format!("3 + 3 = {last}")];
+        let (good, bad) = (steps("6"), steps("7"));
+        let asked: [(&str, &[String]); 3] = [("1 + 2 + 3", &good), ("1 + 2 + 3", &[]), ("1 + 2 + 3", &bad)];
+        let found = scorer.probabilities(&asked).unwrap();
+        assert_eq!(found.iter().map(Vec::len).collect::<Vec<_>>(), [2, 0, 2], "{method}");
+        assert_eq!(found[0], scorer.probabilities(&asked[..1]).unwrap()[0], "{method}: in a tree as alone");
+        // What every solution shares is learnt at its target, not at 1; what tells them apart is known by its order after 60 steps.
+        // (An adapter of rank 4 learns little in them.)
+        if *method == "full" {
+            assert!((found[0][0] - 0.75).abs() < LEARNT, "{found:?}");
+            assert!(found[0][1] > found[2][1], "{found:?}");
+        }
+        let grpo = recipe_of(
+            "grpo",
+            "generated:sum?level=1&n=16&seed=5&form=prompt_only",
+            &format!(
+                "rollout.n = 4\nrollout.max_new_tokens = 8\n[[stage.reward]]\ntype = \"process_reward_model\"\n\
+                 aggregate = \"product\"\nmodel = {:?}\n",
+                path.display().to_string()
+            ),
+        );
+        let next = dir.path().join("next");
+        finish(&grpo, &["stage.0.train.steps=2"], &next);
+        let reward = metrics(&next)[0]["reward"].as_f64();
+        assert!(reward.is_some_and(|mean| mean > 0.0 && mean < 1.0), "{method}: {reward:?}");
+        // Its files are part of the plan, as those of every model that judges.
+        let plan = prepared(&grpo, &["stage.0.train.steps=2"]).plan;
+        assert!(!plan.stages[0].rewards[0].files.is_empty());
+    }
+}
+
+/// What sixty steps leave between a probability and its target.
+const LEARNT: f64 = 0.1;
+
+#[test]
+fn models_of_the_other_kind_are_refused_as_rewards() {
+    let dir = tempdir();
+    let out = dir.path().join("run");
+    let (reports, _) = finish(&recipe_of("reward", PAIRS, ""), &["stage.0.train.steps=1"], &out);
+    let error = ProcessScorer::open(&out.join(&reports[0].output), None).unwrap_err();
+    let text = format!("{error:?} {error}");
+    assert!(text.contains("token classifier of two classes"), "{text}");
+    let error = ProcessScorer::open(&base_model(), None).unwrap_err();
+    assert!(error.to_string().contains("without a score head"), "{error}");
+}
+
+/// The same sums in another order.
+const SUMMED: f64 = 1e-9;
+
+#[test]
+fn a_soft_label_is_a_smoothing_of_its_own() {
+    let pairs = |label: Option<f64>| -> Vec<Value> {
+        let one = |i: usize| {
+            let mut row =
+                json!({"prompt": format!("{i} + 1 ="), "chosen": format!(" {}", i + 1), "rejected": " 77"});
+            if let Some(label) = label {
+                row["soft_label"] = json!(label);
+            }
+            row
+        };
+        (0..24).map(one).collect()
+    };
+    for (kind, label, keys) in [
+        // Labels that f32 holds exactly.
+        ("dpo", 0.75, "objective.loss_type = \"cdpo\"\nobjective.label_smoothing = 0.25\n"),
+        ("cpo", 0.875, "objective.label_smoothing = 0.125\n"),
+        ("dpo", 1.0, ""),
+        ("reward", 1.0, ""),
+    ] {
+        let run = |label: Option<f64>, keys: &str| {
+            let dir = tempdir();
+            let source = rows(dir.path(), &pairs(label));
+            losses(&finish(&recipe_of(kind, &source, keys), &[], &dir.path().join("run")).1)
+        };
+        let (soft, smoothed) = (run(Some(label), ""), run(None, keys));
+        for (a, b) in soft.iter().zip(&smoothed) {
+            assert!((a - b).abs() < SUMMED, "{kind}: {soft:?} and {smoothed:?}");
+        }
+    }
+    // A pair that is as likely the other way round teaches a reward model nothing.
+    let dir = tempdir();
+    let source = rows(dir.path(), &pairs(Some(0.5)));
+    let text = recipe_of("reward", &source, "train.log_every = 1\n");
+    finish(&text, &["stage.0.train.steps=30"], &dir.path().join("even"));
+    let sure = rows(dir.path(), &pairs(None));
+    finish(
+        &recipe_of("reward", &sure, "train.log_every = 1\n"),
+        &["stage.0.train.steps=30"],
+        &dir.path().join("sure"),
+    );
+    let margin = |run: &str| metric(&dir.path().join(run), "01-reward", "margin").last().unwrap().1;
+    assert!(margin("even").abs() < 0.5 * margin("sure"), "{} and {}", margin("even"), margin("sure"));
 }
 
 /// A learning rate that pushes both replies down.

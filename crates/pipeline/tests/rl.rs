@@ -139,6 +139,43 @@ fn interrupted_or_crashed_anywhere_it_ends_the_same() {
     check_resume(&grpo("train.save_every = 2\n", A_REWARD), &[1, 3, 5]);
 }
 
+/// What replies are for, and what they may not have too much of.
+const BOUNDED: &str = "[[stage.reward]]\ntype = \"contains\"\nrequired = [\"a\", \"e\"]\npartial = true\n\
+    [[stage.reward]]\ntype = \"contains\"\nname = \"e\"\nrequired = [\"e\"]\nat_most = 0.2\nmultiplier_lr = 0.5\nmultiplier_max = 1.2\n";
+
+#[test]
+fn a_bounded_reward_is_weighed_by_its_multiplier() {
+    ran("", BOUNDED, |run, _| {
+        let (multipliers, means) =
+            (values(run, "constraint/e/multiplier"), values(run, "constraint/e/value"));
+        let rounds = rollouts(run);
+        assert_eq!((multipliers.len(), multipliers[0]), (6, 1.0));
+        for (i, round) in rounds.iter().enumerate() {
+            let score = |record: &RolloutRecord, name: &str| {
+                record.verdicts.iter().find(|v| v.name == name).unwrap().verdict.score.unwrap()
+            };
+            let mean = round.iter().map(|record| score(record, "e")).sum::<f64>() / round.len() as f64;
+            assert!((mean - means[i]).abs() < 1e-12, "{mean} and {}", means[i]);
+            if let Some(next) = multipliers.get(i + 1) {
+                let expected = (multipliers[i] - 0.5 * (0.2 - mean)).clamp(0.0, 1.2);
+                assert!((next - expected).abs() < 1e-12, "{next} and {expected}");
+            }
+            for record in round {
+                let parts = score(record, "contains") + multipliers[i] * (0.2 - score(record, "e"));
+                let worth = parts / (1.0 + multipliers[i]);
+                assert!((record.reward.unwrap() - worth).abs() < 1e-12, "{record:?}");
+            }
+        }
+        assert!(multipliers.windows(2).any(|pair| pair[0] != pair[1]), "{multipliers:?}");
+    });
+}
+
+#[test]
+fn multipliers_are_part_of_what_is_resumed() {
+    check_resume(&grpo("train.save_every = 2\n", BOUNDED), &[1, 3]);
+    check_resume(&grpo("train.save_every = 3\nrollout.mini_batches = 2\n", BOUNDED), &[3]);
+}
+
 #[test]
 fn interrupted_in_the_middle_of_a_round_it_ends_the_same() {
     // Rounds of four steps, with a filter, dropout, a reference, a curriculum and prompts in place of others.

@@ -419,7 +419,7 @@ section! {
             "The verifier.";
         name: Option<String>, Text, Derived { rule: "the verifier's `type`", example: "\"answer\"" }, "\"right\"",
             "What it is called in metrics.";
-        weight: Option<f64>, Float { min: -1e6, max: 1e6 }, Derived { rule: "1, or 0 with a `gate` or `hidden`", example: "1.0" }, "0.5",
+        weight: Option<f64>, Float { min: -1e6, max: 1e6 }, Derived { rule: "1, or 0 with a `gate`, a bound or `hidden`", example: "1.0" }, "0.5",
             "What its score is multiplied by.";
         gate: Option<f64>, Float { min: -1e6, max: 1e6 }, Derived { rule: "none", example: "0.0" }, "-1.0",
             "The whole reward where this verifier does not pass, whatever the others say.";
@@ -427,6 +427,16 @@ section! {
             "The column with the right answer.";
         hidden: bool, Bool, Value("false"), "true",
             "Whether it is only watched: a reward that rises while this score falls is an alarm.";
+        at_least: Option<f64>, Float { min: -1e6, max: 1e6 }, Derived { rule: "none", example: "0.9" }, "0.8",
+            "Makes it a constraint: the mean of its scores is to stay at least this. A Lagrange multiplier, raised while it does not, weighs it against the rewards.";
+        at_most: Option<f64>, Float { min: -1e6, max: 1e6 }, Derived { rule: "none", example: "0.1" }, "0.2",
+            "The same, for a mean that is to stay at most this.";
+        multiplier_init: Option<f64>, Float { min: 0.0, max: 1e6 }, Derived { rule: "1", example: "1.0" }, "0.5",
+            "The multiplier at first.";
+        multiplier_lr: Option<f64>, Float { min: 1e-9, max: 1e6 }, Derived { rule: "0.1", example: "0.1" }, "0.05",
+            "By how much each round raises the multiplier for every 1 by which the mean is on the wrong side, and lowers it where it is on the right one.";
+        multiplier_max: Option<f64>, Float { min: 1e-9, max: 1e6 }, Derived { rule: "10", example: "10.0" }, "5.0",
+            "The largest multiplier.";
     }
     sections { }
     params params

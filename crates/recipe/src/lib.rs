@@ -31,10 +31,10 @@ pub use keys::{
     ScheduleType, Source, StageSection, StoppingStrategy, TrainSection, Truncation,
 };
 pub use plan::{
-    MemoryPart, Mixture, Plan, PlannedComponent, PlannedData, PlannedDistillation, PlannedEval, PlannedFile,
-    PlannedLora, PlannedModel, PlannedNewModel, PlannedOnline, PlannedPpo, PlannedQuantization,
-    PlannedReward, PlannedRollout, PlannedSchedule, PlannedSource, PlannedStage, PlannedTemplate,
-    PlannedTrain, StepSize,
+    MemoryPart, Mixture, Plan, PlannedBound, PlannedComponent, PlannedConstraint, PlannedData,
+    PlannedDistillation, PlannedEval, PlannedFile, PlannedLora, PlannedModel, PlannedNewModel, PlannedOnline,
+    PlannedPpo, PlannedQuantization, PlannedReward, PlannedRollout, PlannedSchedule, PlannedSource,
+    PlannedStage, PlannedTemplate, PlannedTrain, StepSize,
 };
 pub use problem::{Location, Problem, RecipeError, RecipeErrors};
 pub use reference::{documented_keys, recipe_reference_markdown};

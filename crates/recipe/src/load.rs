@@ -151,6 +151,7 @@ impl Checks<'_, '_> {
                 );
             }
         }
+        self.constraints(stage);
         let text =
             |key: &str| self.root.find(&format!("{stage}.{key}")).and_then(Node::str).map(str::to_owned);
         let method = text("train.method").unwrap_or_else(|| Method::Full.as_str().to_owned());
@@ -298,5 +299,6 @@ impl Checks<'_, '_> {
     }
 }
 
+mod constraints;
 #[cfg(test)]
 mod tests;

@@ -371,6 +371,27 @@ pub struct PlannedOnline {
     pub min_reward: Option<f64>,
 }
 
+/// A bound on the mean of a reward.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs, reason = "documented in keys.rs, under the same names")]
+pub struct PlannedConstraint {
+    pub bound: PlannedBound,
+    pub multiplier_init: f64,
+    pub multiplier_lr: f64,
+    pub multiplier_max: f64,
+}
+
+/// Which side of a bound a mean must be on.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PlannedBound {
+    /// At least this.
+    AtLeast(f64),
+    /// At most this.
+    AtMost(f64),
+}
+
 /// What replies are judged by.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -382,6 +403,9 @@ pub struct PlannedReward {
     pub gate: Option<f64>,
     pub gold: Option<String>,
     pub hidden: bool,
+    /// What its mean is bounded by; none where it is no constraint.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub constraint: Option<PlannedConstraint>,
     pub params: Value,
     /// Weights and configuration of the model that judges; none where no model of ours does.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

@@ -4,10 +4,10 @@ use crate::keys::{
     Mask, Method, NewModelSection, Recipe, RewardSection, ScheduleSection, ScheduleType, Source, StageSection,
 };
 use crate::plan::{
-    MemoryPart, Mixture, Plan, PlannedComponent, PlannedData, PlannedDistillation, PlannedEval, PlannedFile,
-    PlannedLora, PlannedModel, PlannedNewModel, PlannedOnline, PlannedPpo, PlannedQuantization,
-    PlannedReward, PlannedRollout, PlannedSchedule, PlannedSource, PlannedStage, PlannedTemplate,
-    PlannedTrain, StepSize,
+    MemoryPart, Mixture, Plan, PlannedBound, PlannedComponent, PlannedConstraint, PlannedData,
+    PlannedDistillation, PlannedEval, PlannedFile, PlannedLora, PlannedModel, PlannedNewModel, PlannedOnline,
+    PlannedPpo, PlannedQuantization, PlannedReward, PlannedRollout, PlannedSchedule, PlannedSource,
+    PlannedStage, PlannedTemplate, PlannedTrain, StepSize,
 };
 use crate::stage_types::{Credit, StageType};
 use serde_json::Value;
@@ -226,10 +226,11 @@ impl StageSection {
         let planned = |reward: &RewardSection| PlannedReward {
             name: reward.name.clone().unwrap_or_else(|| reward.r#type.clone()),
             r#type: reward.r#type.clone(),
-            weight: reward.weight.unwrap_or(if reward.hidden || reward.gate.is_some() { 0.0 } else { 1.0 }),
+            weight: reward.weight.unwrap_or(if is_beside_the_sum(reward) { 0.0 } else { 1.0 }),
             gate: reward.gate,
             gold: reward.gold.clone(),
             hidden: reward.hidden,
+            constraint: planned_constraint(reward),
             params: Value::Object(reward.params.values().clone()),
             files: Vec::new(),
         };
@@ -240,6 +241,7 @@ impl StageSection {
             gate: None,
             gold: None,
             hidden: false,
+            constraint: None,
             params: Value::Object(serde_json::Map::new()),
             files: Vec::new(),
         };
@@ -379,6 +381,27 @@ fn plan_rollout(stage: &StageSection) -> Option<PlannedRollout> {
         alarms: rollout.alarms,
     })
 }
+
+/// Whether a reward says what it says otherwise than by its part of the sum.
+fn is_beside_the_sum(reward: &RewardSection) -> bool {
+    reward.hidden || reward.gate.is_some() || reward.at_least.or(reward.at_most).is_some()
+}
+
+fn planned_constraint(reward: &RewardSection) -> Option<PlannedConstraint> {
+    let at_least = reward.at_least.map(PlannedBound::AtLeast);
+    let bound = at_least.or(reward.at_most.map(PlannedBound::AtMost))?;
+    Some(PlannedConstraint {
+        bound,
+        multiplier_init: reward.multiplier_init.unwrap_or(MULTIPLIER_INIT),
+        multiplier_lr: reward.multiplier_lr.unwrap_or(MULTIPLIER_LR),
+        multiplier_max: reward.multiplier_max.unwrap_or(MULTIPLIER_MAX),
+    })
+}
+
+/// Defaults of a constraint's multiplier, as keys.rs documents them.
+pub(crate) const MULTIPLIER_INIT: f64 = 1.0;
+const MULTIPLIER_LR: f64 = 0.1;
+pub(crate) const MULTIPLIER_MAX: f64 = 10.0;
 
 fn plan_rewards(stage: &StageSection, facts: &StageFacts) -> Vec<PlannedReward> {
     let mut rewards = stage.planned_rewards();

@@ -123,6 +123,9 @@ impl KeyDoc {
             "stage.distillation.teacher" => &["type=distillation"],
             path if path.starts_with("stage.ppo.") => &["type=ppo"],
             path if path.starts_with("stage.rollout.") => &["type=grpo"],
+            path if path.starts_with("stage.reward.0.multiplier_") => {
+                &["type=grpo", "reward.0.type=math", "reward.0.at_least=0.9"]
+            }
             path if path.starts_with("stage.reward.") => &["type=grpo", "reward.0.type=math"],
             _ => &[],
         };

@@ -1,6 +1,8 @@
 //! A plan as aligned text, for people.
 
-use crate::plan::{Mixture, Plan, PlannedReward, PlannedRollout, PlannedSource, PlannedStage, StepSize};
+use crate::plan::{
+    Mixture, Plan, PlannedBound, PlannedReward, PlannedRollout, PlannedSource, PlannedStage, StepSize,
+};
 
 /// Rows of (key, value) under a heading.
 struct Block {
@@ -185,6 +187,13 @@ fn reward_line(reward: &PlannedReward) -> String {
     }
     if reward.hidden {
         line += ", only watched";
+    }
+    if let Some(constraint) = &reward.constraint {
+        let bound = match constraint.bound {
+            PlannedBound::AtLeast(bound) => format!("at least {}", round(bound)),
+            PlannedBound::AtMost(bound) => format!("at most {}", round(bound)),
+        };
+        line += &format!(", mean {bound} by a multiplier from {}", round(constraint.multiplier_init));
     }
     line
 }

@@ -57,6 +57,14 @@ impl Node {
         }
     }
 
+    pub fn number(&self) -> Option<f64> {
+        match self.value {
+            NodeValue::Int(value) => Some(value as f64),
+            NodeValue::Float(value) => Some(value),
+            _ => None,
+        }
+    }
+
     /// The kind of value and, where it is short, the value: for messages.
     pub fn describe(&self) -> String {
         match &self.value {

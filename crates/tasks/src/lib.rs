@@ -29,7 +29,7 @@ pub mod source;
 pub mod stats;
 
 pub use catalogue::{FAMILIES, Family, Level};
-pub use check::{Check, Verdict};
+pub use check::{Check, Verdict, final_answer};
 pub use constraint::Constraint;
 pub use error::TaskError;
 pub use problem::{

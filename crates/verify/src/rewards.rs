@@ -106,6 +106,13 @@ pub struct Scored {
     pub gated_by: Option<usize>,
 }
 
+impl Scored {
+    /// Each verifier's score, in the order of the rewards.
+    pub fn scores(&self) -> Vec<Option<f64>> {
+        self.verdicts.iter().map(|verdict| verdict.score).collect()
+    }
+}
+
 /// Verifiers with weights.
 #[derive(Debug)]
 pub struct Rewards {

@@ -1,7 +1,9 @@
 //! `posttrain data`: looking at data, converting, curating and mixing them.
 
 use crate::Context;
-use crate::commands::{data_convert, data_curate, data_decontaminate, data_inspect, data_mix};
+use crate::commands::{
+    data_convert, data_curate, data_decontaminate, data_inspect, data_mix, data_step_labels,
+};
 
 const HELP: &str = "\
 Examples:
@@ -9,7 +11,8 @@ Examples:
   posttrain data convert alpaca.json --to messages --out sft.jsonl
   posttrain data curate raw.jsonl --step exact_duplicates --step encoding --out clean.jsonl --card card
   posttrain data decontaminate train.jsonl --against test.jsonl --out clean.jsonl
-  posttrain data mix chat.jsonl:0.7 maths.jsonl:0.3 --n 10000 --out mix.jsonl";
+  posttrain data mix chat.jsonl:0.7 maths.jsonl:0.3 --n 10000 --out mix.jsonl
+  posttrain data step-labels --model models/sft --data problems.jsonl --verifier math --solutions 4 --out steps.jsonl";
 
 /// Options of `data`.
 #[derive(clap::Args)]
@@ -31,6 +34,8 @@ enum DataCommand {
     Decontaminate(data_decontaminate::Args),
     /// Draw one data set from several, in given shares
     Mix(data_mix::Args),
+    /// Label the steps of solutions by where completions of them lead
+    StepLabels(Box<data_step_labels::Args>),
 }
 
 pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<()> {
@@ -40,5 +45,6 @@ pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<()> {
         DataCommand::Curate(args) => data_curate::run(args, context),
         DataCommand::Decontaminate(args) => data_decontaminate::run(args, context),
         DataCommand::Mix(args) => data_mix::run(args, context),
+        DataCommand::StepLabels(args) => data_step_labels::run(args, context),
     }
 }

@@ -116,8 +116,8 @@ fn parse_temperature(text: &str) -> Result<f32, String> {
 }
 
 /// One model's results and questions.
-struct Measured {
-    results: Results,
+pub(crate) struct Measured {
+    pub(crate) results: Results,
     samples: Vec<Vec<Sample>>,
 }
 
@@ -215,7 +215,7 @@ pub(crate) fn print(text: &str) -> anyhow::Result<()> {
 }
 
 /// Names in a list. A comma within a name's options stays: what follows it is no benchmark.
-fn split_names(list: &str) -> Vec<String> {
+pub(crate) fn split_names(list: &str) -> Vec<String> {
     let begins = |part: &str| {
         let name = part.split('?').next().unwrap_or_default();
         part.starts_with("generated:") || BENCHMARKS.iter().any(|info| info.name == name)
@@ -268,7 +268,7 @@ fn subject<'m>(name: &'m str, loaded: &'m Loaded, stop_token_ids: &'m [u32]) -> 
 }
 
 /// Results are written after each benchmark: an error in a later one, or a machine that stops, takes none of them away.
-fn measure(
+pub(crate) fn measure(
     name: &str,
     loaded: &Loaded,
     prepared: &[Prepared],

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use anyhow::bail;
 use pt_data::{Body, Columns, Content, Record, parallel};
 pub(crate) use pt_rollout::content_key;
-use pt_rollout::{FinishReason, Request, Sample, SamplingParams};
+use pt_rollout::{FinishReason, Request, Sample, SamplingParams, Stop};
 use pt_text::{Conversation, MaskPolicy, Masker, Tokenizer};
 use serde::Serialize;
 
@@ -111,6 +111,16 @@ fn parse_share(text: &str) -> Result<f32, String> {
 }
 
 impl SamplingArgs {
+    /// Whether every draw is the most probable token.
+    pub(crate) fn is_greedy(&self) -> bool {
+        self.temperature == 0.0
+    }
+
+    /// Most tokens of a sample.
+    pub(crate) fn max_new_tokens(&self) -> usize {
+        self.max_new_tokens
+    }
+
     /// The parameters for `n` samples of a prompt.
     pub(crate) fn params(&self, n: usize, stop_token_ids: Vec<u32>) -> SamplingParams {
         SamplingParams {
@@ -214,14 +224,18 @@ fn write_row(
     out.write(&Generated { columns: &columns, prompt_token_ids: &request.prompt_ids, samples })
 }
 
-/// The text of a sample, as it continues its prompt.
-fn continuation(tokenizer: &Tokenizer, prompt_ids: &[u32], sample: &Sample) -> anyhow::Result<String> {
+/// The text of a sample, as it continues its prompt, up to what stopped it.
+pub(crate) fn continuation(
+    tokenizer: &Tokenizer,
+    prompt_ids: &[u32],
+    sample: &Sample,
+) -> anyhow::Result<String> {
     let mut stream = tokenizer.decode_stream(true);
     for &id in &prompt_ids[prompt_ids.len().saturating_sub(DECODE_CONTEXT)..] {
         stream.push(id)?;
     }
     // The token that ended it is no text, be it marked as special or not.
-    let n_text = sample.token_ids.len() - usize::from(sample.finish_reason == FinishReason::Stop);
+    let n_text = sample.token_ids.len() - usize::from(matches!(sample.stop, Some(Stop::Token(_))));
     let mut text = String::new();
     for &id in &sample.token_ids[..n_text] {
         text += &stream.push(id)?;
@@ -230,7 +244,7 @@ fn continuation(tokenizer: &Tokenizer, prompt_ids: &[u32], sample: &Sample) -> a
 }
 
 /// The tokens that the record's samples continue.
-fn prompt_ids(record: &Record, loaded: &Loaded, chat: bool) -> anyhow::Result<Vec<u32>> {
+pub(crate) fn prompt_ids(record: &Record, loaded: &Loaded, chat: bool) -> anyhow::Result<Vec<u32>> {
     let origin = text_origin(record);
     let masker = Masker::new(&loaded.tokenizer, loaded.template.as_ref(), MaskPolicy::default());
     let conversational = chat.then(|| record.clone().into_conversational());

@@ -7,13 +7,14 @@ mod data_curate;
 mod data_decontaminate;
 mod data_inspect;
 mod data_mix;
+mod data_step_labels;
 mod doctor;
 mod eval;
 mod export;
 mod feedback;
 mod fuse;
 mod gate;
-mod generate;
+pub(crate) mod generate;
 mod list;
 mod merge;
 mod plan;
@@ -23,9 +24,10 @@ mod rollouts;
 mod run;
 mod score;
 mod score_rewards;
+mod search;
 mod serve;
 mod sweep;
-mod verify;
+pub(crate) mod verify;
 mod verify_invariance;
 mod verify_resume;
 mod why;
@@ -62,6 +64,8 @@ pub(crate) enum Command {
     Score(score::Args),
     /// Sample continuations of many prompts
     Generate(generate::Args),
+    /// Better replies by choosing among many, or by searching step by step
+    Search(Box<search::Args>),
     /// Talk with a model
     Chat(chat::Args),
     /// Answer the OpenAI protocol with a model
@@ -102,6 +106,7 @@ impl Command {
             Command::Rollouts(args) => rollouts::run(args, context),
             Command::Score(args) => score::run(args, context),
             Command::Generate(args) => generate::run(args, context),
+            Command::Search(args) => search::run(args, context),
             Command::Chat(args) => chat::run(args, context),
             Command::Serve(args) => serve::run(args, context),
             Command::Feedback(args) => feedback::run(args, context),

@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
 use anyhow::{Context as _, bail};
-use pt_pipeline::{RunOptions, RunOutcome, StageReport, load_recipe, matrix_peak, model};
+use pt_pipeline::{RunOptions, RunOutcome, StageReport, TaskGain, load_recipe, matrix_peak, model};
+use pt_report::{Front, FrontPoint, Measure, Measured, front_page};
+use pt_tasks::stats::{Z_95, wilson_interval};
 use serde::Serialize;
 
 use super::plan::{check_memory, prepared};
@@ -17,6 +19,7 @@ use crate::ui::{TrainingView, note};
 ///
 /// Each run has a folder of its own under --out. Stages that a combination has in common with one that ran before are taken over, not
 /// run again. Killed or stopped, the same command goes on. Several seeds (`--vary seed=[1,2,3]`) are put together as mean and spread.
+/// Where the last stage measures two tasks or more, front.html draws them against each other and marks the Pareto front.
 ///
 /// Example:
 ///   posttrain sweep my.toml --out sweeps/lr --vary stage.sft.optimizer.learning_rate=[1e-4,2e-4] --vary seed=[1,2,3]
@@ -84,7 +87,41 @@ pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<()> {
     pt_core::atomic_file::write(&path, &text).with_context(|| format!("cannot write {}", path.display()))?;
     show(&lines)?;
     note(&format!("all of it as JSON: {}", path.display()));
+    if let Some(front) = front(&args.recipe, &lines) {
+        let path = args.out.join("front.html");
+        pt_core::atomic_file::write(&path, front_page(&front).as_bytes())
+            .with_context(|| format!("cannot write {}", path.display()))?;
+        note(&format!(
+            "the tasks against each other, with the variants that no other beats: {}",
+            path.display()
+        ));
+    }
     Ok(())
+}
+
+/// The tasks of the last stage, measured after it, as a front; nothing unless there are two tasks, the same for all variants.
+fn front(recipe: &Path, lines: &[Line]) -> Option<Front> {
+    let gains = |line: &Line| line.stages.last().map(|stage| stage.gains.clone()).unwrap_or_default();
+    let tasks: Vec<String> = gains(lines.first()?).into_iter().map(|gain| gain.task).collect();
+    let is_same = |line: &Line| gains(line).iter().map(|gain| &gain.task).eq(&tasks);
+    if tasks.len() < 2 || !lines.iter().all(is_same) {
+        return None;
+    }
+    let measured = |gain: &TaskGain| {
+        let n_right = (gain.after * gain.n as f64).round() as usize;
+        Measured { value: gain.after, interval95: Some(wilson_interval(n_right.min(gain.n), gain.n, Z_95)) }
+    };
+    let short = |(key, value): &(String, String)| format!("{}={value}", key.rsplit('.').next().unwrap_or(key));
+    let point = |line: &Line| FrontPoint {
+        label: line.sets.iter().map(short).collect::<Vec<_>>().join(" "),
+        values: gains(line).iter().map(measured).collect(),
+    };
+    Some(Front {
+        title: format!("Variants of {}", recipe.file_name().unwrap_or_default().to_string_lossy()),
+        varied: "variant".to_owned(),
+        measures: tasks.iter().map(|task| Measure { name: task.clone(), higher_is_better: true }).collect(),
+        points: lines.iter().map(point).collect(),
+    })
 }
 
 impl Args {
@@ -249,8 +286,6 @@ fn show(lines: &[Line]) -> anyhow::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use pt_pipeline::TaskGain;
-
     use super::*;
 
     #[test]

@@ -111,7 +111,7 @@ pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<()> {
 }
 
 /// `key=value` arguments as a table: TOML where it parses, text where it does not.
-pub(super) fn options_of(sets: &[String]) -> anyhow::Result<toml::Table> {
+pub(crate) fn options_of(sets: &[String]) -> anyhow::Result<toml::Table> {
     let mut options = toml::Table::new();
     for set in sets {
         let Some((key, text)) = set.split_once('=') else { bail!("--set {set}: expected KEY=VALUE") };

@@ -3,9 +3,10 @@
 use pt_core::catalogue::{CatalogueError, OptionInfo};
 use pt_data::Record;
 use pt_recipe::{PlannedReward, TASK_REWARD};
+use pt_rl::{Bound, Constraint, Constraints};
 use pt_verify::{Question, RewardSpec, Rewards, Scored, Verdict, Verifier};
 
-use super::reward_model;
+use super::{process_reward, reward_model};
 use crate::error::Result;
 
 /// A verifier that lives here because it needs what no lower crate knows.
@@ -18,6 +19,8 @@ pub struct LocalVerifier {
     pub reads: &'static str,
     /// Its options.
     pub options: &'static [OptionInfo],
+    /// Makes it from them.
+    pub build: fn(&toml::Table) -> std::result::Result<Box<dyn Verifier>, CatalogueError>,
 }
 
 /// Verifiers beside those of `pt_verify`.
@@ -27,13 +30,16 @@ pub const LOCAL_VERIFIERS: &[LocalVerifier] = &[
         summary: "the check that a generated problem brings along",
         reads: "the `check` column of generated rows",
         options: &[],
+        build: build_task,
     },
     reward_model::INFO,
+    process_reward::INFO,
     LocalVerifier {
         name: pt_feedback::LLM_JUDGE,
         summary: pt_feedback::LLM_JUDGE_SUMMARY,
         reads: pt_feedback::LLM_JUDGE_READS,
         options: pt_feedback::LLM_JUDGE_OPTIONS,
+        build: pt_feedback::build_llm_judge,
     },
 ];
 
@@ -96,6 +102,8 @@ pub struct StageRewards {
     rewards: Rewards,
     /// Rewards that are only watched.
     hidden: Vec<bool>,
+    /// Rewards that have a bound.
+    constraints: Vec<Constraint>,
 }
 
 /// The option that carries a reward's column with the right answer to where its verifier is built.
@@ -122,7 +130,27 @@ pub fn build_rewards(planned: &[PlannedReward]) -> Result<StageRewards> {
     };
     let specs: Vec<RewardSpec> = planned.iter().map(spec).collect();
     let rewards = Rewards::with(&specs, build_with_gold)?;
-    Ok(StageRewards { rewards, hidden: planned.iter().map(|reward| reward.hidden).collect() })
+    let hidden = planned.iter().map(|reward| reward.hidden).collect();
+    Ok(StageRewards { rewards, hidden, constraints: constraints(planned) })
+}
+
+/// The rewards that have a bound.
+fn constraints(planned: &[PlannedReward]) -> Vec<Constraint> {
+    let one = |(score, reward): (usize, &PlannedReward)| {
+        let planned = reward.constraint.as_ref()?;
+        Some(Constraint {
+            name: reward.name.clone(),
+            score,
+            bound: match planned.bound {
+                pt_recipe::PlannedBound::AtLeast(bound) => Bound::AtLeast(bound),
+                pt_recipe::PlannedBound::AtMost(bound) => Bound::AtMost(bound),
+            },
+            init: planned.multiplier_init,
+            lr: planned.multiplier_lr,
+            max: planned.multiplier_max,
+        })
+    };
+    planned.iter().enumerate().filter_map(one).collect()
 }
 
 /// A verifier of either catalogue: that of `pt_verify`, or [`LOCAL_VERIFIERS`].
@@ -133,15 +161,13 @@ pub fn build_verifier(
     kind: &str,
     options: &toml::Table,
 ) -> std::result::Result<Box<dyn Verifier>, CatalogueError> {
-    if kind == reward_model::NAME {
-        return reward_model::build(options);
+    match LOCAL_VERIFIERS.iter().find(|verifier| verifier.name == kind) {
+        Some(local) => (local.build)(options),
+        None => pt_verify::build(kind, options),
     }
-    if kind == pt_feedback::LLM_JUDGE {
-        return pt_feedback::build_llm_judge(options);
-    }
-    if kind != TASK_REWARD {
-        return pt_verify::build(kind, options);
-    }
+}
+
+fn build_task(options: &toml::Table) -> std::result::Result<Box<dyn Verifier>, CatalogueError> {
     pt_core::catalogue::check_options("verifier", TASK_REWARD, &[], options)?;
     Ok(Box::new(Task))
 }
@@ -153,7 +179,19 @@ fn build_with_gold(
 ) -> std::result::Result<Box<dyn Verifier>, CatalogueError> {
     let mut options = options.clone();
     let column = options.remove(GOLD).and_then(|column| column.as_str().map(str::to_owned));
-    Ok(Box::new(WithGold { inner: build_verifier(kind, &options)?, column }))
+    build_verifier_of_rows(kind, &options, column)
+}
+
+/// A verifier that finds the right answer in the row: in this column, or in the first there is of those a stage looks at.
+///
+/// # Errors
+/// As [`build_verifier`].
+pub fn build_verifier_of_rows(
+    kind: &str,
+    options: &toml::Table,
+    column: Option<String>,
+) -> std::result::Result<Box<dyn Verifier>, CatalogueError> {
+    Ok(Box::new(WithGold { inner: build_verifier(kind, options)?, column }))
 }
 
 /// A reply to be judged.
@@ -175,6 +213,14 @@ impl StageRewards {
     /// The rewards' weights, in order.
     pub fn weights(&self) -> Vec<f64> {
         self.rewards.weights()
+    }
+
+    /// The rewards that have a bound, with their multipliers as they are at first.
+    ///
+    /// # Errors
+    /// Numbers out of range.
+    pub fn constraints(&self) -> Result<Constraints> {
+        Ok(Constraints::new(self.constraints.clone())?)
     }
 
     /// The mean score of the rewards that are only watched.
@@ -203,14 +249,15 @@ impl StageRewards {
     }
 }
 
-/// The last user turn of the prompt, or the whole of it.
-pub(crate) fn prompt_text(record: &Record) -> String {
+/// The last user turn of the prompt, or the whole of it; empty where the row has none.
+pub fn prompt_text(record: &Record) -> String {
     use pt_data::{Body, Content};
     let prompt = match &record.body {
         Body::PromptOnly { prompt }
         | Body::PromptCompletion { prompt, .. }
         | Body::Unpaired { prompt, .. } => prompt,
         Body::Preference { prompt: Some(prompt), .. } => prompt,
+        Body::Stepwise { prompt, .. } => return prompt.clone(),
         _ => return String::new(),
     };
     match prompt {

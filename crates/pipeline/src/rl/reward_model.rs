@@ -36,6 +36,7 @@ pub(crate) const INFO: LocalVerifier = LocalVerifier {
             doc: "which output of the head; by default the mean of all (an ensemble)",
         },
     ],
+    build,
 };
 
 /// Its options.
@@ -57,7 +58,7 @@ struct RewardModel {
 ///
 /// # Errors
 /// [`CatalogueError`] that says what is wrong with the options or the model.
-pub(crate) fn build(options: &toml::Table) -> Result<Box<dyn Verifier>, CatalogueError> {
+fn build(options: &toml::Table) -> Result<Box<dyn Verifier>, CatalogueError> {
     const KIND: &str = "verifier";
     check_options(KIND, NAME, INFO.options, options)?;
     let config: Config = parse(KIND, NAME, options)?;

@@ -21,6 +21,8 @@ pub(super) struct Group {
     pub(super) at: RowAt,
     pub(super) drawn: Vec<Drawn>,
     pub(super) scored: Vec<Scored>,
+    /// What each is worth: the verifiers' total, with the rewards that have a bound weighed by their multipliers.
+    pub(super) worth: Vec<Option<f64>>,
 }
 
 impl Rounds<'_> {
@@ -74,8 +76,9 @@ impl Rounds<'_> {
             .collect();
         let mut scored = self.rewards.judge(&replies).into_iter();
         let group = |((prompt, at), drawn): ((Example, &RowAt), Vec<Drawn>)| {
-            let scored = scored.by_ref().take(drawn.len()).collect();
-            Group { prompt, at: *at, drawn, scored }
+            let scored: Vec<Scored> = scored.by_ref().take(drawn.len()).collect();
+            let worth = scored.iter().map(|scored| self.constraints.combine(scored.total, &scored.scores()));
+            Group { prompt, at: *at, drawn, worth: worth.collect(), scored }
         };
         Ok(prompts.into_iter().zip(rows).zip(drawn).map(group).collect())
     }
@@ -100,7 +103,7 @@ impl Rounds<'_> {
             used.extend(rows.iter().copied().map(problem_of));
             let first_key = (round << 32) | ((rounds.len() as u64) << 24);
             let groups = self.groups(model, &rows, first_key)?;
-            let signals: Vec<bool> = groups.iter().map(|group| has_signal(&raw_verdicts(group))).collect();
+            let signals: Vec<bool> = groups.iter().map(|group| has_signal(&group.worth)).collect();
             rounds.push(groups);
             match dynamic.add_round(&signals) {
                 Round::Done(selection) => break selection,

@@ -6,7 +6,10 @@ use pt_engine::Dtype;
 use pt_models::Model;
 use pt_recipe::{AlarmMode, PlannedRollout};
 use pt_rl::length::SoftOverlong;
-use pt_rl::{Action, Alarms, AlarmsConfig, Curriculum, CurriculumConfig, RolloutsFolder, StepFigures};
+use pt_rl::{
+    Action, Alarms, AlarmsConfig, ConstraintState, Constraints, Curriculum, CurriculumConfig, RolloutsFolder,
+    StepFigures,
+};
 use pt_train::{Alarm, AlarmAction, Example, SourceResult, StepData, StepSource, StepStats};
 use serde::{Deserialize, Serialize};
 
@@ -34,6 +37,8 @@ pub(crate) struct Rounds<'t> {
     pub(super) records: Vec<Vec<Record>>,
     pub(super) sampler: Sampler<'t>,
     pub(super) rewards: StageRewards,
+    /// Rewards that have a bound, with their multipliers.
+    pub(super) constraints: Constraints,
     pub(super) reference: Option<Reference>,
     pub(super) folder: RolloutsFolder,
     pub(super) options: RoundsOptions,
@@ -64,6 +69,9 @@ struct State {
     is_halted: bool,
     /// What the credit keeps.
     credit: serde_json::Value,
+    /// Multipliers of the rewards that have a bound.
+    #[serde(default)]
+    constraints: ConstraintState,
 }
 
 /// A round's groups, ready to train on.
@@ -86,6 +94,7 @@ impl<'t> Rounds<'t> {
         options: RoundsOptions,
     ) -> Result<Rounds<'t>> {
         Ok(Rounds {
+            constraints: rewards.constraints()?,
             prompts,
             records,
             sampler,
@@ -178,16 +187,18 @@ impl StepSource for Rounds<'_> {
             metrics: self.current.as_ref().map_or_else(Vec::new, |current| current.metrics.clone()),
             is_halted: self.is_halted,
             credit: self.credit.state(),
+            constraints: self.constraints.state(),
         };
         serde_json::to_value(state).expect("counts and estimates are JSON")
     }
 
     fn restore(&mut self, state: &serde_json::Value) -> SourceResult<()> {
-        let State { alarms, curriculum, figures, metrics, is_halted, credit } =
+        let State { alarms, curriculum, figures, metrics, is_halted, credit, constraints } =
             serde_json::from_value(state.clone())?;
         (self.alarms, self.curriculum, self.figures) = (alarms, curriculum, figures);
         (self.earlier_metrics, self.is_halted) = (metrics, is_halted);
         self.credit.restore(&credit)?;
+        self.constraints.restore(&constraints)?;
         Ok(())
     }
 

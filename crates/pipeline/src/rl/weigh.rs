@@ -39,20 +39,20 @@ impl Rounds<'_> {
         }
         let totals = self.totals(&groups, &examples)?;
         let mut records = self.records_of(round, &groups, &totals);
-        let scored = groups.iter().flat_map(|group| &group.scored);
+        let scores: Vec<Vec<Option<f64>>> =
+            groups.iter().flat_map(|group| &group.scored).map(Scored::scores).collect();
         let judged = JudgedRound {
             model,
             dtype: self.options.dtype,
             tokens_per_micro_batch: self.options.tokens_per_micro_batch,
             names: self.rewards.names(),
-            weights: self.rewards.weights(),
-            scores: scored
-                .map(|scored| scored.verdicts.iter().map(|verdict| verdict.score).collect())
-                .collect(),
+            weights: self.constraints.weights(&self.rewards.weights()),
+            scores,
             totals,
             members: groups.iter().enumerate().flat_map(|(g, group)| vec![g; group.drawn.len()]).collect(),
         };
         let mut metrics = self.credit.judge(&judged, &examples, &mut records)?;
+        metrics.extend(self.constraints.observe(&judged.scores)?);
         let lengths: Vec<(usize, bool)> = groups
             .iter()
             .flat_map(|group| &group.drawn)
@@ -107,15 +107,15 @@ impl Rounds<'_> {
 
     /// Each sample's reward, with what length and divergence cost.
     fn totals(&self, groups: &[Group], examples: &[Example]) -> Result<Vec<Option<f64>>> {
-        let punished = |drawn: &Drawn, scored: &Scored| {
+        let punished = |drawn: &Drawn, worth: &Option<f64>| {
             let cost = self.overlong.as_ref().map_or(0.0, |overlong| overlong.reward(drawn.token_ids.len()));
             let missing = self.options.rollout.missing_eos_penalty * f64::from(u8::from(drawn.is_truncated));
-            scored.total.map(|total| total + cost - missing)
+            worth.map(|worth| worth + cost - missing)
         };
         let totals: Vec<Option<f64>> = groups
             .iter()
-            .flat_map(|group| group.drawn.iter().zip(&group.scored))
-            .map(|(drawn, scored)| punished(drawn, scored))
+            .flat_map(|group| group.drawn.iter().zip(&group.worth))
+            .map(|(drawn, worth)| punished(drawn, worth))
             .collect();
         let coefficient = self.options.rollout.reward_kl;
         if coefficient == 0.0 {

@@ -203,6 +203,22 @@ fn keys_that_contradict_or_do_nothing_are_errors() {
             "stage.0.data.train.0.weight: other sources have",
         ),
         (&["data.train=[{ source = \"b\", weight = 1, repeats = 2 }]"], "no effect beside `weight`"),
+        (
+            &["type=grpo", "reward=[{ type = \"math\", at_least = 0.5, at_most = 0.9 }]"],
+            "reward.0.at_most: a reward has one bound",
+        ),
+        (
+            &["type=grpo", "reward=[{ type = \"math\", multiplier_lr = 0.5 }]"],
+            "reward.0.multiplier_lr: has no effect without a bound",
+        ),
+        (
+            &["type=grpo", "reward=[{ type = \"math\", at_least = 0.5, hidden = true }]"],
+            "reward.0.hidden: a reward with a bound is not only watched",
+        ),
+        (
+            &["type=grpo", "reward=[{ type = \"math\", at_least = 0.5, multiplier_max = 0.5 }]"],
+            "reward.0.multiplier_max: the multiplier begins at 1, above `multiplier_max`, which is 0.5",
+        ),
         (&["name=a/b"], "\"a/b\" names a folder"),
         (&["name=\"12\""], "not digits alone"),
     ] {

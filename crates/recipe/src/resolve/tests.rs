@@ -215,6 +215,7 @@ fn sources_and_reward_models_with_files_are_these_wherever_they_lie() {
             gate: None,
             gold: None,
             hidden: false,
+            constraint: None,
             params: serde_json::json!({ "model": model }),
             files,
         }];
