@@ -148,6 +148,21 @@ impl Client {
         })
     }
 
+    /// Sends JSON to any address, with the attempts of the policy; what is answered with success is not looked at.
+    ///
+    /// # Errors
+    /// [`ClientError::Request`].
+    pub fn post(&self, url: &str, body: &Value) -> Result<()> {
+        let bytes = serde_json::to_vec(body).expect("JSON with names that are text can be written");
+        self.exchange(url, 0, &mut || {
+            let answer = self.http.post(url, self.api_key.as_deref(), &bytes)?;
+            match answer.status {
+                200..300 => Ok(()),
+                _ => Err(answer.status_trouble(&*self.clock)),
+            }
+        })
+    }
+
     /// What was asked so far, and what it cost.
     pub fn counts(&self) -> Counts {
         *self.counts.lock().unwrap_or_else(PoisonError::into_inner)

@@ -234,6 +234,74 @@ pub enum PipelineError {
         /// What is wrong with it.
         source: Box<PipelineError>,
     },
+    /// From a stage that trains nothing.
+    #[error("stage `{stage}`: {source}")]
+    Stage {
+        /// The stage.
+        stage: String,
+        /// What went wrong.
+        source: Box<PipelineError>,
+    },
+    /// A model that lost more than the recipe allows.
+    #[error(
+        "the gate of stage `{stage}` fails: {reasons}; what was found is in {path}. Train less or on more like what was lost, or \
+         raise gate.max_loss: the stages before it need not run again",
+        path = path.display()
+    )]
+    Gate {
+        /// The stage.
+        stage: String,
+        /// Which models lost what.
+        reasons: String,
+        /// Where all of it is.
+        path: PathBuf,
+    },
+    /// From evaluation.
+    #[error(transparent)]
+    Eval(Box<pt_eval::EvalError>),
+    /// From a server that judges or answers.
+    #[error(transparent)]
+    Client(#[from] pt_client::ClientError),
+    /// From AI feedback.
+    #[error(transparent)]
+    Feedback(Box<pt_feedback::FeedbackError>),
+    /// From curation.
+    #[error(transparent)]
+    Curate(Box<pt_curate::CurateError>),
+    /// From merging and exporting.
+    #[error(transparent)]
+    Export(Box<pt_export::ExportError>),
+    /// A round of which a server gave nothing.
+    #[error(
+        "the server at {url} gave no sample that can be trained on: {reasons}. What is saved is unharmed; see to the server, and resume"
+    )]
+    NoSamples {
+        /// The server.
+        url: String,
+        /// What became of the samples.
+        reasons: String,
+    },
+    /// A program that should give a server new weights.
+    #[error("server.reload_command `{command}` failed: {problem}")]
+    Reload {
+        /// The program with its arguments.
+        command: String,
+        /// What happened.
+        problem: String,
+    },
+    /// A row that an environment cannot play.
+    #[error("{origin}: the environment `{environment}` cannot play this row: {problem}")]
+    EnvironmentRow {
+        /// File and line.
+        origin: String,
+        /// The environment.
+        environment: &'static str,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// From an environment's options.
+    #[error(transparent)]
+    Environment(#[from] pt_core::catalogue::CatalogueError),
     /// A recipe that names what this version does not do.
     #[error("{what}; {advice}")]
     Unsupported {
@@ -270,6 +338,24 @@ impl From<pt_text::TextError> for PipelineError {
         // It shows rows, and would make every result of this crate as large.
         PipelineError::Text(Box::new(error))
     }
+}
+
+/// The errors that are boxed, as they would make every result of this crate as large as they are.
+macro_rules! boxed {
+    ($($variant:ident($source:ty),)*) => {
+        $(impl From<$source> for PipelineError {
+            fn from(error: $source) -> PipelineError {
+                PipelineError::$variant(Box::new(error))
+            }
+        })*
+    };
+}
+
+boxed! {
+    Eval(pt_eval::EvalError),
+    Feedback(pt_feedback::FeedbackError),
+    Curate(pt_curate::CurateError),
+    Export(pt_export::ExportError),
 }
 
 impl PipelineError {

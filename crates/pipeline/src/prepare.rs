@@ -5,36 +5,39 @@ use std::sync::Arc;
 
 use pt_data::layout::LAYOUTS;
 use pt_engine::Dtype;
+use pt_environments::ENVIRONMENTS;
 use pt_models::ModelConfig;
 use pt_objectives::OBJECTIVES;
 use pt_optim::{Groups, OPTIMISERS};
-use pt_recipe::{
-    Catalogue, Component, Facts, MemoryPart, Method, Plan, PlannedFile, PlannedReward, PlannedRollout,
-    PlannedStage, Recipe, StageFacts, StageSection,
-};
+use pt_recipe::{Catalogue, Component, Credit, Facts, MemoryPart, Method, OtherStage, Plan, PlannedFile, PlannedReward, PlannedRollout, PlannedStage, PlannedWork, Recipe, StageFacts, StageSection, title_of};
 use pt_text::Tokenizer;
 use pt_train::Trainer;
 use pt_verify::VERIFIERS;
 
 use crate::error::{PipelineError, Result};
+use crate::kinds::{Around, Planning, kind_named};
 use crate::model::{
-    engine_dtype, load_base, load_tokenizer, model_config, model_files, model_files_at, teacher_files,
+    engine_dtype, load_base, load_tokenizer, model_config, model_files, model_files_at,
 };
-use crate::model::{teacher_bytes, tokenizer_note};
+use crate::model::tokenizer_note;
 use crate::probe::{Estimate, probe};
-use crate::reference::fill_with_zeros;
+use crate::distil::{check_rows, with_teacher};
+use crate::reference::{POLICY, load_critic, check_is_read, fill_with_zeros, named_bytes, named_files};
 use crate::rl::ReferenceKind;
+use crate::rl::server::Server;
 use crate::rl::{
     LOCAL_VERIFIERS, LongestRounds, Sampler, build_credit, build_rewards, check_rollout, decode_speed,
     process_reward, reward_model,
 };
+use crate::row_fit::check_rows_fit;
 use crate::scorer::base_of;
+use crate::stage_steps::on_policy;
 use crate::source::{Surroundings, read_source};
 use crate::stage::{
     StageData, planned_schedule, planned_template, prepare_model, stage_data, stage_trainer, with_defaults,
 };
 use crate::tasks::{check_task, is_task};
-use crate::trainable::objective_options;
+use crate::trainable::{critic_trainer, objective_options};
 
 /// The names a recipe may use, from the catalogues that own them.
 pub fn catalogue() -> Catalogue {
@@ -51,6 +54,10 @@ pub fn catalogue() -> Catalogue {
             .map(|info| {
                 component(info.name, info.options.iter().map(|option| option.name.to_owned()).collect())
             })
+            .collect(),
+        environments: ENVIRONMENTS
+            .iter()
+            .map(|info| component(info.name, info.options.iter().map(|o| o.name.to_owned()).collect()))
             .collect(),
         layouts: LAYOUTS.iter().map(|layout| component(layout.name, Vec::new())).collect(),
         verifiers: VERIFIERS
@@ -98,6 +105,64 @@ pub fn prepare(recipe: Recipe, surroundings: &Surroundings) -> Result<Prepared> 
 /// As [`prepare`].
 pub fn prepare_again(recipe: Recipe, surroundings: &Surroundings, known: Option<&Plan>) -> Result<Prepared> {
     let tokenizer = load_tokenizer(&recipe, surroundings, || first_texts(&recipe, surroundings))?;
+    let others = plan_others(&recipe, &tokenizer, surroundings)?;
+    prepare_stages(recipe, Arc::new(tokenizer), others, surroundings, known)
+}
+
+/// The plans of stages that train nothing, and of those that read what is not there yet.
+fn plan_others(recipe: &Recipe, tokenizer: &Tokenizer, surroundings: &Surroundings) -> Result<Vec<PlannedWork>> {
+    let around = Around { recipe, tokenizer, surroundings };
+    let plan = |other: &OtherStage| -> Result<PlannedWork> {
+        let (name, kind) = (other.section.name.clone().unwrap_or_default(), &other.section.r#type);
+        let planning = match kind_named(kind) {
+            Some(kind) => kind.plan(&other.section, &around),
+            None => plan_later(other, &around),
+        };
+        let planning =
+            planning.map_err(|source| PipelineError::Stage { stage: name.clone(), source: Box::new(source) })?;
+        Ok(PlannedWork {
+            number: other.number,
+            name,
+            r#type: kind.clone(),
+            title: title_of(kind).to_owned(),
+            reads: other.reads.clone(),
+            settings: planning.settings,
+            files: planning.files,
+            summary: planning.summary,
+        })
+    };
+    recipe.others.iter().map(plan).collect()
+}
+
+/// What is known of a stage that trains on what an earlier one makes.
+fn plan_later(other: &OtherStage, around: &Around<'_>) -> Result<Planning> {
+    let section = &other.section;
+    check_rows_fit(section)?;
+    let mut settings = serde_json::to_value(section).expect("a section is plain JSON");
+    // Names are no part of what a stage is; what it begins with is among what it reads.
+    ["name", "base"].iter().for_each(|key| drop(settings.as_object_mut().map(|fields| fields.shift_remove(*key))));
+    let mut planning = Planning { settings, ..Planning::default() };
+    let sources = section.data.train.iter().chain(section.data.eval.iter().flatten());
+    let sources: Vec<_> = sources.chain(section.ppo.ptx.iter().flatten()).cloned().collect();
+    planning.files = around.source_files(&sources)?;
+    if let Some(base) = &section.base {
+        planning.line("begins with", base.as_str());
+    }
+    for source in &sources {
+        planning.line("data", source.source.as_str());
+    }
+    planning.line("steps, memory, time", "known when what it reads is there; it is planned then");
+    Ok(planning)
+}
+
+/// As [`prepare_again`], with the tokenizer and the plans of all stages that are not trained at once.
+pub(crate) fn prepare_stages(
+    recipe: Recipe,
+    tokenizer: Arc<Tokenizer>,
+    others: Vec<PlannedWork>,
+    surroundings: &Surroundings,
+    known: Option<&Plan>,
+) -> Result<Prepared> {
     let mut stages = Vec::with_capacity(recipe.stage.len());
     for stage in &recipe.stage {
         stages.push(stage_data(&recipe, stage, &tokenizer, surroundings)?);
@@ -115,13 +180,17 @@ pub fn prepare_again(recipe: Recipe, surroundings: &Surroundings, known: Option<
         stages: recipe.stage.iter().zip(&stages).map(|(stage, data)| stage_facts(stage, data)).collect(),
     };
     for (stage, facts) in recipe.stage.iter().zip(&mut facts.stages) {
-        facts.teacher = teacher_files(stage, surroundings)?;
+        facts.teacher = named_files(stage.distillation.teacher.as_deref(), surroundings)?;
+        let critic = stage.ppo.critic.as_deref().filter(|name| *name != POLICY);
+        facts.critic = named_files(critic, surroundings)?;
+        facts.reference = named_files(stage.reference.model.as_deref(), surroundings)?;
         facts.reward_models = reward_model_files(stage)?;
     }
     // A first plan decides the steps, on which the schedule and so the probe depend; the second one has the estimates.
-    let draft = with_tasks(&recipe, recipe.resolve(&facts)?)?;
-    if let Some(plan) = known.and_then(|known| measured_before(&recipe, &facts, &draft, known)) {
-        return Ok(Prepared { recipe, plan, tokenizer: Arc::new(tokenizer), stages });
+    let resolve = |facts: &Facts| -> Result<Plan> { Ok(Plan { others: others.clone(), ..recipe.resolve(facts)? }) };
+    let draft = with_tasks(&recipe, resolve(&facts)?)?;
+    if let Some(plan) = known.and_then(|known| measured_before(&resolve, &facts, &draft, known)) {
+        return Ok(Prepared { recipe, plan, tokenizer, stages });
     }
     for (i, stage) in recipe.stage.iter().enumerate() {
         let steps = draft.stages[i].steps;
@@ -135,15 +204,20 @@ pub fn prepare_again(recipe: Recipe, surroundings: &Surroundings, known: Option<
         let tokens = draft.stages[i].tokens as f64 + (n_evals as usize * eval_tokens) as f64 / 3.0;
         facts.stages[i].expected_seconds = tokens / estimate.estimate.tokens_per_second;
     }
-    let mut plan = recipe.resolve(&facts)?;
+    let mut plan = resolve(&facts)?;
     for (planned, draft) in plan.stages.iter_mut().zip(draft.stages) {
         planned.eval.tasks = draft.eval.tasks;
     }
-    Ok(Prepared { recipe, plan, tokenizer: Arc::new(tokenizer), stages })
+    Ok(Prepared { recipe, plan, tokenizer, stages })
 }
 
 /// The plan with the measurements of one made before, if it is the same but for them.
-fn measured_before(recipe: &Recipe, facts: &Facts, draft: &Plan, known: &Plan) -> Option<Plan> {
+fn measured_before(
+    resolve: &dyn Fn(&Facts) -> Result<Plan>,
+    facts: &Facts,
+    draft: &Plan,
+    known: &Plan,
+) -> Option<Plan> {
     let mut facts = facts.clone();
     if facts.stages.len() != known.stages.len() {
         return None;
@@ -153,7 +227,7 @@ fn measured_before(recipe: &Recipe, facts: &Facts, draft: &Plan, known: &Plan) -
         stage.memory = known.memory.clone();
         stage.expected_seconds = known.expected_seconds;
     }
-    let mut plan = recipe.resolve(&facts).ok()?;
+    let mut plan = resolve(&facts).ok()?;
     for (planned, draft) in plan.stages.iter_mut().zip(&draft.stages) {
         planned.eval.tasks = draft.eval.tasks.clone();
     }
@@ -267,17 +341,18 @@ const OWN_JUDGES: [&str; 2] = [reward_model::NAME, process_reward::NAME];
 /// For each reward, the files of the reward model that judges, hashed, with those an adapter stands on.
 fn reward_model_files(stage: &StageSection) -> Result<Vec<Vec<PlannedFile>>> {
     let files = |reward: &PlannedReward| -> Result<Vec<PlannedFile>> {
-        let path = match reward.params["model"].as_str() {
-            Some(path) if OWN_JUDGES.contains(&reward.r#type.as_str()) => Path::new(path),
-            _ => return Ok(Vec::new()),
-        };
-        // What is not there is an error where the verifier is built, which says more.
-        if !path.exists() {
+        if !OWN_JUDGES.contains(&reward.r#type.as_str()) {
             return Ok(Vec::new());
         }
-        let mut files = model_files_at(path.to_owned())?;
-        if let Some(base) = base_of(path)?.filter(|base| base.exists()) {
-            files.extend(model_files_at(base)?);
+        let one = reward.params["model"].as_str();
+        let several = reward.params["model"].as_array().into_iter().flatten().filter_map(serde_json::Value::as_str);
+        let mut files = Vec::new();
+        // What is not there is an error where the verifier is built, which says more.
+        for path in one.into_iter().chain(several).map(Path::new).filter(|path| path.exists()) {
+            files.extend(model_files_at(path.to_owned())?);
+            if let Some(base) = base_of(path)?.filter(|base| base.exists()) {
+                files.extend(model_files_at(base)?);
+            }
         }
         Ok(files)
     };
@@ -293,8 +368,11 @@ fn stage_facts(stage: &StageSection, data: &StageData) -> StageFacts {
     let rollout = stage.planned_rollout();
     let steps_per_round = rollout.as_ref().map_or(1, |rollout| rollout.passes * rollout.mini_batches);
     let n_prompts: u64 = data.train_facts.iter().map(|facts| facts.rows).sum();
+    // A stage on rows and samples has about as many tokens in one as in the other.
+    let rollout = rollout.filter(|_| stage.credit() != Some(Credit::Divergence));
+    let limit = stage.completion_limit().unwrap_or(0);
     let n_sampled =
-        rollout.as_ref().map_or(0, |rollout| n_prompts * rollout.n * rollout.max_new_tokens * rollout.passes);
+        rollout.as_ref().map_or(0, |rollout| n_prompts * rollout.n * limit * rollout.passes);
     let renders =
         rows.into_iter().any(|facts| facts.is_conversation) || stage.eval_tasks().iter().any(|t| is_task(t));
     StageFacts {
@@ -302,6 +380,8 @@ fn stage_facts(stage: &StageSection, data: &StageData) -> StageFacts {
         eval: data.eval_facts.clone(),
         ptx: data.ptx_facts.clone(),
         teacher: Vec::new(),
+        critic: Vec::new(),
+        reference: Vec::new(),
         reward_models: Vec::new(),
         steps_per_epoch: data.steps.steps_per_epoch() * steps_per_round,
         tokens_per_epoch: data.steps.tokens_per_epoch() + n_sampled,
@@ -327,6 +407,9 @@ fn estimate_rounds(
 ) -> Result<Estimate> {
     check_rollout(&rollout, planned)?;
     build_rewards(&planned.rewards)?;
+    if let Some(server) = &planned.server {
+        Server::new(server, &rollout, recipe.seed)?;
+    }
     let dtype = engine_dtype(recipe.model.dtype);
     let sampler = Sampler::new(tokenizer, data.template.as_ref(), &rollout, recipe.seed, dtype);
     let decoded_per_second = decode_speed(&sampler, &trainer.model, &mut data.steps)?;
@@ -336,15 +419,18 @@ fn estimate_rounds(
     // A second set of weights beside those that train.
     let beside = match ReferenceKind::of(planned, stage, &trainer, &*credit) {
         Some(ReferenceKind::Teacher) => Some(("teacher", teacher_bytes(recipe, stage, surroundings)?)),
+        Some(ReferenceKind::Named) => Some(("reference", reference_bytes(recipe, stage, &trainer, surroundings)?)),
         Some(ReferenceKind::Frozen) => Some(("reference", trainer.model.weight_bytes())),
         Some(ReferenceKind::WithoutAdapter) | None => None,
     };
+    check_is_read(planned, needs_reference || credit.samples_reference())?;
+    let critic = critic_bytes(recipe, stage, planned, tokenizer, surroundings)?;
     let passes = rollout.passes as f64;
     let mut rounds = LongestRounds {
         prompts: &mut data.steps,
         ptx: data.ptx.as_mut(),
         credit: &*credit,
-        rollout,
+        rollout: PlannedRollout { max_new_tokens: planned.completion_limit(), ..rollout },
         tokens_per_micro_batch: planned.train.tokens_per_micro_batch as usize,
         needs_reference,
     };
@@ -352,11 +438,82 @@ fn estimate_rounds(
     if let Some((part, bytes)) = beside {
         estimate.memory.push(MemoryPart { part: part.to_owned(), bytes: bytes as u64 });
     }
-    // Seconds of a token that is sampled once and trained on in every pass.
+    // Seconds of a token that is sampled once and trained on in every pass, by a critic too, which says values before.
     let forward = if needs_reference { 1.0 / 3.0 } else { 0.0 };
-    let trained = (passes + forward) / estimate.tokens_per_second;
+    let of_critic = if critic.is_some() { passes + 1.0 / 3.0 } else { 0.0 };
+    if let Some(bytes) = critic {
+        estimate.memory.push(MemoryPart { part: "critic".to_owned(), bytes: bytes as u64 });
+    }
+    let trained = (passes + forward + of_critic) / estimate.tokens_per_second;
     estimate.tokens_per_second = passes / (trained + 1.0 / decoded_per_second);
     Ok(estimate)
+}
+
+/// What steps on rows cost beside a teacher, with the samples that stand in some rows' place.
+fn estimate_distilled(
+    recipe: &Recipe,
+    stage: &StageSection,
+    planned: &PlannedStage,
+    trainer: Trainer,
+    tokenizer: &Tokenizer,
+    data: &mut StageData,
+    surroundings: &Surroundings,
+) -> Result<Estimate> {
+    let on_policy = on_policy(planned);
+    check_rows(planned, on_policy)?;
+    let bytes = teacher_bytes(recipe, stage, surroundings)?;
+    let trainer = with_teacher(trainer, recipe, stage, tokenizer, surroundings)?;
+    let share_sampled = if on_policy.seq_kd { 1.0 } else { on_policy.lmbda };
+    let seconds_per_sampled = match planned.rollout.as_ref().filter(|_| share_sampled > 0.0) {
+        Some(rollout) => {
+            let dtype = engine_dtype(recipe.model.dtype);
+            let sampler = Sampler::new(tokenizer, data.template.as_ref(), rollout, recipe.seed, dtype);
+            1.0 / decode_speed(&sampler, &trainer.model, &mut data.steps)?
+        }
+        None => 0.0,
+    };
+    let mut estimate = probe(trainer, &mut data.steps, &data.eval)?;
+    estimate.memory.push(MemoryPart { part: "teacher".to_owned(), bytes: bytes as u64 });
+    estimate.tokens_per_second = 1.0 / (1.0 / estimate.tokens_per_second + share_sampled * seconds_per_sampled);
+    Ok(estimate)
+}
+
+/// What a stage's critic takes in memory: weights, gradients and the optimiser's state.
+fn critic_bytes(
+    recipe: &Recipe,
+    stage: &StageSection,
+    planned: &PlannedStage,
+    tokenizer: &Tokenizer,
+    surroundings: &Surroundings,
+) -> Result<Option<usize>> {
+    let model = match stage.ppo.critic.as_deref() {
+        None => return Ok(None),
+        Some(POLICY) => load_base(recipe, tokenizer, surroundings)?,
+        Some(name) => load_critic(name, recipe, tokenizer, surroundings)?,
+    };
+    let critic = critic_trainer(model, recipe, stage, planned_schedule(&planned.schedule, planned.steps)?)?;
+    let trained = critic.model.params.iter().filter(|(_, param)| param.trainable);
+    let gradients: usize = trained.map(|(_, param)| param.len() * 4).sum();
+    Ok(Some(critic.model.weight_bytes() + gradients + critic.state_bytes()))
+}
+
+/// What a stage's teacher takes in memory.
+fn teacher_bytes(recipe: &Recipe, stage: &StageSection, surroundings: &Surroundings) -> Result<usize> {
+    let name = stage.distillation.teacher.as_deref().expect("a distillation stage names its teacher");
+    named_bytes(name, recipe, surroundings)
+}
+
+/// What the stage's reference takes in memory: the model it names, or as much as the one that trains.
+fn reference_bytes(
+    recipe: &Recipe,
+    stage: &StageSection,
+    trainer: &Trainer,
+    surroundings: &Surroundings,
+) -> Result<usize> {
+    match stage.reference.model.as_deref() {
+        Some(name) => named_bytes(name, recipe, surroundings),
+        None => Ok(trainer.model.weight_bytes()),
+    }
 }
 
 struct StageEstimate {
@@ -381,15 +538,27 @@ fn estimate(
     let schedule = planned_schedule(&planned.schedule, planned.steps)?;
     let trainer = stage_trainer(model, recipe, stage, schedule)?;
     let needs_reference = trainer.objective().needs().reference_logp;
+    if let Some(Credit::Divergence) = stage.credit() {
+        let estimate = estimate_distilled(recipe, stage, planned, trainer, tokenizer, data, surroundings)?;
+        return Ok(StageEstimate { estimate, trainable_parameters });
+    }
     if let Some(rollout) = planned.rollout.clone() {
         let estimate =
             estimate_rounds(recipe, stage, planned, rollout, trainer, tokenizer, data, surroundings)?;
         return Ok(StageEstimate { estimate, trainable_parameters });
     }
+    check_is_read(planned, needs_reference)?;
     if needs_reference {
         fill_with_zeros(data);
     }
+    let beside = match &planned.reference {
+        Some(_) => Some(reference_bytes(recipe, stage, &trainer, surroundings)?),
+        None => None,
+    };
     let mut estimate = probe(trainer, &mut data.steps, &data.eval)?;
+    if let Some(bytes) = beside {
+        estimate.memory.push(MemoryPart { part: "reference".to_owned(), bytes: bytes as u64 });
+    }
     if needs_reference {
         // The reference is one forward pass over all rows: a third of a training step.
         let (once, all) = (data.steps.tokens_per_epoch() as f64, planned.tokens as f64);

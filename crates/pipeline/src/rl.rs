@@ -14,9 +14,15 @@ mod batches;
 mod best;
 mod check;
 mod credit;
+mod drawing;
+pub(crate) mod environment;
 mod judge;
+pub(crate) mod measured;
 mod mixture;
+mod own_logp;
 mod pairs;
+mod play;
+mod policy;
 mod probe;
 pub(crate) mod process_reward;
 mod reference;
@@ -24,6 +30,7 @@ mod replay;
 pub(crate) mod reward_model;
 mod round;
 mod sampler;
+pub(crate) mod server;
 mod source;
 mod taught;
 mod values;
@@ -31,7 +38,7 @@ mod weigh;
 
 pub(crate) use batches::{group_examples, pack_groups, texts_beside};
 pub(crate) use check::check_rollout;
-pub(crate) use credit::{Credit, build_credit};
+pub(crate) use credit::{Credit, build_credit, values_of_critic};
 pub use judge::{
     LOCAL_VERIFIERS, LocalVerifier, build_rewards, build_verifier, build_verifier_of_rows, prompt_text,
 };

@@ -1,31 +1,33 @@
 //! Carrying out a plan: every stage trained, measured, and written as a model.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use pt_core::atomic_file;
 use pt_models::Model;
-use pt_recipe::{Plan, PlannedStage, Recipe, RowKind};
-use pt_rl::RolloutsFolder;
+use pt_recipe::{AnyStage, Plan, PlannedStage, PlannedWork, Recipe, RowKind, stage_of};
 use pt_run::{CheckpointStore, Event, RunFolder, StageFolder};
 use pt_text::{ChatTemplate, Tokenizer};
-use pt_train::{MicroBatch, Outcome, Recorder, StepSource, Trainer, Watcher, fit, resume};
+use pt_train::{Outcome, Recorder, Trainer, Watcher, fit, resume};
 
+use crate::distil::with_teacher;
 use crate::error::{PipelineError, Result};
 use crate::fitting::{LastEval, loop_options, restore_best, retention};
 use crate::folder::open_folder;
-use crate::model::{engine_dtype, language_model_before, load_base, load_model, load_teacher, writes_scorer};
-use crate::output::{merge, write_model};
-use crate::prepare::Prepared;
+use crate::graph::{self, model_folder};
+use crate::kinds::{Work, kind_named};
+use crate::model::{engine_dtype, load_base, load_model, writes_scorer};
+use crate::output::{merge, name_pad_token, write_model};
+use crate::prepare::{Prepared, catalogue, prepare_stages};
 use crate::probe::flops_per_token;
-use crate::reference;
 use crate::report::{StageReport, TaskGain};
 use crate::reuse;
 use crate::reward_report::report_rewards;
-use crate::rl::{Reference, ReferenceKind, Rounds, RoundsOptions, Sampler, build_credit, build_rewards};
+use crate::rl::environment::Stage as Environment;
 use crate::source::Surroundings;
 use crate::stage::{StageData, planned_schedule, prepare_model, stage_trainer};
-use crate::steps::Steps;
+use crate::stage_steps::{Made, Making};
 use crate::tasks::{TaskOptions, TaskScore, measure};
 
 /// Where a run goes.
@@ -47,6 +49,12 @@ pub trait Watch: Watcher {
     fn measuring(&mut self, stage: &PlannedStage, when: &'static str);
     /// A stage is complete.
     fn stage_ended(&mut self, stage: &PlannedStage, report: &StageReport);
+    /// A stage that trains nothing begins, or goes on.
+    fn work_begun(&mut self, _stage: &PlannedWork) {}
+    /// How far that stage is; `what` it is doing is said when that is new, and empty otherwise.
+    fn work_progress(&mut self, _stage: &str, _what: &str, _done: usize, _of: usize) {}
+    /// That stage is complete; or one that trains was complete before it was planned in full.
+    fn work_ended(&mut self, _stage: &PlannedWork, _report: &StageReport) {}
     /// Something a person should know.
     fn note(&mut self, message: &str);
 }
@@ -83,18 +91,29 @@ pub fn run(
         recipe,
         plan,
         plan_hash,
+        shared_tokenizer: tokenizer.clone(),
         tokenizer: &tokenizer,
         surroundings,
         folder,
         reuse: options.reuse.clone(),
     };
     let mut reports = Vec::new();
-    for (index, data) in stages.into_iter().enumerate() {
-        match runner.stage(index, data, watch, stop)? {
+    let n_stages = runner.plan.all_stages().len() as u32;
+    let mut stages = stages.into_iter();
+    for number in 1..=n_stages {
+        let end = match runner.plan.others.iter().find(|other| other.number == number).cloned() {
+            Some(other) => runner.other(&other, watch, stop)?,
+            None => {
+                let data = stages.next().expect("data of every stage that trains at once");
+                runner.stage(runner.index_of(number), data, watch, stop)?
+            }
+        };
+        match end {
             StageEnd::Complete(report) => reports.push(report),
             StageEnd::Interrupted { step } => {
-                let stage = runner.plan.stages[index].name.clone();
-                return Ok(RunOutcome::Interrupted { stage, step });
+                let all = runner.plan.all_stages();
+                let stage = all.iter().find(|stage| stage.number() == number).expect("a stage of the plan");
+                return Ok(RunOutcome::Interrupted { stage: stage.name().to_owned(), step });
             }
         }
     }
@@ -106,51 +125,25 @@ struct Runner<'a> {
     recipe: Recipe,
     plan: Plan,
     plan_hash: String,
+    shared_tokenizer: Arc<Tokenizer>,
     tokenizer: &'a Tokenizer,
     surroundings: &'a Surroundings,
     folder: RunFolder,
     reuse: Vec<PathBuf>,
 }
 
+/// Whether a stage is complete already.
+enum Before {
+    /// In this run.
+    Here(StageReport),
+    /// In another run, from which it was taken over now.
+    TakenOver(StageReport),
+    No,
+}
+
 enum StageEnd {
     Complete(StageReport),
     Interrupted { step: u64 },
-}
-
-/// Where a stage's steps come from.
-enum StageSteps<'t> {
-    Data(Box<Steps>),
-    Rounds(Box<Rounds<'t>>),
-}
-
-impl StageSteps<'_> {
-    fn source(&mut self) -> &mut dyn StepSource {
-        match self {
-            StageSteps::Data(steps) => &mut **steps,
-            StageSteps::Rounds(rounds) => &mut **rounds,
-        }
-    }
-
-    /// Removes what an earlier life of the run left of later steps.
-    fn forget_after(&self, steps_done: u64) -> Result<()> {
-        match self {
-            StageSteps::Data(_) => Ok(()),
-            StageSteps::Rounds(rounds) => rounds.forget_after(steps_done),
-        }
-    }
-
-    /// Moves what was sampled for later steps out of the way: an alarm undid them.
-    fn set_aside_after(&self, steps_done: u64) -> Result<()> {
-        match self {
-            StageSteps::Data(_) => Ok(()),
-            StageSteps::Rounds(rounds) => rounds.set_aside_after(steps_done),
-        }
-    }
-
-    /// Whether an alarm ended training in the life of the run before.
-    fn is_halted(&self) -> bool {
-        matches!(self, StageSteps::Rounds(rounds) if rounds.is_halted())
-    }
 }
 
 /// A stage's model after the last step, the trainer's state gone.
@@ -172,21 +165,14 @@ impl<'a> Runner<'a> {
     ) -> Result<StageEnd> {
         let planned = self.plan.stages[index].clone();
         let folder = self.folder.stage(planned.number, &planned.name)?;
-        if let Some(report) = folder.outcome()?.and_then(|outcome| serde_json::from_value(outcome).ok()) {
-            return Ok(StageEnd::Complete(report));
-        }
-        let key = reuse::stage_key(&self.plan, index, self.tokenizer);
-        let needs_model = index + 1 < self.plan.stages.len();
-        if let Some((run, report)) = reuse::find(&self.reuse, &planned, &key, needs_model) {
-            watch.note(&format!(
-                "{}: taken over from {}, where it was carried out",
-                planned.name,
-                run.display()
-            ));
-            reuse::adopt(&run, &mut self.folder, &folder)?;
-            folder.finish(&report)?;
-            watch.stage_ended(&planned, &report);
-            return Ok(StageEnd::Complete(report));
+        let key = graph::stage_key(&self.plan, planned.number, self.tokenizer);
+        match self.done_before(&planned.name, &folder, &key, watch)? {
+            Before::Here(report) => return Ok(StageEnd::Complete(report)),
+            Before::TakenOver(report) => {
+                watch.stage_ended(&planned, &report);
+                return Ok(StageEnd::Complete(report));
+            }
+            Before::No => {}
         }
         let store = folder.checkpoints(retention(&planned, !data.eval.is_empty()))?;
         if stop.load(Ordering::Relaxed) {
@@ -209,11 +195,110 @@ impl<'a> Runner<'a> {
         let after = self.measured(&planned, &folder, "after", &model, template.as_ref(), watch)?;
         let output = self.write_output(index, model, &folder, template.as_ref())?;
         let gains = TaskGain::of_all(&before, &after);
-        let report = StageReport { key, steps, eval_loss, best_step, gains, output };
+        let report = StageReport { key, steps, eval_loss, best_step, gains, output, ..StageReport::default() };
         folder.finish(&report)?;
         self.folder.event(&Event::StageEnded { stage: folder.label().to_owned(), steps })?;
         watch.stage_ended(&planned, &report);
         Ok(StageEnd::Complete(report))
+    }
+
+    /// Whether the stage is complete, here or in another run, from which it is then taken over.
+    fn done_before(
+        &mut self,
+        name: &str,
+        folder: &StageFolder,
+        key: &str,
+        watch: &mut dyn Watch,
+    ) -> Result<Before> {
+        if let Some(report) = folder.outcome()?.and_then(|outcome| serde_json::from_value(outcome).ok()) {
+            return Ok(Before::Here(report));
+        }
+        let Some(found) = reuse::find(&self.reuse, key, graph::model_is_read(&self.plan, name)) else {
+            return Ok(Before::No);
+        };
+        watch.note(&format!("{name}: taken over from {}, where it was carried out", found.run.display()));
+        let report = reuse::adopt(&found, &mut self.folder, folder)?;
+        folder.finish(&report)?;
+        Ok(Before::TakenOver(report))
+    }
+
+    /// A stage that trains nothing, or that reads what an earlier one made.
+    fn other(&mut self, planned: &PlannedWork, watch: &mut dyn Watch, stop: &AtomicBool) -> Result<StageEnd> {
+        let folder = self.folder.stage(planned.number, &planned.name)?;
+        let key = graph::stage_key(&self.plan, planned.number, self.tokenizer);
+        match self.done_before(&planned.name, &folder, &key, watch)? {
+            Before::Here(report) => return Ok(StageEnd::Complete(report)),
+            Before::TakenOver(report) => {
+                watch.work_ended(planned, &report);
+                return Ok(StageEnd::Complete(report));
+            }
+            Before::No => {}
+        }
+        let Some(kind) = kind_named(&planned.r#type) else { return self.stage_planned_now(planned, watch, stop) };
+        if !stop.load(Ordering::Relaxed) {
+            self.folder.event(&Event::StageBegun { stage: folder.label().to_owned() })?;
+            watch.work_begun(planned);
+            let mut work = Work {
+                recipe: &self.recipe,
+                plan: &self.plan,
+                planned,
+                tokenizer: &self.shared_tokenizer,
+                surroundings: self.surroundings,
+                run: self.folder.root(),
+                folder: &folder,
+                watch,
+                stop,
+            };
+            let others = &self.recipe.others;
+            let section = others.iter().find(|other| other.number == planned.number).expect("the recipe's stage");
+            if let Some(done) = kind.run(&section.section, &mut work)? {
+                let output = done.output.strip_prefix(self.folder.root()).unwrap_or(&done.output).to_owned();
+                let report = StageReport { key, output, ..done.report };
+                folder.finish(&report)?;
+                self.folder.event(&Event::StageEnded { stage: folder.label().to_owned(), steps: 0 })?;
+                watch.work_ended(planned, &report);
+                return Ok(StageEnd::Complete(report));
+            }
+        }
+        let (stage, reason) = (folder.label().to_owned(), "asked to stop".to_owned());
+        self.folder.event(&Event::Interrupted { stage, step: 0, reason })?;
+        Ok(StageEnd::Interrupted { step: 0 })
+    }
+
+    /// Plans a stage that trains, now that what it reads is there, and carries it out. The plan lies in its folder, too.
+    fn stage_planned_now(
+        &mut self,
+        planned: &PlannedWork,
+        watch: &mut dyn Watch,
+        stop: &AtomicBool,
+    ) -> Result<StageEnd> {
+        let in_stage = |source: PipelineError| PipelineError::Stage {
+            stage: planned.name.clone(),
+            source: Box::new(source),
+        };
+        let others = &self.recipe.others;
+        let other = others.iter().find(|other| other.number == planned.number).expect("the recipe's stage");
+        let paths = graph::paths_of(self.folder.root(), &self.plan, other).map_err(in_stage)?;
+        let with = |reference: &str| paths.get(reference).cloned().unwrap_or_else(|| reference.to_owned());
+        let recipe = self.recipe.of_stage(other, &with, &catalogue()).map_err(pt_recipe::RecipeError::from)?;
+        let folder = self.folder.stage(planned.number, &planned.name)?;
+        let path = folder.root().join("plan.json");
+        let known = std::fs::read(&path).ok().and_then(|text| serde_json::from_slice::<Plan>(&text).ok());
+        let tokenizer = self.shared_tokenizer.clone();
+        let prepared = prepare_stages(recipe, tokenizer, Vec::new(), self.surroundings, known.as_ref());
+        let Prepared { mut recipe, mut plan, mut stages, .. } = prepared.map_err(in_stage)?;
+        let text = serde_json::to_vec_pretty(&plan).expect("a plan is plain JSON");
+        atomic_file::write(&path, &text).map_err(PipelineError::io("write", &path))?;
+        let index = self.plan.stages.iter().filter(|stage| stage.number < planned.number).count();
+        self.plan.stages.insert(index, plan.stages.remove(0));
+        self.recipe.stage.insert(index, recipe.stage.remove(0));
+        self.recipe.numbers.insert(index, planned.number);
+        self.stage(index, stages.remove(0), watch, stop)
+    }
+
+    /// The place of stage `number` among those that train.
+    fn index_of(&self, number: u32) -> usize {
+        self.plan.stages.iter().position(|stage| stage.number == number).expect("a stage that trains")
     }
 
     /// Stopped between steps: what is saved is the newest checkpoint, if there is one.
@@ -239,8 +324,10 @@ impl<'a> Runner<'a> {
         let (planned, section) = (&self.plan.stages[index].clone(), &self.recipe.stage[index].clone());
         prepare_model(&mut model, &self.recipe, section)?;
         let schedule = planned_schedule(&planned.schedule, planned.steps)?;
-        let mut trainer = stage_trainer(model, &self.recipe, section, schedule)?;
-        let (mut steps, eval) = self.steps(index, &trainer, data, template, folder)?;
+        let trainer = stage_trainer(model, &self.recipe, section, schedule)?;
+        let mut trainer = with_teacher(trainer, &self.recipe, section, self.tokenizer, self.surroundings)?;
+        let Made { mut steps, eval, notes } = self.steps(index, &trainer, data, template, folder)?;
+        notes.iter().for_each(|note| watch.note(note));
         let mut recorder = Recorder { run: &mut self.folder, stage: folder, store };
         let n_tokens = resume(&mut trainer, steps.source(), &mut recorder, &self.plan_hash)?;
         steps.forget_after(trainer.steps_done())?;
@@ -298,73 +385,33 @@ impl<'a> Runner<'a> {
     }
 
     /// Where the stage's steps come from, and its held-out rows. What is known of tokens before the first step is filled in.
-    fn steps(
+    fn steps<'t>(
         &mut self,
         index: usize,
         trainer: &Trainer,
-        mut data: StageData,
-        template: Option<&ChatTemplate>,
+        data: StageData,
+        template: Option<&'t ChatTemplate>,
         folder: &StageFolder,
-    ) -> Result<(StageSteps<'a>, Vec<MicroBatch>)> {
-        let planned = &self.plan.stages[index];
-        let tokens_per_micro_batch = planned.train.tokens_per_micro_batch as usize;
-        let Some(rollout) = planned.rollout.clone() else {
-            if trainer.objective().needs().reference_logp {
-                let identity = format!("{} {}", self.plan_hash, folder.label());
-                let path = folder.root().join("reference-logp.bin");
-                reference::fill(&mut data, trainer, &identity, path, tokens_per_micro_batch)?;
-                reference::check_equal(trainer, &data.steps.micro_batches(0)?)?;
-            }
-            return Ok((StageSteps::Data(Box::new(data.steps)), data.eval));
-        };
-        let dtype = engine_dtype(self.recipe.model.dtype);
-        let seed = self.plan.seed;
-        let rewards = build_rewards(&planned.rewards)?;
-        let sampler = Sampler::new(self.tokenizer, template, &rollout, seed, dtype);
-        let credit = build_credit(planned, seed)?;
-        let section = &self.recipe.stage[index];
-        let reference = match ReferenceKind::of(planned, section, trainer, &*credit) {
-            None => None,
-            Some(ReferenceKind::WithoutAdapter) => Some(Reference::WithoutAdapter),
-            Some(ReferenceKind::Teacher) => {
-                let teacher = load_teacher(&self.recipe, section, self.surroundings, &trainer.model)?;
-                Some(Reference::Frozen(Box::new(teacher)))
-            }
-            Some(ReferenceKind::Frozen) => Some(Reference::Frozen(Box::new(self.frozen_input(index)?))),
-        };
-        let rollouts = RolloutsFolder::open(folder.rollouts_dir(), true)?;
-        let options = RoundsOptions { rollout, tokens_per_micro_batch, dtype, seed };
-        let rounds = Rounds::new(
-            data.steps,
-            data.records,
-            sampler,
-            rewards,
-            reference,
-            credit,
-            data.ptx,
-            rollouts,
-            options,
-        )?;
-        Ok((StageSteps::Rounds(Box::new(rounds)), data.eval))
+    ) -> Result<Made<'t>>
+    where
+        'a: 't,
+    {
+        let (recipe, planned) = (self.recipe.clone(), self.plan.stages[index].clone());
+        let (tokenizer, surroundings, seed) = (self.tokenizer, self.surroundings, self.plan.seed);
+        let section = &recipe.stage[index];
+        let input = &mut || self.input_of(index);
+        let making =
+            Making { recipe: &recipe, section, planned: &planned, tokenizer, template, surroundings, folder, seed, trainer, input };
+        making.steps(data)
     }
 
-    /// The model a stage starts from, once more, prepared as the one that trains.
-    fn frozen_input(&mut self, index: usize) -> Result<Model> {
-        let mut model = self.input_of(index)?;
-        prepare_model(&mut model, &self.recipe, &self.recipe.stage[index])?;
-        model.freeze();
-        Ok(model)
-    }
-
-    /// The model a stage starts from, read from disk, so that a resumed run starts from the same bytes: the base, or
-    /// what the last stage before wrote that is a language model.
+    /// The model a stage starts from, read from disk, so that a resumed run starts from the same bytes.
     fn input_of(&mut self, index: usize) -> Result<Model> {
-        let Some(before) = language_model_before(&self.plan, index) else {
+        let base = stage_of(&self.plan.stages[index].base);
+        let Some(folder) = base.and_then(|name| model_folder(self.folder.root(), &self.plan, name)) else {
             return load_base(&self.recipe, self.tokenizer, self.surroundings);
         };
-        let planned = &self.plan.stages[before];
-        let folder = self.folder.stage(planned.number, &planned.name)?;
-        load_model(&folder.model_dir(), Some(engine_dtype(self.recipe.model.dtype)))
+        load_model(&folder, Some(engine_dtype(self.recipe.model.dtype)))
     }
 
     /// Task scores, measured once and kept in the stage's folder.
@@ -396,6 +443,11 @@ impl<'a> Runner<'a> {
             temperature: planned.eval.temperature,
             seed: self.plan.seed,
             dtype: engine_dtype(self.recipe.model.dtype),
+            environment: planned
+                .environment
+                .as_ref()
+                .map(|planned| Environment::new(planned).map(Arc::new))
+                .transpose()?,
         };
         let scores = tasks.iter().map(|task| measure(task, model, &options)).collect::<Result<Vec<_>>>()?;
         std::fs::create_dir_all(&dir).map_err(PipelineError::io("create", &dir))?;
@@ -406,7 +458,7 @@ impl<'a> Runner<'a> {
 
     /// Writes the stage's model or adapter with its tokenizer; returns the folder relative to the run.
     ///
-    /// Where a later stage starts from an adapter, or its base is nowhere on disk, the merged model is written too:
+    /// Where a later stage reads an adapter's model, or its base is nowhere on disk, the merged model is written too:
     /// it is what the next stage trains, and the base that the next adapter belongs to.
     fn write_output(
         &self,
@@ -419,12 +471,13 @@ impl<'a> Runner<'a> {
         let relative = |dir: &Path| {
             dir.strip_prefix(self.folder.root()).map_or_else(|_| dir.to_owned(), Path::to_path_buf)
         };
+        name_pad_token(&mut model, self.tokenizer, template);
         let has_adapter = model.adapter().is_some();
         let base = self.base_of(index);
         if has_adapter {
             write_model(&model, &folder.adapter_dir(), self.tokenizer, template, base.as_deref())?;
-            let is_last = index + 1 == self.plan.stages.len();
-            if is_last && base.is_some() {
+            let is_read = graph::model_is_read(&self.plan, &self.plan.stages[index].name);
+            if !is_read && base.is_some() {
                 return Ok(relative(&folder.adapter_dir()));
             }
             merge(&mut model, engine_dtype(self.recipe.model.dtype))?;
@@ -436,9 +489,7 @@ impl<'a> Runner<'a> {
     /// What an adapter of this stage belongs to: as the recipe names it, or the model of the stage before, seen from
     /// the adapter's folder, so that a run folder can be moved.
     fn base_of(&self, index: usize) -> Option<String> {
-        match language_model_before(&self.plan, index) {
-            None => self.recipe.model.base.clone(),
-            Some(before) => Some(format!("../../{}/model", Plan::stage_label(&self.plan.stages[before]))),
-        }
+        let stage = AnyStage::Training(&self.plan.stages[index]);
+        graph::base_folder(&self.plan, &stage).or_else(|| self.recipe.model.base.clone())
     }
 }

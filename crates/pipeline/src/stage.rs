@@ -6,13 +6,14 @@ use pt_data::{Record, split};
 use pt_recipe::{
     Mask, Packing, PlannedTemplate, Recipe, RowKind, Source, SourceFacts, StageSection, StoppingStrategy,
 };
-use pt_text::{ChatTemplate, Tokenizer};
+use pt_text::{ChatTemplate, MaskPolicy, Masker, Tokenizer};
 use pt_train::{Example, MicroBatch};
 use serde_json::{Map, Value};
 
 use crate::error::{PipelineError, Result};
 use crate::model::{chat_template, template_date};
 use crate::replies::{label_balance, tokenise_replies};
+use crate::rl::environment::Stage as Environment;
 use crate::row_fit::check_rows_fit;
 use crate::source::{SourceRows, Surroundings, read_source};
 use crate::steps::{StepOptions, Steps, eval_micro_batches};
@@ -96,6 +97,10 @@ pub fn stage_data(
             advice: "remove data.eval and data.eval_fraction; name tasks under [stage.eval]".to_owned(),
         });
     }
+    let environment = stage.planned_environment().as_ref().map(Environment::new).transpose()?;
+    if let Some(environment) = &environment {
+        environment.check_template(&Masker::new(tokenizer, template.as_ref(), MaskPolicy::default()))?;
+    }
     let (mut train, mut train_facts, mut held_out) = (Vec::new(), Vec::new(), Vec::new());
     let mut records = Vec::new();
     for source in &stage.data.train {
@@ -108,6 +113,9 @@ pub fn stage_data(
                 SourceRows { records: held, identity: format!("{identity} eval"), files: Vec::new(), ..rows };
             rows = SourceRows { records: rows.records, identity, layout: held.layout, files: rows.files };
             held_out.push((source, held));
+        }
+        if let Some(environment) = &environment {
+            environment.prepare_rows(&mut rows.records)?;
         }
         let (tokenised, facts) = loader.tokenise(source, &rows, kind)?;
         train.push(tokenised);

@@ -1,5 +1,7 @@
 //! Accuracy on generated tasks, measured by sampling.
 
+use std::sync::Arc;
+
 use pt_engine::Dtype;
 use pt_models::Model;
 use pt_rollout::{Request, SamplingParams};
@@ -10,6 +12,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::error::{PipelineError, Result};
+use crate::rl::environment::Stage as Environment;
+use crate::rl::measured::replies_in;
 use crate::stop::stop_token_ids;
 
 /// How tasks are measured.
@@ -28,6 +32,8 @@ pub struct TaskOptions<'a> {
     pub seed: u64,
     /// Storage of activations.
     pub dtype: Dtype,
+    /// What answers the model between its turns; `None` for answers of one turn.
+    pub(crate) environment: Option<Arc<Environment>>,
 }
 
 /// One problem and what the model made of it.
@@ -122,35 +128,19 @@ pub fn check_task(task: &str, n: usize) -> Result<()> {
 /// If the task's name is not understood, has too few different problems, or cannot be rendered or sampled.
 pub fn measure(task: &str, model: &Model, options: &TaskOptions<'_>) -> Result<TaskScore> {
     let (task, problems) = held_out(task, options.n)?;
-    let masker = Masker::new(options.tokenizer, options.template, MaskPolicy::default());
-    let mut requests = Vec::with_capacity(problems.len());
-    for (key, problem) in problems.iter().enumerate() {
-        let origin = Origin::new(task.clone(), key as u64 + 1);
-        let prompt = match options.template {
-            Some(_) => {
-                let fields = [("role", "user"), ("content", problem.prompt.as_str())];
-                let message: Map<String, Value> =
-                    fields.map(|(name, text)| (name.to_owned(), text.into())).into_iter().collect();
-                masker.prompt(&origin, &Conversation { messages: &[message], ..Conversation::default() })?
-            }
-            None => masker.prompt_text(&origin, &problem.prompt)?,
-        };
-        requests.push(Request { prompt_ids: prompt.token_ids, key: key as u64 });
-    }
-    let stop_token_ids = stop_token_ids(options.tokenizer, options.template);
     let params = SamplingParams {
         max_new_tokens: options.max_new_tokens,
         temperature: options.temperature as f32,
-        stop_token_ids: stop_token_ids.clone(),
+        stop_token_ids: stop_token_ids(options.tokenizer, options.template),
         seed: options.seed,
         ..SamplingParams::default()
     };
-    let samples = pt_rollout::generate(model, options.dtype, &requests, &params, &mut |_, _, _| {})?;
+    let replies = match &options.environment {
+        None => replies(&task, &problems, model, &params, options)?,
+        Some(stage) => replies_in(stage, model, &problems, &task, params, options)?,
+    };
     let mut scored = Vec::with_capacity(problems.len());
-    for (problem, samples) in problems.iter().zip(&samples) {
-        let ids: Vec<u32> =
-            samples[0].token_ids.iter().copied().filter(|id| !stop_token_ids.contains(id)).collect();
-        let reply = options.tokenizer.decode(&ids, true)?;
+    for (problem, reply) in problems.iter().zip(replies) {
         let verdict = problem.check(&reply);
         scored.push(TaskSample {
             family: problem.family.to_owned(),
@@ -169,4 +159,35 @@ pub fn measure(task: &str, model: &Model, options: &TaskOptions<'_>) -> Result<T
         interval95: wilson_interval(n_passed, scored.len(), Z_95),
         samples: scored,
     })
+}
+
+/// One turn on each problem.
+fn replies(
+    task: &str,
+    problems: &[Problem],
+    model: &Model,
+    params: &SamplingParams,
+    options: &TaskOptions<'_>,
+) -> Result<Vec<String>> {
+    let masker = Masker::new(options.tokenizer, options.template, MaskPolicy::default());
+    let mut requests = Vec::with_capacity(problems.len());
+    for (key, problem) in problems.iter().enumerate() {
+        let origin = Origin::new(task, key as u64 + 1);
+        let prompt = match options.template {
+            Some(_) => {
+                let fields = [("role", "user"), ("content", problem.prompt.as_str())];
+                let message: Map<String, Value> =
+                    fields.map(|(name, text)| (name.to_owned(), text.into())).into_iter().collect();
+                masker.prompt(&origin, &Conversation { messages: &[message], ..Conversation::default() })?
+            }
+            None => masker.prompt_text(&origin, &problem.prompt)?,
+        };
+        requests.push(Request { prompt_ids: prompt.token_ids, key: key as u64 });
+    }
+    let samples = pt_rollout::generate(model, options.dtype, &requests, params, &mut |_, _, _| {})?;
+    let reply = |samples: &Vec<pt_rollout::Sample>| {
+        let ids = samples[0].token_ids.iter().copied().filter(|id| !params.stop_token_ids.contains(id));
+        Ok(options.tokenizer.decode(&ids.collect::<Vec<u32>>(), true)?)
+    };
+    samples.iter().map(reply).collect()
 }

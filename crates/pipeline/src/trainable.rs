@@ -3,6 +3,7 @@
 use pt_core::rng::Stream;
 use pt_models::{LoraConfig, LoraInit, Model, Quantise, ScoreHeadKind, Targets};
 use pt_objectives::Objective;
+use pt_objectives::policy_gradient::ValueLoss;
 use pt_optim::{Groups, Schedule, ScheduleConfig};
 use pt_recipe::{Method, PlannedSchedule, QuantType, Recipe, Recompute, RowKind, StageSection};
 use pt_train::{Trainer, TrainerOptions};
@@ -31,11 +32,16 @@ pub fn prepare_model(model: &mut Model, recipe: &Recipe, stage: &StageSection) -
         RowKind::Steps => ScoreHeadKind::Token,
         _ => ScoreHeadKind::Value,
     };
-    let n = (needs.score_outputs * model.config.hidden_size) as u64;
-    let stream = Stream::new(recipe.seed, "score head");
-    let values: Vec<f32> = (0..n).map(|i| (stream.at(i).normal() * SCORE_HEAD_DEVIATION) as f32).collect();
+    let values = new_head(model, recipe, needs.score_outputs);
     model.add_score_head(kind, &values)?;
     Ok(())
+}
+
+/// The values of a new score head.
+fn new_head(model: &Model, recipe: &Recipe, n_outputs: usize) -> Vec<f32> {
+    let n = (n_outputs * model.config.hidden_size) as u64;
+    let stream = Stream::new(recipe.seed, "score head");
+    (0..n).map(|i| (stream.at(i).normal() * SCORE_HEAD_DEVIATION) as f32).collect()
 }
 
 /// Standard deviation of a new score head's weights, as transformers' `initializer_range`.
@@ -50,13 +56,28 @@ fn objective_of(stage: &StageSection) -> Result<Box<dyn Objective>> {
 /// The option that is the greatest number of tokens of a sample.
 const MAX_COMPLETION_LENGTH: &str = "max_completion_length";
 
+/// The option that is the value loss's weight beside the policy's.
+const VF_COEF: &str = "vf_coef";
+
+/// The option that corrects for a sampler whose probabilities are not the trainer's.
+const SAMPLER_CORRECTION: &str = "importance_sampling_correction";
+
 /// The objective's options: those written, and of the others what the stage decides elsewhere.
 pub(crate) fn objective_options(stage: &StageSection) -> Map<String, Value> {
     let mut options = stage.objective.params.values().clone();
     let info = pt_objectives::OBJECTIVES.iter().find(|info| info.name == stage.objective_type());
     let takes_length = info.is_some_and(|info| info.options.iter().any(|o| o.name == MAX_COMPLETION_LENGTH));
-    if let Some(rollout) = stage.planned_rollout().filter(|_| takes_length) {
-        options.entry(MAX_COMPLETION_LENGTH).or_insert_with(|| rollout.max_new_tokens.into());
+    let corrects = info.is_some_and(|info| info.options.iter().any(|o| o.name == SAMPLER_CORRECTION));
+    if corrects && stage.planned_server().is_some() {
+        // TRL's default for samples of vLLM.
+        options.entry(SAMPLER_CORRECTION).or_insert_with(|| "sequence_mask".into());
+    }
+    if let Some(limit) = stage.completion_limit().filter(|_| takes_length) {
+        options.entry(MAX_COMPLETION_LENGTH).or_insert_with(|| limit.into());
+    }
+    if stage.ppo.critic.is_some() {
+        // The critic has the values; the policy has no head for them.
+        options.insert(VF_COEF.to_owned(), 0.0.into());
     }
     options
 }
@@ -110,11 +131,55 @@ pub fn stage_trainer(
     stage: &StageSection,
     schedule: Schedule,
 ) -> Result<Trainer> {
-    let objective = objective_of(stage)?;
+    trainer_of(model, objective_of(stage)?, recipe, stage, schedule, stage.learning_rate())
+}
+
+/// The trainer of a stage's critic, at step 0: a model with a value head, trained as the policy is, at its own learning rate.
+///
+/// # Errors
+/// A score head of several outputs, and as [`stage_trainer`].
+pub(crate) fn critic_trainer(
+    mut model: Model,
+    recipe: &Recipe,
+    stage: &StageSection,
+    schedule: Schedule,
+) -> Result<Trainer> {
+    let options = objective_options(stage);
+    let range = options.get(CLIPRANGE_VALUE).and_then(Value::as_f64).unwrap_or(DEFAULT_CLIPRANGE_VALUE);
+    let known = model.score_values();
+    prepare_weights(&mut model, recipe, stage)?;
+    match known {
+        // A reward model's head is where its values begin.
+        Some(values) => model.use_score_head_for_values(&values)?,
+        None => {
+            let values = new_head(&model, recipe, 1);
+            model.add_score_head(ScoreHeadKind::Value, &values)?;
+        }
+    }
+    if !model.config.tied {
+        let head = model.arch.head();
+        model.params.get_mut(head).trainable = false;
+    }
+    let learning_rate = stage.ppo.critic_learning_rate.unwrap_or(stage.learning_rate());
+    trainer_of(model, Box::new(ValueLoss::new(range)), recipe, stage, schedule, learning_rate)
+}
+
+/// The objective's option that a critic of its own reads, and its default.
+const CLIPRANGE_VALUE: &str = "cliprange_value";
+const DEFAULT_CLIPRANGE_VALUE: f64 = 0.2;
+
+fn trainer_of(
+    model: Model,
+    objective: Box<dyn Objective>,
+    recipe: &Recipe,
+    stage: &StageSection,
+    schedule: Schedule,
+    learning_rate: f64,
+) -> Result<Trainer> {
     let optimiser = pt_optim::build(&stage.optimizer.r#type, &stage.optimizer.params.to_toml(), recipe.seed)?;
     let options = TrainerOptions {
         dtype: engine_dtype(recipe.model.dtype),
-        learning_rate: stage.learning_rate(),
+        learning_rate,
         recompute: stage.train.recompute == Recompute::Block,
         max_grad_norm: Some(stage.train.max_grad_norm).filter(|norm| *norm > 0.0),
         seed: recipe.seed,
@@ -124,10 +189,11 @@ pub fn stage_trainer(
     Ok(Trainer::new(model, objective, optimiser.as_ref(), schedule, options)?)
 }
 
-/// What divides the logits in training: as in sampling, so that the policy is what sampled; but what is imitated is learned as any text.
+/// What divides the logits in training: as in sampling, so that the policy is what sampled; but what is imitated is learned as any
+/// text, and a divergence from a teacher has a temperature of its own.
 fn temperature_of(stage: &StageSection) -> f32 {
     match stage.credit() {
-        Some(pt_recipe::Credit::Best) | None => 1.0,
+        Some(pt_recipe::Credit::Best | pt_recipe::Credit::Divergence) | None => 1.0,
         Some(_) => stage.planned_rollout().map_or(1.0, |rollout| rollout.temperature as f32),
     }
 }

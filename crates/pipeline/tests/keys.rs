@@ -42,6 +42,17 @@ struct Trial {
     text: Option<String>,
 }
 
+/// A copy of the base model under another name, with other content; as a TOML string.
+fn model_folder(dir: &Path, name: &str) -> String {
+    let folder = dir.join(name);
+    std::fs::create_dir_all(&folder).unwrap();
+    for (path, bytes) in files(base_model()) {
+        std::fs::write(folder.join(path), bytes).unwrap();
+    }
+    std::fs::write(folder.join("generation_config.json"), format!("{{\"note\": {name:?}}}")).unwrap();
+    format!("{:?}", folder.display().to_string())
+}
+
 fn trial(doc: &KeyDoc, dir: &Path) -> Trial {
     let file = |name: &str, content: &str| {
         let path = dir.join(name);
@@ -173,18 +184,13 @@ fn trial(doc: &KeyDoc, dir: &Path) -> Trial {
         "stage.schedule.warmup_ratio" => trial.change = set("0.3"),
         "stage.eval.tasks" => trial.change = set("[\"generated:digits?level=1-2\"]"),
         "stage.distillation.teacher" => {
-            let teacher = |name: &str| {
-                let folder = dir.join(name);
-                std::fs::create_dir_all(&folder).unwrap();
-                for (path, bytes) in files(base_model()) {
-                    std::fs::write(folder.join(path), bytes).unwrap();
-                }
-                std::fs::write(folder.join("generation_config.json"), format!("{{\"note\": {name:?}}}"))
-                    .unwrap();
-                format!("{:?}", folder.display().to_string())
-            };
-            trial.beside.push(format!("{path}={}", teacher("teacher")));
-            trial.change = set(&teacher("other-teacher"));
+            trial.beside.push(format!("{path}={}", model_folder(dir, "teacher")));
+            trial.change = set(&model_folder(dir, "other-teacher"));
+        }
+        "stage.reference.model" => trial.change = set(&model_folder(dir, "reference")),
+        key if key.starts_with("stage.distillation.") => {
+            let teacher = format!("stage.0.distillation.teacher={}", model_folder(dir, "teacher"));
+            trial.beside = vec!["stage.0.type=gkd".to_owned(), teacher];
         }
         // A reward that is only watched, only a gate or only bounded needs another beside it.
         "stage.reward.0.gate"
@@ -196,6 +202,40 @@ fn trial(doc: &KeyDoc, dir: &Path) -> Trial {
         | "stage.reward.0.multiplier_max" => {
             trial.beside.push("stage.0.reward.1.type=exact".to_owned());
         }
+        // Files that are read when the stage is planned.
+        "stage.curate.file" => {
+            let curation = |n: u64| {
+                format!(
+                    "out = \"x.jsonl\"\n[[input]]\nsource = \"a\"\n[[step]]\ntype = \"contamination\"\nn = {n}\nagainst = [\"generated:letters?n=3\"]\n"
+                )
+            };
+            trial.beside.push(format!("{path}={}", file("one.toml", &curation(5))));
+            trial.change = set(&file("two.toml", &curation(6)));
+        }
+        "stage.feedback.constitution" => {
+            let text = pt_feedback::BUILT_IN;
+            trial.beside.push(format!("{path}={}", file("one.toml", text)));
+            trial.change = set(&file("two.toml", &text.replacen("critique = \"", "critique = \"Well. ", 1)));
+        }
+        "stage.export.prove_on" => trial.change = set(&file("proof.txt", "One text.\n")),
+        // One of the two answers.
+        "stage.feedback.model" => {
+            trial.beside.retain(|set| !set.contains("server"));
+            trial.beside.push(format!("{path}=stage:sft"));
+        }
+        path if path.starts_with("stage.feedback.respond") => {
+            trial.beside.push("stage.1.feedback.task=judge".to_owned());
+        }
+        // Differences need what they are differences from.
+        "stage.merge.base" => {
+            trial.beside.extend(["stage.1.merge.method=ties".to_owned(), format!("{path}=model")]);
+        }
+        "stage.export.format" => trial.change = set("nf4"),
+        "stage.environment.type" => {
+            trial.beside.push("stage.0.data.train=[\"generated:guess?n=40&form=prompt_only\"]".to_owned());
+            trial.change = set("guess");
+        }
+        "stage.server.key_file" => trial.change = set(&file("key.txt", "secret")),
         path if path.starts_with("stage.eval.") => trial.text = Some(format!("{}{SFT}", on_base())),
         _ => {}
     }

@@ -3,6 +3,8 @@
 //! The structs, their readers, the error messages and `docs/generated/recipe.md` come from these
 //! lists. Names and defaults are TRL's where they mean the same; where they differ the text says so.
 
+use crate::reference_keys::ReferenceSection;
+use crate::sampling_keys::{EnvironmentSection, ServerSection};
 use crate::schema::Fallback::{Derived, Required, Value};
 use crate::schema::Kind::{
     Bool, Choice, Component, Float, Int, Sources, String as Text, StringTable, Strings,
@@ -10,6 +12,9 @@ use crate::schema::Kind::{
 use crate::schema::{ComponentKind, FromNode, FromTable, Kind, Reader, SectionDoc, choice, section, wrong};
 use crate::stage_types::STAGE_TYPE_NAMES;
 use crate::tree::{Node, NodeValue, Table};
+use crate::work_keys::{
+    CurateSection, EvalSection, ExportSection, FeedbackSection, GateSection, MergeSection,
+};
 use std::collections::BTreeMap;
 
 choice! {
@@ -228,7 +233,7 @@ const RATIO: Kind = Float { min: 0.0, max: 1.0 };
 
 section! {
     /// A whole recipe.
-    Recipe at "" as "(top of the file)"
+    RecipeFile at "" as "(top of the file)"
     keys {
         name: Option<String>, Text, Derived { rule: "the recipe's file name", example: "\"my-run\"" }, "\"other\"",
             "What the run is called in reports.";
@@ -289,13 +294,15 @@ section! {
 }
 
 section! {
-    /// One stage; stages run in the order they are written.
+    /// One stage; stages run in the order they are written. Wherever a stage names a model or a source of rows, `stage:NAME` is what an earlier stage of that name made.
     StageSection at "stage" as "[[stage]]"
     keys {
         r#type: String, Choice(STAGE_TYPE_NAMES), Required { example: "\"sft\"" }, "\"pretrain\"",
             "What the stage does.";
         name: Option<String>, Text, Derived { rule: "the stage's `type`, with a number where a type is repeated", example: "\"warm-up\"" }, "\"main\"",
-            "Names the stage's folder, and the stage in `--set stage.NAME.key=value`.";
+            "Names the stage's folder, the stage in `--set stage.NAME.key=value`, and what it makes in `stage:NAME`.";
+        base: Option<String>, Text, Derived { rule: "the last model that was trained or merged before, or else `model`", example: "\"stage:sft\"" }, "\"model\"",
+            "What a stage that trains begins with: `stage:NAME`, an earlier stage's model, or `model`, the one the recipe begins with.";
     }
     sections {
         data: DataSection;
@@ -306,11 +313,19 @@ section! {
         optimizer: OptimizerSection;
         schedule: ScheduleSection;
         rollout: RolloutSection;
+        environment: EnvironmentSection;
+        server: ServerSection;
         reward: Vec<RewardSection>;
         ppo: PpoSection;
         online: OnlineSection;
+        reference: ReferenceSection;
         distillation: DistillationSection;
         eval: EvalSection;
+        gate: GateSection;
+        curate: CurateSection;
+        feedback: FeedbackSection;
+        merge: MergeSection;
+        export: ExportSection;
     }
 }
 
@@ -318,7 +333,7 @@ section! {
     /// How replies are sampled and rewards become advantages, for stages that learn from samples (grpo and its kin).
     RolloutSection at "stage.rollout" as "[stage.rollout]"
     keys {
-        n: Option<u64>, Int { min: 1, max: 4096 }, Derived { rule: "1 for ppo and distillation, 2 for online_dpo, xpo and nash_md, otherwise 8", example: "8" }, "4",
+        n: Option<u64>, Int { min: 1, max: 4096 }, Derived { rule: "1 for ppo, distillation and gkd, 2 for online_dpo, xpo and nash_md, otherwise 8", example: "8" }, "4",
             "Samples of each prompt: the group. (TRL: num_generations.)";
         max_new_tokens: u64, Int { min: 1, max: 1_000_000 }, Value("256"), "64",
             "Most tokens of a sample. (TRL: max_completion_length, 512.)";
@@ -380,6 +395,10 @@ section! {
             "Whether the rewards of a round are divided by their deviation.";
         whiten_advantages: bool, Bool, Value("true"), "false",
             "Whether the advantages of a round are standardised. (TRL always does.)";
+        critic: Option<String>, Text, Derived { rule: "none: a value head on the policy", example: "\"models/reward\"" }, "\"policy\"",
+            "A model of its own that says values: `policy`, a copy of the model that the stage begins with, or a folder, a name on the hub or `stage:NAME` of a language or reward model with the policy's tokenizer. It trains as the policy does. (TRL: value_model.)";
+        critic_learning_rate: Option<f64>, Float { min: 1e-12, max: 10.0 }, Derived { rule: "`optimizer.learning_rate`", example: "1e-5" }, "9e-6",
+            "The critic's learning rate after warm-up.";
         ptx: Option<Vec<Source>>, Sources, Derived { rule: "none", example: "[\"data/text.jsonl\"]" }, "[\"generated:raw?chars=4000&seed=9\"]",
             "Sources of text whose cross-entropy is added to every step, with the objective's `ptx_coef`, so that the policy does not forget it (PPO-ptx).";
         ptx_rows_per_step: u64, Int { min: 1, max: 1_000_000 }, Value("8"), "4",
@@ -401,11 +420,15 @@ section! {
 }
 
 section! {
-    /// Whom the student of a distillation stage learns from, on its own samples.
+    /// Whom the student of a distillation stage learns from: on its own samples alone (distillation), or on those and on rows (gkd).
     DistillationSection at "stage.distillation" as "[stage.distillation]"
     keys {
         teacher: Option<String>, Text, Derived { rule: "none; a distillation stage needs it", example: "\"models/teacher\"" }, "\"models/other\"",
-            "The teacher: a Hugging Face model folder, or a name on the hub, with the student's tokenizer.";
+            "The teacher: a Hugging Face model folder, a name on the hub, or `stage:NAME`, with the student's tokenizer.";
+        lmbda: f64, RATIO, Value("0.5"), "1.0",
+            "The share of steps on the student's own samples, drawn step by step; the others are on the rows' replies (gkd).";
+        seq_kd: bool, Bool, Value("false"), "true",
+            "Whether those others are on the teacher's samples instead of the rows' replies (gkd).";
     }
     sections { }
 }
@@ -446,7 +469,7 @@ section! {
     /// What the stage trains on.
     DataSection at "stage.data" as "[stage.data]"
     keys {
-        train: Vec<Source>, Sources, Required { example: "[\"data/train.jsonl\"]" }, "[\"data/other.jsonl\", { source = \"hub/name\", repeats = 0.5 }]",
+        train: Vec<Source>, Sources, Derived { rule: "**required** in a stage that trains", example: "[\"data/train.jsonl\"]" }, "[\"data/other.jsonl\", { source = \"hub/name\", repeats = 0.5 }]",
             "Sources of training rows: each a text, or a table with the keys of `[[stage.data.train]]`.";
         eval: Option<Vec<Source>>, Sources, Derived { rule: "none; see `eval_fraction`", example: "[\"data/eval.jsonl\"]" }, "[\"data/held-out.jsonl\"]",
             "Sources of held-out rows, in the same form.";
@@ -477,7 +500,7 @@ section! {
     Source at "stage.data.train.0" as "[[stage.data.train]]"
     keys {
         source: String, Text, Required { example: "\"data/train.jsonl\"" }, "\"generated:arithmetic?n=1000\"",
-            "A file or glob (jsonl, json, csv, parquet, txt; .gz, .zst), a dataset on the hub, or `generated:NAME?key=value&...`.";
+            "A file or glob (jsonl, json, csv, parquet, txt; .gz, .zst), a dataset on the hub, `generated:NAME?key=value&...`, or `stage:NAME`: the rows of an earlier curate or feedback stage.";
         weight: Option<f64>, Float { min: 1e-9, max: 1e9 }, Derived { rule: "none: every row is seen `repeats` times", example: "1.0" }, "0.5",
             "Share of the rows that come from this source, relative to the others; given for every source or for none.";
         repeats: Option<f64>, Float { min: 1e-6, max: 1e4 }, Derived { rule: "1, where no `weight` is given", example: "1.0" }, "3.0",
@@ -618,25 +641,9 @@ section! {
     sections { }
 }
 
-section! {
-    /// Accuracy on generated tasks, measured by sampling before and after the stage.
-    EvalSection at "stage.eval" as "[stage.eval]"
-    keys {
-        tasks: Option<Vec<String>>, Strings, Derived { rule: "the generated sources among `eval`, or else among `train` with fresh problems", example: "[\"generated:arithmetic\"]" }, "[\"generated:sort\"]",
-            "The tasks, as `generated:NAME?key=value&...`.";
-        n: u64, Int { min: 1, max: 10_000_000 }, Value("200"), "50",
-            "Problems of each task.";
-        max_new_tokens: u64, Int { min: 1, max: 1_000_000 }, Value("256"), "32",
-            "Most tokens of an answer.";
-        temperature: f64, Float { min: 0.0, max: 100.0 }, Value("0.0"), "0.7",
-            "0 takes the likeliest token.";
-    }
-    sections { }
-}
-
 /// Every section, in the order of the reference.
 pub const SECTIONS: &[SectionDoc] = &[
-    Recipe::DOC,
+    RecipeFile::DOC,
     ModelSection::DOC,
     NewModelSection::DOC,
     StageSection::DOC,
@@ -649,11 +656,19 @@ pub const SECTIONS: &[SectionDoc] = &[
     OptimizerSection::DOC,
     ScheduleSection::DOC,
     RolloutSection::DOC,
+    EnvironmentSection::DOC,
+    ServerSection::DOC,
     RewardSection::DOC,
     PpoSection::DOC,
     OnlineSection::DOC,
+    ReferenceSection::DOC,
     DistillationSection::DOC,
     EvalSection::DOC,
+    GateSection::DOC,
+    CurateSection::DOC,
+    FeedbackSection::DOC,
+    MergeSection::DOC,
+    ExportSection::DOC,
 ];
 
 /// How the header of the section at `path` is written.
@@ -696,6 +711,11 @@ pub(crate) const TRL_NAMES: &[(&str, &str)] = &[
     ("use_dora", "stage.lora.dora"),
     ("init_lora_weights", "stage.lora.init"),
     ("loss_type", "stage.objective.type"),
+    ("ref_model", "stage.reference.model"),
+    ("sync_ref_model", "stage.reference.sync_steps"),
+    ("ref_model_sync_steps", "stage.reference.sync_steps"),
+    ("ref_model_mixup_alpha", "stage.reference.mixup_alpha"),
+    ("teacher_model_name_or_path", "stage.distillation.teacher"),
     ("num_generations", "stage.rollout.n"),
     ("max_completion_length", "stage.rollout.max_new_tokens"),
     ("num_iterations", "stage.rollout.passes"),
@@ -716,6 +736,10 @@ pub(crate) const TRL_NAMES: &[(&str, &str)] = &[
 ];
 
 impl FromNode for Vec<Source> {
+    fn absent() -> Option<Self> {
+        Some(Vec::new())
+    }
+
     fn from_node(reader: &mut Reader<'_>, path: &str, node: &Node, _: &Kind) -> Option<Self> {
         let one = std::slice::from_ref(node);
         let items = match &node.value {

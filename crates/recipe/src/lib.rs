@@ -16,28 +16,45 @@ mod keys;
 mod load;
 mod plan;
 mod problem;
+mod recipe;
 mod reference;
+mod reference_keys;
 mod resolve;
+mod sampling_keys;
 mod schema;
 mod stage_types;
 mod table;
 mod tree;
+mod work_keys;
 
 pub use keys::{
-    AlarmMode, Architecture, Baseline, DataSection, DecayShape, DistillationSection, Dtype, EvalSection,
-    FileFormat, LoraInit, LoraSection, Mask, Method, ModelSection, NewModelSection, ObjectiveSection,
-    OnlineSection, OptimizerSection, Packing, PpoSection, QuantSection, QuantType, Recipe, Recompute,
-    RewardAggregation, RewardKl, RewardSection, RolloutSection, SECTIONS, ScaleRewards, ScheduleSection,
-    ScheduleType, Source, StageSection, StoppingStrategy, TrainSection, Truncation,
+    AlarmMode, Architecture, Baseline, DataSection, DecayShape, DistillationSection, Dtype, FileFormat,
+    LoraInit, LoraSection, Mask, Method, ModelSection, NewModelSection, ObjectiveSection, OnlineSection,
+    OptimizerSection, Packing, PpoSection, QuantSection, QuantType, RecipeFile, Recompute, RewardAggregation,
+    RewardKl, RewardSection, RolloutSection, SECTIONS, ScaleRewards, ScheduleSection, ScheduleType, Source,
+    StageSection, StoppingStrategy, TrainSection, Truncation,
 };
 pub use plan::{
-    MemoryPart, Mixture, Plan, PlannedBound, PlannedComponent, PlannedConstraint, PlannedData,
-    PlannedDistillation, PlannedEval, PlannedFile, PlannedLora, PlannedModel, PlannedNewModel, PlannedOnline,
-    PlannedPpo, PlannedQuantization, PlannedReward, PlannedRollout, PlannedSchedule, PlannedSource,
-    PlannedStage, PlannedTemplate, PlannedTrain, StepSize,
+    AnyStage, MemoryPart, Mixture, Plan, PlannedBound, PlannedComponent, PlannedConstraint, PlannedCritic,
+    PlannedData, PlannedDistillation, PlannedEval, PlannedFile, PlannedLora, PlannedModel, PlannedNewModel,
+    PlannedOnPolicy, PlannedOnline, PlannedPpo, PlannedQuantization, PlannedReference, PlannedReward,
+    PlannedRollout, PlannedSchedule, PlannedSource, PlannedStage, PlannedTemplate, PlannedTrain, PlannedWork,
+    StepSize,
 };
 pub use problem::{Location, Problem, RecipeError, RecipeErrors};
+pub use recipe::{MODEL, OtherStage, Recipe, STAGE_PREFIX, stage_of};
 pub use reference::{documented_keys, recipe_reference_markdown};
+pub use reference_keys::ReferenceSection;
 pub use resolve::{Facts, PlanError, SourceFacts, StageFacts, TASK_REWARD, default_intermediate_size};
+pub use sampling_keys::{
+    EnvironmentSection, PlannedEnvironment, PlannedServer, RewrittenTurns, ServerLogprobs, ServerSection,
+};
 pub use schema::{Catalogue, Component, ComponentKind, Fallback, KeyDoc, Kind, Params, SectionDoc};
-pub use stage_types::{Credit, RolloutDefaults, RowKind, STAGE_TYPE_NAMES, STAGE_TYPES, StageType};
+pub use stage_types::{
+    Credit, Product, RolloutDefaults, RowKind, STAGE_TYPE_NAMES, STAGE_TYPES, StageType, WORK_TYPES,
+    WorkType, product_of, title_of,
+};
+pub use work_keys::{
+    CurateSection, EvalSection, ExportFormat, ExportSection, FeedbackSection, FeedbackTask, GateAgainst,
+    GateRule, GateSection, MergeMethod, MergeSection, RowForm, UnreadableRows,
+};

@@ -1,9 +1,10 @@
 //! From text to a checked recipe.
 
-use crate::keys::{Method, Recipe, ScheduleType, StageSection};
+use crate::keys::{Method, RecipeFile, ScheduleType, StageSection};
 use crate::problem::{Location, RecipeError, RecipeErrors};
+use crate::recipe::Recipe;
 use crate::schema::{Catalogue, FromTable, Reader};
-use crate::stage_types::Credit;
+use crate::stage_types::{Credit, StageType, WorkType};
 use crate::tree::{self, Node, NodeValue};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -34,13 +35,13 @@ impl Recipe {
         let problems = tree::apply_sets(&mut root, sets);
         name_objectives(&mut root);
         let mut reader = Reader { catalogue, problems, inside: root.at.clone() };
-        let recipe = Recipe::from_table(&mut reader, "", Some(&root));
+        let recipe = RecipeFile::from_table(&mut reader, "", Some(&root));
         Checks { reader: &mut reader, root: &root }.run(recipe.as_ref());
         reader.problems.sort_by(|a, b| a.at.cmp(&b.at));
         match recipe {
             Some(mut recipe) if reader.problems.is_empty() => {
                 name_what_is_unnamed(&mut recipe, file);
-                Ok(recipe)
+                Ok(Recipe::of_file(recipe, &root))
             }
             _ => Err(errors(reader.problems)),
         }
@@ -63,7 +64,7 @@ fn name_objectives(root: &mut Node) {
     }
 }
 
-fn name_what_is_unnamed(recipe: &mut Recipe, file: &Path) {
+fn name_what_is_unnamed(recipe: &mut RecipeFile, file: &Path) {
     let stem =
         || file.file_stem().map_or_else(|| "run".to_owned(), |stem| stem.to_string_lossy().into_owned());
     recipe.name.get_or_insert_with(stem);
@@ -73,7 +74,7 @@ fn name_what_is_unnamed(recipe: &mut Recipe, file: &Path) {
 }
 
 /// The stages' names: as written, else the type, numbered from the second one of its kind.
-fn stage_names(stages: &[StageSection]) -> Vec<String> {
+pub(crate) fn stage_names(stages: &[StageSection]) -> Vec<String> {
     let mut seen: BTreeMap<&str, usize> = BTreeMap::new();
     let mut names = Vec::with_capacity(stages.len());
     for stage in stages {
@@ -93,7 +94,7 @@ struct Checks<'r, 'c> {
 }
 
 impl Checks<'_, '_> {
-    fn run(&mut self, recipe: Option<&Recipe>) {
+    fn run(&mut self, recipe: Option<&RecipeFile>) {
         self.model();
         let n_stages = self.count("stage");
         if n_stages == 0
@@ -102,13 +103,18 @@ impl Checks<'_, '_> {
             self.at("", "stage", "a recipe needs at least one stage; add `[[stage]]` with `type = \"sft\"`");
         }
         for i in 0..n_stages {
-            self.stage(&format!("stage.{i}"));
+            let stage = format!("stage.{i}");
+            match self.type_of(&stage).and_then(|name| WorkType::named(&name)) {
+                Some(work) => self.work(&stage, work),
+                None => self.stage(&stage),
+            }
         }
         if let Some(recipe) = recipe {
             self.new_model_sizes(recipe);
             self.schedules(recipe);
             self.mixtures(recipe);
             self.stage_names_differ(recipe);
+            self.references(recipe);
         }
     }
 
@@ -151,6 +157,7 @@ impl Checks<'_, '_> {
                 );
             }
         }
+        self.needs_data(stage);
         self.constraints(stage);
         let text =
             |key: &str| self.root.find(&format!("{stage}.{key}")).and_then(Node::str).map(str::to_owned);
@@ -166,12 +173,36 @@ impl Checks<'_, '_> {
         let credit = crate::StageType::named(&kind).and_then(|kind| Some(kind.rollout?.credit));
         let is_kind = |credits: &[Credit]| credit.is_some_and(|credit| credits.contains(&credit));
         let teacher = format!("{stage}.distillation.teacher");
-        if is_kind(&[Credit::Teacher]) && !self.has(&teacher) {
+        let has_teacher = is_kind(&[Credit::Teacher, Credit::Divergence]);
+        let of_rows = is_kind(&[Credit::Divergence]);
+        // Neither these rows nor what is made of these samples is compared with a reference.
+        let reads_no_reference = has_teacher
+            || is_kind(&[Credit::Best])
+            || (from_data && crate::StageType::named(&kind).is_some_and(StageType::never_reads_reference));
+        if has_teacher && !self.has(&teacher) {
             self.at(stage, &teacher, "which teacher? give `distillation.teacher = \"FOLDER OR HUB NAME\"`");
         }
         for (key, useless, because) in [
             ("ppo", !is_kind(&[Credit::Values]), written("type", &kind)),
-            ("distillation", !is_kind(&[Credit::Teacher]), written("type", &kind)),
+            ("distillation", !has_teacher, written("type", &kind)),
+            ("distillation.lmbda", has_teacher && !of_rows, written("type", &kind)),
+            ("distillation.seq_kd", has_teacher && !of_rows, written("type", &kind)),
+            (
+                "ppo.critic_learning_rate",
+                !self.has(&format!("{stage}.ppo.critic")),
+                "a value head, which trains with the policy: give `ppo.critic`".to_owned(),
+            ),
+            (
+                "objective.vf_coef",
+                self.has(&format!("{stage}.ppo.critic")),
+                "`ppo.critic`, which learns values by itself".to_owned(),
+            ),
+            ("reference", reads_no_reference, written("type", &kind)),
+            (
+                "reference.mixup_alpha",
+                !self.has(&format!("{stage}.reference.sync_steps")),
+                "a reference that stays as it is: give `reference.sync_steps`".to_owned(),
+            ),
             ("online.mixture_coef", !is_kind(&[Credit::Mixture]), written("type", &kind)),
             ("online.min_reward", !is_kind(&[Credit::Best]), written("type", &kind)),
             (
@@ -180,7 +211,9 @@ impl Checks<'_, '_> {
                 "`[stage.ppo]`, whose `kl_coef` says it".to_owned(),
             ),
             ("rollout", from_data, written("type", &kind)),
-            ("reward", from_data, written("type", &kind)),
+            ("environment", from_data || of_rows, written("type", &kind)),
+            ("server", from_data || of_rows, written("type", &kind)),
+            ("reward", from_data || of_rows, written("type", &kind)),
             ("lora", full, written("train.method", &method)),
             ("quantization", not_qlora, written("train.method", &method)),
             ("quantization.double", !not_qlora && quant != "nf4", written("quantization.type", &quant)),
@@ -193,9 +226,31 @@ impl Checks<'_, '_> {
                 self.at(&key, &key, &format!("has no effect with {because}; change that, or remove it"));
             }
         }
+        if of_rows {
+            self.only_sampling(stage, &kind);
+        }
+        for (key, because) in crate::sampling_keys::useless(&|key| self.has(&format!("{stage}.{key}"))) {
+            let key = format!("{stage}.{key}");
+            if self.has(&key) {
+                self.at(&key, &key, &format!("has no effect with {because}; give that, or remove this"));
+            }
+        }
     }
 
-    fn new_model_sizes(&mut self, recipe: &Recipe) {
+    /// Of the keys of rollouts, a stage that weighs no samples reads those of sampling alone.
+    fn only_sampling(&mut self, stage: &str, kind: &str) {
+        const READ: &[&str] = &["max_new_tokens", "temperature", "top_k", "top_p", "min_p"];
+        let path = format!("{stage}.rollout");
+        let table = self.root.find(&path).and_then(Node::table);
+        let written: Vec<String> =
+            table.iter().flat_map(|t| t.0.iter().map(|(key, ..)| key.clone())).collect();
+        for key in written.iter().filter(|key| !READ.contains(&key.as_str())) {
+            let key = format!("{path}.{key}");
+            self.at(&key, &key, &format!("has no effect with `type = {kind:?}`; change that, or remove it"));
+        }
+    }
+
+    fn new_model_sizes(&mut self, recipe: &RecipeFile) {
         let Some(new) = &recipe.model.new else { return };
         let (heads, width) = (new.num_attention_heads, new.hidden_size);
         let kv_heads = new.num_key_value_heads.unwrap_or(heads);
@@ -209,7 +264,7 @@ impl Checks<'_, '_> {
         }
     }
 
-    fn schedules(&mut self, recipe: &Recipe) {
+    fn schedules(&mut self, recipe: &RecipeFile) {
         for (i, stage) in recipe.stage.iter().enumerate() {
             if let (Some(warmup), Some(steps)) = (stage.schedule.warmup_steps, stage.train.steps)
                 && warmup > steps
@@ -224,7 +279,7 @@ impl Checks<'_, '_> {
         }
     }
 
-    fn mixtures(&mut self, recipe: &Recipe) {
+    fn mixtures(&mut self, recipe: &RecipeFile) {
         for (i, stage) in recipe.stage.iter().enumerate() {
             let eval = stage.data.eval.iter().flatten().enumerate().map(|(j, source)| ("eval", j, source));
             let train = stage.data.train.iter().enumerate().map(|(j, source)| ("train", j, source));
@@ -260,12 +315,19 @@ impl Checks<'_, '_> {
         }
     }
 
-    fn stage_names_differ(&mut self, recipe: &Recipe) {
+    fn stage_names_differ(&mut self, recipe: &RecipeFile) {
         let names = stage_names(&recipe.stage);
         for (i, name) in names.iter().enumerate() {
             let key = format!("stage.{i}.name");
             if names[..i].contains(name) {
                 self.at(&key, &key, &format!("another stage is called `{name}` already"));
+            }
+            if name == crate::recipe::MODEL {
+                self.at(
+                    &key,
+                    &key,
+                    "`model` is the one the recipe begins with; call the stage something else",
+                );
             }
             let plain = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
             if !name.chars().all(plain) || name.chars().all(|c| c.is_ascii_digit()) {
@@ -275,6 +337,10 @@ impl Checks<'_, '_> {
                 self.at(&key, &key, &message);
             }
         }
+    }
+
+    fn type_of(&self, stage: &str) -> Option<String> {
+        self.root.find(&format!("{stage}.type")).and_then(Node::str).map(str::to_owned)
     }
 
     fn has(&self, path: &str) -> bool {
@@ -300,5 +366,7 @@ impl Checks<'_, '_> {
 }
 
 mod constraints;
+mod works;
+
 #[cfg(test)]
 mod tests;

@@ -5,6 +5,8 @@ use crate::keys::{
     QuantType, Recompute, RewardAggregation, RewardKl, ScaleRewards, ScheduleType, StoppingStrategy,
     Truncation,
 };
+use crate::recipe::{MODEL, stage_of};
+use crate::sampling_keys::{PlannedEnvironment, PlannedServer};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -23,8 +25,85 @@ pub struct Plan {
     pub seed: u64,
     /// What the first stage starts from.
     pub model: PlannedModel,
-    /// The stages, in order.
+    /// The stages that train on what is there before the run begins, in order.
     pub stages: Vec<PlannedStage>,
+    /// The other stages, in order; their numbers are their places among all.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub others: Vec<PlannedWork>,
+}
+
+/// A stage that trains nothing, or that reads what an earlier one makes and is planned in full when that is there.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PlannedWork {
+    /// Position among all stages, from 1.
+    pub number: u32,
+    /// Its name; with the number, the stage's folder.
+    pub name: String,
+    /// Its type.
+    pub r#type: String,
+    /// What it is in a report's words.
+    pub title: String,
+    /// What it reads: names of stages, and `model`.
+    pub reads: Vec<String>,
+    /// Every option, decided.
+    pub settings: Value,
+    /// Files it reads.
+    pub files: Vec<PlannedFile>,
+    /// What it will do, for people: a word and what it stands for.
+    pub summary: Vec<(String, String)>,
+}
+
+/// A stage of either kind.
+#[derive(Clone, Copy, Debug)]
+pub enum AnyStage<'p> {
+    /// One that trains on what is there.
+    Training(&'p PlannedStage),
+    /// Another.
+    Other(&'p PlannedWork),
+}
+
+impl AnyStage<'_> {
+    /// Position among all stages, from 1.
+    pub fn number(&self) -> u32 {
+        match self {
+            AnyStage::Training(stage) => stage.number,
+            AnyStage::Other(work) => work.number,
+        }
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        match self {
+            AnyStage::Training(stage) => &stage.name,
+            AnyStage::Other(work) => &work.name,
+        }
+    }
+
+    /// Its type.
+    pub fn kind(&self) -> &str {
+        match self {
+            AnyStage::Training(stage) => &stage.r#type,
+            AnyStage::Other(work) => &work.r#type,
+        }
+    }
+
+    /// The stage's label and folder name, as in `01-sft`.
+    pub fn label(&self) -> String {
+        label(self.number(), self.name())
+    }
+
+    /// What it reads: names of stages, and `model`.
+    pub fn reads(&self) -> Vec<&str> {
+        match self {
+            AnyStage::Training(stage) => vec![stage_of(&stage.base).unwrap_or(MODEL)],
+            AnyStage::Other(work) => work.reads.iter().map(String::as_str).collect(),
+        }
+    }
+}
+
+fn label(number: u32, name: &str) -> String {
+    format!("{number:02}-{name}")
 }
 
 /// A file and its content.
@@ -88,6 +167,12 @@ pub struct PlannedStage {
     pub name: String,
     /// Its type.
     pub r#type: String,
+    /// What it is in a report's words.
+    #[serde(default)]
+    pub title: String,
+    /// What it begins with: `stage:NAME`, or `model`.
+    #[serde(default)]
+    pub base: String,
     /// Optimiser steps.
     pub steps: u64,
     /// Tokens seen in all steps.
@@ -110,12 +195,21 @@ pub struct PlannedStage {
     pub schedule: PlannedSchedule,
     /// How replies are sampled; `None` where a stage learns from data.
     pub rollout: Option<PlannedRollout>,
+    /// What answers the model between its turns; `None` where a sample is one turn.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub environment: Option<PlannedEnvironment>,
+    /// The server that samples; `None` where the model in training does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub server: Option<PlannedServer>,
     /// What replies are judged by.
     pub rewards: Vec<PlannedReward>,
     /// How rewards become advantages of tokens; `None` where there is no value head.
     pub ppo: Option<PlannedPpo>,
     /// What sets an online method apart; `None` for other stages.
     pub online: Option<PlannedOnline>,
+    /// Where the reference policy is not simply the model as the stage finds it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reference: Option<PlannedReference>,
     /// Whom the stage learns from; `None` where it has no teacher.
     pub distillation: Option<PlannedDistillation>,
     /// Accuracy on generated tasks; no tasks, no measurement.
@@ -124,6 +218,14 @@ pub struct PlannedStage {
     pub memory: Vec<MemoryPart>,
     /// How long the stage should take on this machine.
     pub expected_seconds: f64,
+}
+
+impl PlannedStage {
+    /// Most tokens of a sample, whatever its turns; 0 for a stage that learns from data.
+    pub fn completion_limit(&self) -> u64 {
+        let of_turn = self.rollout.as_ref().map_or(0, |rollout| rollout.max_new_tokens);
+        self.environment.as_ref().map_or(of_turn, |environment| environment.max_tokens)
+    }
 }
 
 /// One part of a stage's memory.
@@ -347,6 +449,9 @@ pub struct PlannedPpo {
     pub lam: f64,
     pub whiten_rewards: bool,
     pub whiten_advantages: bool,
+    /// The model of its own that says values.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub critic: Option<PlannedCritic>,
     /// Text beside the samples.
     pub ptx: Vec<PlannedSource>,
     pub ptx_rows_per_step: u64,
@@ -360,6 +465,44 @@ pub struct PlannedDistillation {
     pub teacher: String,
     /// Its weights and configuration.
     pub files: Vec<PlannedFile>,
+    /// For a stage on rows: the share of steps on the student's samples, and whether the others are on the teacher's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub on_policy: Option<PlannedOnPolicy>,
+}
+
+/// The critic of a stage.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PlannedCritic {
+    /// `policy`, or the folder or hub name.
+    pub model: String,
+    /// Its weights and configuration; none for a copy of the policy.
+    pub files: Vec<PlannedFile>,
+    /// Its learning rate after warm-up.
+    pub learning_rate: f64,
+}
+
+/// On which sequences a student is compared with its teacher.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs, reason = "documented in keys.rs, under the same names")]
+pub struct PlannedOnPolicy {
+    pub lmbda: f64,
+    pub seq_kd: bool,
+}
+
+/// The reference policy.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PlannedReference {
+    /// Another model than the stage begins with.
+    pub model: Option<String>,
+    /// Its weights and configuration.
+    pub files: Vec<PlannedFile>,
+    /// Steps between updates by the policy.
+    pub sync_steps: Option<u64>,
+    /// The policy's share in an update.
+    pub mixup_alpha: f64,
 }
 
 /// What sets an online method apart.
@@ -423,12 +566,18 @@ pub struct PlannedEval {
     pub temperature: f64,
 }
 
+impl PlannedEval {
+    /// Most tokens of an answer to a generated task, where nothing is said.
+    pub const DEFAULT_MAX_NEW_TOKENS: u64 = 256;
+}
+
 /// The fields that say how the plan is carried out or reported, not what comes out of it, by the
 /// object that holds them. A run may be resumed under a plan that differs in these only.
 const WITHOUT_EFFECT_ON_RESULTS: &[(&str, &[&str])] = &[
     ("", &["name"]),
     ("model", &["base", "revision", "tokenizer"]), // `files` says what they contain
-    ("stages", &["memory", "expected_seconds"]),
+    ("stages", &["memory", "expected_seconds", "title"]),
+    ("others", &["title", "summary"]),
     ("train", &["save_every", "keep_last"]),
     ("files", &["path"]),
     ("distillation", &["teacher"]), // `files` says what it contains
@@ -442,6 +591,11 @@ impl Plan {
     /// # Panics
     /// If a number of the plan is not finite.
     pub fn hash(&self) -> String {
+        pt_core::hash::of_bytes(self.what_matters().to_string().as_bytes())
+    }
+
+    /// The plan as its hash sees it.
+    fn what_matters(&self) -> Value {
         let mut value = serde_json::to_value(self).expect("a plan is plain JSON");
         remove_without_effect(&mut value, "");
         for stage in value["stages"].as_array_mut().into_iter().flatten() {
@@ -449,13 +603,59 @@ impl Plan {
                 items_mut(stage, list).for_each(forget_location);
             }
             items_mut(stage, "/rewards").for_each(forget_model);
+            for other in ["/ppo/critic", "/reference"] {
+                stage.pointer_mut(other).into_iter().for_each(forget_name);
+            }
         }
-        pt_core::hash::of_bytes(value.to_string().as_bytes())
+        value
+    }
+
+    /// What one stage is by itself, as the plan's hash sees it, without its place and name: what it reads is named, not described.
+    ///
+    /// # Panics
+    /// If there is no stage of this number.
+    pub fn stage_alone(&self, number: u32) -> Value {
+        let all = self.what_matters();
+        // Of a stage that was planned when its turn came, what the run began with counts.
+        let both =
+            ["others", "stages"].into_iter().flat_map(|list| all[list].as_array().into_iter().flatten());
+        let mut stage =
+            both.into_iter().find(|stage| stage["number"] == number).expect("a stage of the plan").clone();
+        let fields = stage.as_object_mut().expect("a stage is an object");
+        for field in ["number", "name", "base", "reads"] {
+            fields.shift_remove(field);
+        }
+        stage
+    }
+
+    /// The model that the run begins with, as the plan's hash sees it.
+    pub fn model_alone(&self) -> Value {
+        self.what_matters()["model"].clone()
     }
 
     /// The stage's label and folder name, as in `01-sft`.
     pub fn stage_label(stage: &PlannedStage) -> String {
-        format!("{:02}-{}", stage.number, stage.name)
+        label(stage.number, &stage.name)
+    }
+
+    /// All stages, in order.
+    pub fn all_stages(&self) -> Vec<AnyStage<'_>> {
+        // A stage that was planned when its turn came is in both lists; what it reads is said in the second one.
+        let is_other = |stage: &&PlannedStage| self.others.iter().any(|other| other.number == stage.number);
+        let at_once = self.stages.iter().filter(|stage| !is_other(stage)).map(AnyStage::Training);
+        let mut all: Vec<AnyStage<'_>> = at_once.chain(self.others.iter().map(AnyStage::Other)).collect();
+        all.sort_by_key(AnyStage::number);
+        all
+    }
+
+    /// The stage called `name`.
+    pub fn stage_named(&self, name: &str) -> Option<AnyStage<'_>> {
+        self.all_stages().into_iter().find(|stage| stage.name() == name)
+    }
+
+    /// The stages that read what the stage called `name` makes.
+    pub fn readers_of(&self, name: &str) -> Vec<AnyStage<'_>> {
+        self.all_stages().into_iter().filter(|stage| stage.reads().contains(&name)).collect()
     }
 }
 
@@ -471,6 +671,13 @@ fn has_files(item: &Value) -> bool {
 fn forget_location(source: &mut Value) {
     if has_files(source) {
         source.as_object_mut().map(|source| source.shift_remove("source"));
+    }
+}
+
+/// A critic or reference with files is its files.
+fn forget_name(other: &mut Value) {
+    if has_files(other) {
+        other.as_object_mut().map(|other| other.shift_remove("model"));
     }
 }
 

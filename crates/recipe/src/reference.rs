@@ -2,7 +2,7 @@
 
 use crate::keys::SECTIONS;
 use crate::schema::{ComponentKind, Fallback, KeyDoc, Kind, SectionDoc};
-use crate::stage_types::STAGE_TYPES;
+use crate::stage_types::{STAGE_TYPES, WORK_TYPES};
 
 /// Every key of every section, in the order of the manual.
 pub fn documented_keys() -> impl Iterator<Item = &'static KeyDoc> {
@@ -22,8 +22,12 @@ pub fn recipe_reference_markdown() -> String {
          ```toml\n",
     );
     text += MINIMAL;
-    text += "```\n\nStage types:\n\n";
+    text += "```\n\nStages that train:\n\n";
     for kind in STAGE_TYPES {
+        text += &format!("- `{}`: {}.\n", kind.name, kind.doc);
+    }
+    text += "\nStages that train nothing:\n\n";
+    for kind in WORK_TYPES {
         text += &format!("- `{}`: {}.\n", kind.name, kind.doc);
     }
     SECTIONS.iter().for_each(|section| text += &section_markdown(section));
@@ -61,8 +65,10 @@ fn accepts(kind: &Kind) -> String {
         Kind::Component(ComponentKind::Objective) => "`posttrain list objectives`".to_owned(),
         Kind::Component(ComponentKind::Optimizer) => "`posttrain list optimizers`".to_owned(),
         Kind::Component(ComponentKind::Layout) => "`posttrain list layouts`".to_owned(),
+        Kind::Component(ComponentKind::Environment) => "`posttrain list environments`".to_owned(),
         Kind::Component(ComponentKind::Verifier) => "`posttrain list verifiers`".to_owned(),
         Kind::Strings => "string or list of strings".to_owned(),
+        Kind::Floats => "list of numbers".to_owned(),
         Kind::StringTable => "table of strings".to_owned(),
         Kind::Sources => "source or list of sources".to_owned(),
     }

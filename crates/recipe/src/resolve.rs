@@ -1,15 +1,16 @@
 //! From a recipe and the facts about its data and model to a plan.
 
 use crate::keys::{
-    Mask, Method, NewModelSection, Recipe, RewardSection, ScheduleSection, ScheduleType, Source, StageSection,
+    Mask, Method, NewModelSection, RewardSection, ScheduleSection, ScheduleType, Source, StageSection,
 };
 use crate::plan::{
-    MemoryPart, Mixture, Plan, PlannedBound, PlannedComponent, PlannedConstraint, PlannedData,
-    PlannedDistillation, PlannedEval, PlannedFile, PlannedLora, PlannedModel, PlannedNewModel, PlannedOnline,
-    PlannedPpo, PlannedQuantization, PlannedReward, PlannedRollout, PlannedSchedule, PlannedSource,
-    PlannedStage, PlannedTemplate, PlannedTrain, StepSize,
+    MemoryPart, Mixture, Plan, PlannedBound, PlannedComponent, PlannedConstraint, PlannedCritic, PlannedData,
+    PlannedDistillation, PlannedEval, PlannedFile, PlannedLora, PlannedModel, PlannedNewModel,
+    PlannedOnPolicy, PlannedOnline, PlannedPpo, PlannedQuantization, PlannedReference, PlannedReward,
+    PlannedRollout, PlannedSchedule, PlannedSource, PlannedStage, PlannedTemplate, PlannedTrain, StepSize,
 };
-use crate::stage_types::{Credit, StageType};
+use crate::recipe::{MODEL, Recipe};
+use crate::stage_types::{Credit, StageType, title_of};
 use serde_json::Value;
 
 /// The verifier that asks a generated problem's own check.
@@ -45,6 +46,10 @@ pub struct StageFacts {
     pub ptx: Vec<SourceFacts>,
     /// The files of the teacher, where there is one.
     pub teacher: Vec<PlannedFile>,
+    /// The files of the critic, where it is another model.
+    pub critic: Vec<PlannedFile>,
+    /// The files of the reference, where it is another model.
+    pub reference: Vec<PlannedFile>,
     /// One for each reward: the files of the model that judges, none where no model of ours does.
     pub reward_models: Vec<Vec<PlannedFile>>,
     /// Optimiser steps of one pass, as the batches were really formed.
@@ -220,7 +225,7 @@ impl StageSection {
 
     /// The rewards, every option decided. A stage that names none is judged by its generated tasks' own checks.
     pub fn planned_rewards(&self) -> Vec<PlannedReward> {
-        if self.stage_type().rollout.is_none() {
+        if matches!(self.credit(), None | Some(Credit::Divergence)) {
             return Vec::new();
         }
         let planned = |reward: &RewardSection| PlannedReward {
@@ -293,7 +298,7 @@ impl Recipe {
             parameters: facts.parameters,
             files: facts.files.clone(),
         };
-        let numbered = (1..).zip(self.stage.iter().zip(&facts.stages));
+        let numbered = self.numbers.iter().copied().zip(self.stage.iter().zip(&facts.stages));
         let stages = numbered.map(|(number, (stage, facts))| plan_stage(number, stage, facts));
         Ok(Plan {
             format_version: 1,
@@ -301,6 +306,7 @@ impl Recipe {
             seed: self.seed,
             model,
             stages: stages.collect::<Result<_, _>>()?,
+            others: Vec::new(),
         })
     }
 }
@@ -317,6 +323,8 @@ fn plan_stage(number: u32, stage: &StageSection, facts: &StageFacts) -> Result<P
     Ok(PlannedStage {
         number,
         r#type: stage.r#type.clone(),
+        title: title_of(&stage.r#type).to_owned(),
+        base: stage.base.clone().unwrap_or_else(|| MODEL.to_owned()),
         steps,
         tokens: (epochs * facts.tokens_per_epoch as f64).round() as u64,
         trainable_parameters: facts.trainable_parameters,
@@ -337,18 +345,17 @@ fn plan_stage(number: u32, stage: &StageSection, facts: &StageFacts) -> Result<P
         },
         schedule,
         rollout: plan_rollout(stage),
+        environment: stage.planned_environment(),
+        server: stage.planned_server(),
         rewards: plan_rewards(stage, facts),
         ppo: plan_ppo(stage, facts),
         online: plan_online(stage),
-        distillation: stage
-            .distillation
-            .teacher
-            .clone()
-            .map(|teacher| PlannedDistillation { teacher, files: facts.teacher.clone() }),
+        reference: plan_reference(stage, facts),
+        distillation: plan_distillation(stage, facts),
         eval: PlannedEval {
             tasks: stage.eval_tasks(),
             n: stage.eval.n,
-            max_new_tokens: stage.eval.max_new_tokens,
+            max_new_tokens: stage.eval.max_new_tokens.unwrap_or(PlannedEval::DEFAULT_MAX_NEW_TOKENS),
             temperature: stage.eval.temperature,
         },
         memory: facts.memory.clone(),
@@ -422,17 +429,44 @@ fn plan_ppo(stage: &StageSection, facts: &StageFacts) -> Option<PlannedPpo> {
         lam: ppo.lam,
         whiten_rewards: ppo.whiten_rewards,
         whiten_advantages: ppo.whiten_advantages,
+        critic: ppo.critic.clone().map(|model| PlannedCritic {
+            model,
+            files: facts.critic.clone(),
+            learning_rate: ppo.critic_learning_rate.unwrap_or(stage.learning_rate()),
+        }),
         ptx: plan_sources(stage, ppo.ptx.as_deref().unwrap_or_default(), &facts.ptx),
         ptx_rows_per_step: ppo.ptx_rows_per_step,
     })
 }
 
 fn plan_online(stage: &StageSection) -> Option<PlannedOnline> {
-    let is_online =
-        stage.credit().is_some_and(|c| !matches!(c, Credit::Advantages | Credit::Values | Credit::Teacher));
+    let is_online = stage.credit().is_some_and(|c| {
+        !matches!(c, Credit::Advantages | Credit::Values | Credit::Teacher | Credit::Divergence)
+    });
     is_online.then_some(PlannedOnline {
         mixture_coef: stage.online.mixture_coef,
         min_reward: stage.online.min_reward,
+    })
+}
+
+fn plan_distillation(stage: &StageSection, facts: &StageFacts) -> Option<PlannedDistillation> {
+    let section = &stage.distillation;
+    let on_policy = PlannedOnPolicy { lmbda: section.lmbda, seq_kd: section.seq_kd };
+    Some(PlannedDistillation {
+        teacher: section.teacher.clone()?,
+        files: facts.teacher.clone(),
+        on_policy: (stage.credit() == Some(Credit::Divergence)).then_some(on_policy),
+    })
+}
+
+fn plan_reference(stage: &StageSection, facts: &StageFacts) -> Option<PlannedReference> {
+    let section = &stage.reference;
+    let is_other = section.model.is_some() || section.sync_steps.is_some();
+    is_other.then(|| PlannedReference {
+        model: section.model.clone(),
+        files: facts.reference.clone(),
+        sync_steps: section.sync_steps,
+        mixup_alpha: section.mixup_alpha,
     })
 }
 

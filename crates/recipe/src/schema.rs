@@ -34,6 +34,8 @@ pub enum Kind {
     Component(ComponentKind),
     /// A list of texts, or one text.
     Strings,
+    /// A list of numbers.
+    Floats,
     /// A table from text to text.
     StringTable,
     /// Sources of rows: texts or tables, or one text.
@@ -51,6 +53,8 @@ pub enum ComponentKind {
     Layout,
     /// What a reply is worth.
     Verifier,
+    /// What answers between turns.
+    Environment,
 }
 
 /// What a key means when it is not written.
@@ -100,15 +104,22 @@ impl KeyDoc {
         join(self.section, self.name())
     }
 
-    /// The path a `--set` argument takes for stage `stage` (from 0), as in `stage.0.train.epochs`.
+    /// The path a `--set` argument takes to try the key on stage `stage` (from 0), as in `stage.0.train.epochs`; for a key that
+    /// stages read which train nothing, on the stage after it.
     pub fn set_path(&self, stage: usize) -> String {
         match self.path().strip_prefix("stage.") {
-            Some(rest) => format!("stage.{stage}.{rest}"),
+            Some(rest) => format!("stage.{}.{rest}", self.tried_on(stage)),
             None => self.path(),
         }
     }
 
-    /// What else must be set on stage `stage` for the key to have an effect, as `--set` arguments.
+    /// The stage the key is tried on: `stage`, or one after it.
+    fn tried_on(&self, stage: usize) -> usize {
+        let path = self.path();
+        stage + usize::from(path == "stage.base" || crate::work_keys::is_of_works(&path))
+    }
+
+    /// What else must be set on stage `stage` for the key to have an effect, as `--set` arguments; see [`KeyDoc::set_path`].
     pub fn set_beside(&self, stage: usize) -> Vec<String> {
         let needed: &[&str] = match self.path().as_str() {
             "stage.quantization.type" | "stage.quantization.double" => &["train.method=qlora"],
@@ -121,7 +132,44 @@ impl KeyDoc {
             "stage.online.mixture_coef" => &["type=nash_md"],
             "stage.online.min_reward" => &["type=rejection"],
             "stage.distillation.teacher" => &["type=distillation"],
+            path if path.starts_with("stage.distillation.") => {
+                &["type=gkd", "distillation.teacher=models/teacher"]
+            }
+            "stage.reference.mixup_alpha" => &["type=grpo", "objective.beta=0.1", "reference.sync_steps=4"],
+            path if path.starts_with("stage.reference.") => &["type=grpo", "objective.beta=0.1"],
+            "stage.base" => &["type=pretrain", "data.train=generated:raw?chars=2000"],
+            path if crate::work_keys::is_of_eval_stages(path) => {
+                &["type=eval", "eval.tasks=generated:letters?level=1"]
+            }
+            path if path.starts_with("stage.gate.") => {
+                &["type=eval", "eval.tasks=generated:letters?level=1", "gate.max_loss=0.1"]
+            }
+            "stage.curate.sources" => &["type=curate"],
+            path if path.starts_with("stage.curate.") => {
+                &["type=curate", "curate.sources=generated:letters?level=1&n=9"]
+            }
+            path if path.starts_with("stage.feedback.") => &[
+                "type=feedback",
+                "feedback.sources=generated:letters?level=1&n=9",
+                "feedback.server=http://127.0.0.1:8000/v1",
+            ],
+            path if path.starts_with("stage.merge.") => {
+                &["type=merge", "merge.models=[\"model\", \"model\"]"]
+            }
+            path if path.starts_with("stage.export.") => &["type=export", "export.format=gguf"],
+            "stage.ppo.critic_learning_rate" => &["type=ppo", "ppo.critic=policy"],
             path if path.starts_with("stage.ppo.") => &["type=ppo"],
+            "stage.environment.type" => &["type=grpo"],
+            path if path.starts_with("stage.environment.") => {
+                &["type=grpo", "environment.type=command", "environment.command=['true']"]
+            },
+            "stage.server.url" => &["type=grpo"],
+            "stage.server.reload_body" | "stage.server.reload_every" => &[
+                "type=grpo",
+                "server.url=http://127.0.0.1:1/v1",
+                "server.reload_url=http://127.0.0.1:1/reload",
+            ],
+            path if path.starts_with("stage.server.") => &["type=grpo", "server.url=http://127.0.0.1:1/v1"],
             path if path.starts_with("stage.rollout.") => &["type=grpo"],
             path if path.starts_with("stage.reward.0.multiplier_") => {
                 &["type=grpo", "reward.0.type=math", "reward.0.at_least=0.9"]
@@ -129,6 +177,7 @@ impl KeyDoc {
             path if path.starts_with("stage.reward.") => &["type=grpo", "reward.0.type=math"],
             _ => &[],
         };
+        let stage = self.tried_on(stage);
         needed.iter().map(|set| format!("stage.{stage}.{set}")).collect()
     }
 
@@ -177,6 +226,8 @@ pub struct Catalogue {
     pub layouts: Vec<Component>,
     /// Verifiers.
     pub verifiers: Vec<Component>,
+    /// Environments.
+    pub environments: Vec<Component>,
 }
 
 impl Catalogue {
@@ -187,6 +238,7 @@ impl Catalogue {
             ComponentKind::Optimizer => &self.optimizers,
             ComponentKind::Layout => &self.layouts,
             ComponentKind::Verifier => &self.verifiers,
+            ComponentKind::Environment => &self.environments,
         }
     }
 }
@@ -481,6 +533,20 @@ impl FromNode for Vec<String> {
             _ => return wrong(reader, path, node, "a list of strings that is not empty"),
         };
         let read = |item| String::from_node(reader, path, item, &Kind::String);
+        items.iter().map(read).collect::<Vec<_>>().into_iter().collect()
+    }
+}
+
+impl FromNode for Vec<f64> {
+    fn from_node(reader: &mut Reader<'_>, path: &str, node: &Node, _: &Kind) -> Option<Self> {
+        let NodeValue::List(items) = &node.value else {
+            return wrong(reader, path, node, "a list of numbers");
+        };
+        if items.is_empty() {
+            return wrong(reader, path, node, "a list of numbers that is not empty");
+        }
+        let any = Kind::Float { min: f64::MIN, max: f64::MAX };
+        let read = |item| f64::from_node(reader, path, item, &any);
         items.iter().map(read).collect::<Vec<_>>().into_iter().collect()
     }
 }

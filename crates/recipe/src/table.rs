@@ -1,7 +1,8 @@
 //! A plan as aligned text, for people.
 
 use crate::plan::{
-    Mixture, Plan, PlannedBound, PlannedReward, PlannedRollout, PlannedSource, PlannedStage, StepSize,
+    AnyStage, Mixture, Plan, PlannedBound, PlannedReward, PlannedRollout, PlannedSource, PlannedStage,
+    PlannedWork, StepSize,
 };
 
 /// Rows of (key, value) under a heading.
@@ -24,7 +25,10 @@ impl Plan {
     /// The plan as an aligned table.
     pub fn to_table(&self) -> String {
         let mut blocks = vec![self.head()];
-        blocks.extend(self.stages.iter().map(stage_block));
+        blocks.extend(self.all_stages().iter().map(|stage| match stage {
+            AnyStage::Training(stage) => stage_block(stage),
+            AnyStage::Other(work) => work_block(work),
+        }));
         let width =
             blocks.iter().flat_map(|b| &b.rows).map(|(key, _)| key.chars().count()).max().unwrap_or(0);
         let mut text = String::new();
@@ -60,6 +64,17 @@ impl Plan {
     }
 }
 
+fn work_block(work: &PlannedWork) -> Block {
+    let mut block = Block::new(format!("stage {} ({})", AnyStage::Other(work).label(), work.r#type));
+    if !work.reads.is_empty() {
+        block.row("reads", work.reads.join(", "));
+    }
+    for (key, value) in &work.summary {
+        block.row(key, value.as_str());
+    }
+    block
+}
+
 fn stage_block(stage: &PlannedStage) -> Block {
     let mut block = Block::new(format!("stage {} ({})", Plan::stage_label(stage), stage.r#type));
     let lora = stage.lora.as_ref().map_or_else(String::new, |lora| {
@@ -73,6 +88,9 @@ fn stage_block(stage: &PlannedStage) -> Block {
         )
     });
     block.row("method", format!("{}{lora}{storage}", stage.train.method.as_str()));
+    if crate::recipe::stage_of(&stage.base).is_some() {
+        block.row("begins with", stage.base.as_str());
+    }
     block.row("trains", format!("{} parameters", count(stage.trainable_parameters)));
     block.row("objective", component(&stage.objective.r#type, &stage.objective.params));
     block.row("optimizer", component(&stage.optimizer.r#type, &stage.optimizer.params));
@@ -85,6 +103,16 @@ fn stage_block(stage: &PlannedStage) -> Block {
     block.row("tokens", count(stage.tokens));
     if let Some(rollout) = &stage.rollout {
         rollout_rows(&mut block, rollout);
+    }
+    if let Some(environment) = &stage.environment {
+        let limits = (count(environment.max_turns), count(environment.max_tokens));
+        block.row(
+            "environment",
+            format!("{}, at most {} turns and {} tokens", environment.r#type, limits.0, limits.1),
+        );
+    }
+    if let Some(server) = &stage.server {
+        block.row("sampled by", &*server.url);
     }
     for reward in &stage.rewards {
         block.row("reward", reward_line(reward));

@@ -32,4 +32,4 @@ pub use curriculum::{Curriculum, CurriculumConfig};
 pub use dynamic::{DynamicSampling, DynamicSamplingConfig, Round};
 pub use error::RlError;
 pub use kl::KlController;
-pub use rollouts::{RolloutRecord, RolloutsFolder, TokenCredit};
+pub use rollouts::{RolloutRecord, RolloutsFolder, TokenCredit, TurnRecord};

@@ -27,6 +27,49 @@ pub fn completion_metrics(completions: &[(usize, bool)]) -> Vec<(String, f64)> {
     metrics
 }
 
+/// What is counted of a sample from an environment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct EpisodeFigures {
+    /// Turns of the model.
+    pub n_turns: usize,
+    /// Tools that were called.
+    pub n_calls: usize,
+    /// Of these, how many failed.
+    pub n_failures: usize,
+    /// Whether it ended because no more turns were allowed.
+    pub is_out_of_turns: bool,
+    /// Whether it ended because the chat template would have written earlier turns in another way.
+    pub is_rewritten: bool,
+    /// Whether the environment broke.
+    pub is_aborted: bool,
+}
+
+/// `turns/mean`, `turns/max`; TRL's `tools/call_frequency` (calls per sample) and `tools/failure_frequency` (the share of calls that
+/// failed); the shares of episodes that ended otherwise than by a last turn: `environment/out_of_turns`, `environment/rewritten`,
+/// `environment/aborted`. Nothing without episodes.
+pub fn episode_metrics(episodes: &[EpisodeFigures]) -> Vec<(String, f64)> {
+    if episodes.is_empty() {
+        return Vec::new();
+    }
+    let n = episodes.len() as f64;
+    let sum = |of: fn(&EpisodeFigures) -> usize| episodes.iter().map(of).sum::<usize>() as f64;
+    let share = |of: fn(&EpisodeFigures) -> bool| episodes.iter().filter(|e| of(e)).count() as f64 / n;
+    let most = episodes.iter().map(|episode| episode.n_turns).max().unwrap_or(0);
+    let n_calls = sum(|episode| episode.n_calls);
+    let failed = sum(|episode| episode.n_failures) / n_calls.max(1.0);
+    [
+        ("turns/mean", sum(|episode| episode.n_turns) / n),
+        ("turns/max", most as f64),
+        ("tools/call_frequency", n_calls / n),
+        ("tools/failure_frequency", failed),
+        ("environment/out_of_turns", share(|episode| episode.is_out_of_turns)),
+        ("environment/rewritten", share(|episode| episode.is_rewritten)),
+        ("environment/aborted", share(|episode| episode.is_aborted)),
+    ]
+    .map(|(name, value)| (name.to_owned(), value))
+    .to_vec()
+}
+
 /// `rewards/{name}/mean`, `rewards/{name}/std`, `rewards/{name}/skipped` (the share that could not be judged; not in TRL), `reward`,
 /// `reward_std`, `frac_reward_zero_std`. Where nothing could be judged, a mean is left out.
 pub fn reward_metrics(
@@ -82,6 +125,25 @@ mod tests {
         assert_eq!(found.len(), expected.len());
         assert!(names_and_values(&[(9, true)]).contains(&("max_terminated_length".to_owned(), 0.0)));
         assert!(completion_metrics(&[]).is_empty());
+    }
+
+    #[test]
+    fn episodes_have_turns_calls_and_ends() {
+        let one = EpisodeFigures { n_turns: 3, n_calls: 2, n_failures: 1, ..EpisodeFigures::default() };
+        let other = EpisodeFigures { n_turns: 1, is_aborted: true, ..EpisodeFigures::default() };
+        let metrics = episode_metrics(&[one, other]);
+        let value = |name: &str| metrics.iter().find(|(n, _)| n == name).map(|(_, v)| *v);
+        for (name, expected) in [
+            ("turns/mean", 2.0),
+            ("turns/max", 3.0),
+            ("tools/call_frequency", 1.0),
+            ("tools/failure_frequency", 0.5),
+            ("environment/aborted", 0.5),
+            ("environment/rewritten", 0.0),
+        ] {
+            assert_eq!(value(name), Some(expected), "{name}");
+        }
+        assert!(episode_metrics(&[]).is_empty());
     }
 
     #[test]

@@ -51,6 +51,17 @@ impl TokenCredit {
     }
 }
 
+/// A turn of a sample from an environment.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct TurnRecord {
+    /// `assistant`, or who else spoke.
+    pub role: String,
+    /// What was said, special tokens removed.
+    pub text: String,
+    /// Its tokens among the sample's, in order; what the chat template writes around it counts with it.
+    pub n_tokens: usize,
+}
+
 /// One sample.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct RolloutRecord {
@@ -81,6 +92,9 @@ pub struct RolloutRecord {
     /// `[completion_ids]`: loss weights, where not every token was sampled (tool results); empty if all are 1.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub weights: Vec<f32>,
+    /// The turns, where an environment stood between them; otherwise empty.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub turns: Vec<TurnRecord>,
     /// What each verifier said.
     pub verdicts: Vec<NamedVerdict>,
     /// The reward; none if nothing could judge it.
@@ -288,6 +302,7 @@ mod tests {
             logprobs,
             sampler_logprobs: Vec::new(),
             weights: vec![1.0; n],
+            turns: vec![TurnRecord { role: "assistant".to_owned(), text: "2".to_owned(), n_tokens: n }],
             verdicts: vec![
                 NamedVerdict { name: "math".to_owned(), verdict: Verdict::pass("2 is 2") },
                 NamedVerdict { name: "format".to_owned(), verdict: Verdict::skip("no gold answer") },

@@ -4,7 +4,7 @@ use pt_core::rng::Draws;
 
 use crate::error::TaskError;
 use crate::families::{
-    arithmetic, base, chat, colouring, countdown, digits, instruction, jugs, knights, letters, magic,
+    arithmetic, base, chat, colouring, countdown, digits, guess, instruction, jugs, knights, letters, magic,
 };
 use crate::families::{maze, order, program, queens, rewrite, subset, sudoku, sum};
 use crate::problem::Problem;
@@ -153,6 +153,12 @@ pub const FAMILIES: &[Family] = &[
         summary: "measure an amount with two or three jugs",
         levels: jugs::LEVELS,
         generate: jugs::generate,
+    },
+    Family {
+        name: "guess",
+        summary: "a guessing game of several turns, for the environment `guess`",
+        levels: guess::LEVELS,
+        generate: guess::generate,
     },
 ];
 

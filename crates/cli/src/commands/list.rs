@@ -51,6 +51,10 @@ enum Listed {
     Tasks,
     /// What replies are judged by: the rewards of stages that sample.
     Verifiers,
+    /// What answers a model between its turns, in stages that sample.
+    Environments,
+    /// Tools that come with the environment `tools`.
+    Tools,
     /// Types of a recipe's stages.
     Stages,
     /// Every key of a recipe.
@@ -97,6 +101,8 @@ fn entries(kind: Listed) -> Vec<Entry> {
         Listed::Layouts => layouts(),
         Listed::Tasks => tasks(),
         Listed::Verifiers => verifiers(),
+        Listed::Environments => environments(),
+        Listed::Tools => tools(),
         Listed::Stages => stages(),
         Listed::Keys => keys(),
         Listed::Isas => isas(),
@@ -183,6 +189,20 @@ fn verifiers() -> Vec<Entry> {
     all.chain(pt_pipeline::rl::LOCAL_VERIFIERS.iter().map(local)).collect()
 }
 
+fn environments() -> Vec<Entry> {
+    let choice = |o: &OptionInfo| Choice::new(o.name, o.kind, o.default, o.doc);
+    let entry = |info: &pt_environments::EnvironmentInfo| {
+        Entry::new(info.name, info.summary)
+            .with("reads", info.reads)
+            .with_options(info.options.iter().map(choice))
+    };
+    pt_environments::ENVIRONMENTS.iter().map(entry).collect()
+}
+
+fn tools() -> Vec<Entry> {
+    pt_environments::TOOLS.iter().map(|info| Entry::new(info.name, info.summary)).collect()
+}
+
 fn stages() -> Vec<Entry> {
     let entry = |stage: &pt_recipe::StageType| {
         let rates = format!(
@@ -195,7 +215,8 @@ fn stages() -> Vec<Entry> {
             .with("learning rate", rates)
             .with("packing", stage.packing.as_str())
     };
-    STAGE_TYPES.iter().map(entry).collect()
+    let work = |work: &pt_recipe::WorkType| Entry::new(work.name, work.doc).with("sections", work.sections.join(", "));
+    STAGE_TYPES.iter().map(entry).chain(pt_recipe::WORK_TYPES.iter().map(work)).collect()
 }
 
 fn keys() -> Vec<Entry> {
@@ -221,6 +242,7 @@ fn accepted(kind: &Kind) -> String {
             format!("a name of `posttrain list {}s`", format!("{kind:?}").to_lowercase())
         }
         Kind::Strings => "text, or list of texts".to_owned(),
+        Kind::Floats => "a list of numbers".to_owned(),
         Kind::StringTable => "table from text to text".to_owned(),
         Kind::Sources => "source, or list of sources".to_owned(),
     }

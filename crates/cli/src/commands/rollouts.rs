@@ -201,7 +201,7 @@ fn sample(record: &RolloutRecord, per_round: u64, width: usize, style: Style) ->
         "advantage {:+.3}, {}, {}",
         record.advantage,
         ui::counted(record.completion_ids.len(), "token"),
-        if record.finish_reason == "length" { "cut at the limit" } else { "ended by itself" }
+        ending(&record.finish_reason)
     );
     let mut out = format!("\n{}  {reward}  {}\n", style.name(&head), style.dim(&about));
     let mut text = |label: &str, text: &str, paint: &dyn Fn(&str) -> String| {
@@ -216,7 +216,14 @@ fn sample(record: &RolloutRecord, per_round: u64, width: usize, style: Style) ->
         }
     };
     text("prompt", record.prompt_text.as_deref().unwrap_or(""), &|line| style.dim(line));
-    text("completion", &record.text, &str::to_owned);
+    match record.turns.is_empty() {
+        true => text("completion", &record.text, &str::to_owned),
+        false => record.turns.iter().for_each(|turn| match turn.role.as_str() {
+            "assistant" => text("assistant", &turn.text, &str::to_owned),
+            // It was said to the model, and does not train.
+            role => text(role, &turn.text, &|line| style.dim(line)),
+        }),
+    }
     for named in &record.verdicts {
         let verdict = &named.verdict;
         let score = verdict.score.map_or_else(|| "skip".to_owned(), |score| format!("{score:.3}"));
@@ -226,6 +233,17 @@ fn sample(record: &RolloutRecord, per_round: u64, width: usize, style: Style) ->
         text("verdict", &format!("{}: {score}{parts} {}", named.name, verdict.reason), &str::to_owned);
     }
     out
+}
+
+/// How a sample ended, in words.
+fn ending(finish_reason: &str) -> &'static str {
+    match finish_reason {
+        "length" => "cut at the limit",
+        "max_turns" => "out of turns",
+        "rewritten" => "ended where the template rewrites earlier turns",
+        "aborted" => "its environment broke",
+        _ => "ended by itself",
+    }
 }
 
 fn replay_step(

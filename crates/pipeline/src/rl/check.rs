@@ -10,7 +10,9 @@ use crate::error::{PipelineError, Result};
 /// # Errors
 /// [`PipelineError::Unsupported`] says which, [`PipelineError::Rl`] for numbers out of range.
 pub(crate) fn check_rollout(rollout: &PlannedRollout, stage: &PlannedStage) -> Result<()> {
-    if let Some(overlong) = soft_overlong(rollout) {
+    check_environment(stage)?;
+    check_server(stage)?;
+    if let Some(overlong) = soft_overlong(rollout, stage.completion_limit()) {
         overlong.check()?;
     }
     if rollout.aggregation == RewardAggregation::SumThenNormalize {
@@ -39,6 +41,34 @@ pub(crate) fn check_rollout(rollout: &PlannedRollout, stage: &PlannedStage) -> R
     }
 }
 
+/// Refuses methods whose samples cannot come from an environment.
+fn check_environment(stage: &PlannedStage) -> Result<()> {
+    use pt_recipe::Credit;
+    let credit = StageType::named(&stage.r#type).and_then(|kind| kind.rollout).map(|own| own.credit);
+    let why = match credit.filter(|_| stage.environment.is_some()) {
+        Some(Credit::Values) => "has a critic, which would value what the environment said",
+        Some(Credit::Mixture) => "plays against a mixture of two models, which takes one turn",
+        _ => return Ok(()),
+    };
+    Err(PipelineError::Unsupported {
+        what: format!("a stage of type `{}` {why}", stage.r#type),
+        advice: "use a method of group advantages, as grpo, dapo or rloo, or remove [stage.environment]".to_owned(),
+    })
+}
+
+/// Refuses methods that sample from other models beside the policy, which the server does not have.
+fn check_server(stage: &PlannedStage) -> Result<()> {
+    use pt_recipe::Credit;
+    let credit = StageType::named(&stage.r#type).and_then(|kind| kind.rollout).map(|own| own.credit);
+    if stage.server.is_none() || !matches!(credit, Some(Credit::ReferencePair | Credit::Mixture)) {
+        return Ok(());
+    }
+    Err(PipelineError::Unsupported {
+        what: format!("a stage of type `{}` samples from its reference too, which the server has not", stage.r#type),
+        advice: "use another method, or remove [stage.server]".to_owned(),
+    })
+}
+
 /// A group's deviation is no unit of the distance from anything else than the group: the more alike its samples are, the larger
 /// would be what they share.
 fn check_scale(rollout: &PlannedRollout) -> Result<()> {
@@ -58,9 +88,9 @@ fn check_scale(rollout: &PlannedRollout) -> Result<()> {
 }
 
 /// DAPO's punishment of length, if the stage has it.
-pub(super) fn soft_overlong(rollout: &PlannedRollout) -> Option<SoftOverlong> {
+pub(super) fn soft_overlong(rollout: &PlannedRollout, limit: u64) -> Option<SoftOverlong> {
     (rollout.overlong_cache > 0).then_some(SoftOverlong {
-        max_completion_len: rollout.max_new_tokens as usize,
+        max_completion_len: limit as usize,
         soft_punish_cache: rollout.overlong_cache as usize,
     })
 }

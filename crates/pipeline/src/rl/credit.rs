@@ -7,18 +7,21 @@
 //! What trains is made from the records alone, so that a run resumed in the middle of a round, which reads them back, trains on
 //! the same.
 
+use std::collections::BTreeMap;
+
 use pt_engine::Dtype;
 use pt_models::Model;
 use pt_recipe::PlannedStage;
 use pt_rl::metrics::reward_metrics;
 use pt_rl::{AdvantageConfig, Baseline, RolloutRecord, ScaleRewards};
-use pt_train::Example;
+use pt_run::{OwnedTensor, TensorEntry};
+use pt_train::{Example, MicroBatch, Trainer};
 
 use super::advantages::GroupAdvantages;
 use super::best::Best;
 use super::pairs::{Mixture, Pairs};
 use super::reference::Reference;
-use super::sampler::{Drawn, Sampler};
+use super::sampler::{Drawn, Prompt, Sampler};
 use super::taught::Taught;
 use super::values::Values;
 use crate::error::Result;
@@ -66,10 +69,10 @@ pub(crate) trait Credit {
         sampler: &Sampler<'_>,
         model: &Model,
         reference: Option<&Reference>,
-        prompts: &[(u64, Vec<u32>)],
+        prompts: &[Prompt<'_>],
     ) -> Result<Vec<Vec<Drawn>>> {
         let _ = reference;
-        sampler.groups(model, prompts)
+        sampler.samples(model, prompts)
     }
 
     /// Notes in the records, one to each sample, what the round makes of them. The examples are the groups, with every reply and
@@ -107,6 +110,30 @@ pub(crate) trait Credit {
         false
     }
 
+    /// Trains what the credit itself learns beside the policy, such as a critic, on what a step trains on; nothing at all: the step is
+    /// left out.
+    ///
+    /// # Errors
+    /// Those of a training step.
+    fn train(&mut self, micro_batches: &[MicroBatch]) -> Result<Figures> {
+        let _ = micro_batches;
+        Ok(Vec::new())
+    }
+
+    /// What a checkpoint keeps beside [`Credit::state`] that is too large for it.
+    fn tensors(&self) -> Vec<TensorEntry<'static>> {
+        Vec::new()
+    }
+
+    /// Puts back what [`Credit::tensors`] gave, by name; after [`Credit::restore`].
+    ///
+    /// # Errors
+    /// If they are not tensors of this kind.
+    fn restore_tensors(&mut self, tensors: &mut BTreeMap<String, OwnedTensor>) -> Result<()> {
+        let _ = tensors;
+        Ok(())
+    }
+
     /// What a checkpoint keeps.
     fn state(&self) -> serde_json::Value {
         serde_json::Value::Null
@@ -120,6 +147,17 @@ pub(crate) trait Credit {
         let _ = state;
         Ok(())
     }
+}
+
+/// Values said by a critic.
+///
+/// # Errors
+/// Options out of range.
+///
+/// # Panics
+/// If the stage has no options of ppo.
+pub(crate) fn values_of_critic(planned: &PlannedStage, critic: Trainer) -> Result<Box<dyn Credit>> {
+    Ok(Box::new(Values::new(planned.ppo.as_ref().expect("ppo has its options"))?.with_critic(critic)))
 }
 
 /// What the stage makes of its samples.
@@ -142,6 +180,7 @@ pub(crate) fn build_credit(planned: &PlannedStage, seed: u64) -> Result<Box<dyn 
         Kind::ReferencePair => Box::new(Pairs::with_reference(seed)),
         Kind::Mixture => Box::new(Mixture::new(online().mixture_coef, seed)),
         Kind::Teacher => Box::new(Taught),
+        Kind::Divergence => panic!("a stage on rows and a teacher judges no samples"),
         Kind::Best => Box::new(Best::new(online().min_reward)),
     })
 }

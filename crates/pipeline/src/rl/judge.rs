@@ -5,7 +5,10 @@ use pt_data::Record;
 use pt_recipe::{PlannedReward, TASK_REWARD};
 use pt_rl::{Bound, Constraint, Constraints};
 use pt_verify::{Question, RewardSpec, Rewards, Scored, Verdict, Verifier};
+use serde_json::{Map, Value};
 
+use super::environment::{EPISODE, row_with_episode};
+use super::play::Played;
 use super::{process_reward, reward_model};
 use crate::error::Result;
 
@@ -31,6 +34,13 @@ pub const LOCAL_VERIFIERS: &[LocalVerifier] = &[
         reads: "the `check` column of generated rows",
         options: &[],
         build: build_task,
+    },
+    LocalVerifier {
+        name: ENVIRONMENT,
+        summary: "what the stage's environment says of the whole episode",
+        reads: "the verdict with which the environment ended it",
+        options: &[],
+        build: build_of_environment,
     },
     reward_model::INFO,
     process_reward::INFO,
@@ -59,6 +69,34 @@ impl Verifier for Task {
             Err(problem) => Verdict::skip(problem.to_string()),
         }
     }
+}
+
+/// What the environment said of an episode.
+#[derive(Debug)]
+struct OfEnvironment;
+
+/// Its name.
+const ENVIRONMENT: &str = "environment";
+
+impl Verifier for OfEnvironment {
+    fn name(&self) -> &'static str {
+        ENVIRONMENT
+    }
+
+    fn verify(&self, question: &Question<'_>) -> Verdict {
+        let Some(episode) = question.row.get(EPISODE) else {
+            return Verdict::skip("the stage has no environment");
+        };
+        match serde_json::from_value::<Option<Verdict>>(episode["verdict"].clone()) {
+            Ok(Some(verdict)) => verdict,
+            _ => Verdict::skip("the environment gave no verdict"),
+        }
+    }
+}
+
+fn build_of_environment(options: &toml::Table) -> std::result::Result<Box<dyn Verifier>, CatalogueError> {
+    pt_core::catalogue::check_options("verifier", ENVIRONMENT, &[], options)?;
+    Ok(Box::new(OfEnvironment))
 }
 
 /// The columns that are looked at for the right answer, in this order.
@@ -202,6 +240,8 @@ pub struct Judged<'a> {
     pub text: &'a str,
     /// Whether it was cut at the token limit.
     pub is_truncated: bool,
+    /// What happened in the environment, if there is one.
+    pub(crate) episode: Option<&'a Played>,
 }
 
 impl StageRewards {
@@ -234,18 +274,32 @@ impl StageRewards {
     /// Judges all replies, in order.
     pub fn judge(&self, replies: &[Judged<'_>]) -> Vec<Scored> {
         let prompts: Vec<String> = replies.iter().map(|reply| prompt_text(reply.record)).collect();
+        let rows: Vec<Option<Map<String, Value>>> = replies
+            .iter()
+            .map(|reply| reply.episode.map(|played| row_with_episode(reply.record, played)))
+            .collect();
         let questions: Vec<Question<'_>> = replies
             .iter()
             .zip(&prompts)
-            .map(|(reply, prompt)| Question {
+            .zip(&rows)
+            .map(|((reply, prompt), row)| Question {
                 prompt,
                 reply: reply.text,
                 gold: None,
-                row: &reply.record.extra,
+                row: row.as_ref().unwrap_or(&reply.record.extra),
                 is_truncated: reply.is_truncated,
             })
             .collect();
-        self.rewards.score(&questions)
+        let mut scored = self.rewards.score(&questions);
+        for (scored, reply) in scored.iter_mut().zip(replies) {
+            // Where the environment broke, nothing is known of the reply.
+            if let Some(failure) = reply.episode.and_then(|played| played.failure.as_ref()) {
+                scored.total = None;
+                let skip = Verdict::skip(format!("the environment broke: {failure}"));
+                scored.verdicts.fill(skip);
+            }
+        }
+        scored
     }
 }
 

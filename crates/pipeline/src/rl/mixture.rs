@@ -10,7 +10,7 @@ use pt_engine::Tape;
 use pt_models::Model;
 use pt_train::{Example, MicroBatch, Reply};
 
-use super::sampler::{Drawn, Sampler};
+use super::sampler::{Drawn, Prompt, Sampler};
 use crate::error::Result;
 
 /// A sample under way.
@@ -27,7 +27,7 @@ pub(super) fn groups(
     policy: &Model,
     reference: &Model,
     coef: f64,
-    prompts: &[(u64, Vec<u32>)],
+    prompts: &[Prompt<'_>],
 ) -> Result<Vec<Vec<Drawn>>> {
     let (n, params) = (sampler.n(), sampler.params());
     let random = Stream::new(params.seed, "mixture");
@@ -40,7 +40,7 @@ pub(super) fn groups(
             break;
         }
         let rows = |model: &Model| -> Vec<Vec<f64>> {
-            let (prompt_of, grown) = (|i: usize| &prompts[i / n].1, |i: usize| &samples[i].token_ids);
+            let (prompt_of, grown) = (|i: usize| &prompts[i / n].token_ids, |i: usize| &samples[i].token_ids);
             open.iter().map(|&i| log_softmax(sampler, model, prompt_of(i), grown(i))).collect()
         };
         let (ours, theirs) = (rows(policy), rows(reference));
@@ -49,7 +49,7 @@ pub(super) fn groups(
                 ours.iter().zip(&theirs).map(|(a, b)| (1.0 - coef) * a + coef * b).collect();
             let mixed = normalised(mixed);
             let sample = &mut samples[i];
-            let u = uniform(&random, prompts[i / n].0, i % n, sample.token_ids.len());
+            let u = uniform(&random, prompts[i / n].key, i % n, sample.token_ids.len());
             let token = pick(&mixed, u);
             sample.token_ids.push(token);
             sample.logprobs.push(mixed[token as usize] as f32);

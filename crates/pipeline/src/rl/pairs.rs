@@ -21,7 +21,7 @@ use pt_train::{Example, Reply};
 use super::credit::{Credit, Figures, JudgedRound};
 use super::mixture;
 use super::reference::Reference;
-use super::sampler::{Drawn, Sampler};
+use super::sampler::{Drawn, Prompt, Sampler};
 use crate::error::Result;
 
 /// Sets the draws of the second half apart from those of the first, which has the same prompts.
@@ -83,10 +83,8 @@ fn joined(first: Vec<Vec<Drawn>>, second: Vec<Vec<Drawn>>) -> Vec<Vec<Drawn>> {
 
 /// The reference as a model of its own, which the stage of a method that samples from it always has.
 fn own_model(reference: Option<&Reference>) -> &Model {
-    match reference {
-        Some(Reference::Frozen(model)) => model,
-        other => panic!("a method that samples from the reference has a model for it, not {other:?}"),
-    }
+    let own = reference.and_then(Reference::own_model);
+    own.unwrap_or_else(|| panic!("a method that samples from the reference has a model for it, not {reference:?}"))
 }
 
 impl Credit for Pairs {
@@ -95,12 +93,12 @@ impl Credit for Pairs {
         sampler: &Sampler<'_>,
         model: &Model,
         reference: Option<&Reference>,
-        prompts: &[(u64, Vec<u32>)],
+        prompts: &[Prompt<'_>],
     ) -> Result<Vec<Vec<Drawn>>> {
-        let Some(seed) = self.reference_seed else { return sampler.groups(model, prompts) };
+        let Some(seed) = self.reference_seed else { return sampler.samples(model, prompts) };
         let (n_policy, n_reference) = halves(sampler.n());
-        let first = sampler.of_size(n_policy).groups(model, prompts)?;
-        let second = sampler.of_size(n_reference).seeded(seed).groups(own_model(reference), prompts)?;
+        let first = sampler.of_size(n_policy).samples(model, prompts)?;
+        let second = sampler.of_size(n_reference).seeded(seed).samples(own_model(reference), prompts)?;
         Ok(joined(first, second))
     }
 
@@ -189,10 +187,10 @@ impl Credit for Mixture {
         sampler: &Sampler<'_>,
         model: &Model,
         reference: Option<&Reference>,
-        prompts: &[(u64, Vec<u32>)],
+        prompts: &[Prompt<'_>],
     ) -> Result<Vec<Vec<Drawn>>> {
         let (n_policy, n_opponents) = halves(sampler.n());
-        let first = sampler.of_size(n_policy).groups(model, prompts)?;
+        let first = sampler.of_size(n_policy).samples(model, prompts)?;
         let opponents = sampler.of_size(n_opponents).seeded(self.seed);
         let second = mixture::groups(&opponents, model, own_model(reference), self.coef, prompts)?;
         Ok(joined(first, second))

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use pt_models::Model;
 use pt_objectives::{OBJECTIVES, Objective};
 use pt_optim::{Groups, ScheduleConfig};
-use pt_recipe::{Credit, Method, Plan, PlannedStage, StageType};
+use pt_recipe::{Credit, Method, Plan, PlannedStage, StageType, stage_of};
 use pt_rl::{RolloutRecord, RolloutsFolder};
 use pt_run::{CheckpointStore, Retention};
 use pt_train::{Example, Known, Reply, Trainer, TrainerOptions};
@@ -15,7 +15,8 @@ use serde_json::{Map, Value};
 use super::reference::Reference;
 use super::{group_examples, pack_groups};
 use crate::error::{PipelineError, Result};
-use crate::model::{engine_dtype, language_model_before, load_model, locate_model};
+use crate::graph::model_folder;
+use crate::model::{engine_dtype, load_model, locate_model};
 use crate::source::Surroundings;
 
 /// What is replayed.
@@ -74,7 +75,7 @@ pub fn replay(
         return refuse(format!("there are no samples of step {step}"), "choose a step that was sampled");
     };
     let name = options.objective.clone().unwrap_or_else(|| stage.objective.r#type.clone());
-    let objective = objective(stage, &name, &options.options, rollout.max_new_tokens)?;
+    let objective = objective(stage, &name, &options.options, stage.completion_limit())?;
     let needs = objective.needs();
     if needs.score_outputs > 0 {
         return refuse(
@@ -190,12 +191,9 @@ fn input_folder(
     stage: &PlannedStage,
     surroundings: &Surroundings,
 ) -> Result<PathBuf> {
-    let index =
-        plan.stages.iter().position(|other| other.number == stage.number).expect("a stage of the plan");
-    match (language_model_before(plan, index), &plan.model.base) {
-        (Some(before), _) => {
-            Ok(run.join("stages").join(Plan::stage_label(&plan.stages[before])).join("model"))
-        }
+    let before = stage_of(&stage.base).and_then(|name| model_folder(run, plan, name));
+    match (before, &plan.model.base) {
+        (Some(before), _) => Ok(before),
         (None, Some(base)) => locate_model(base, &plan.model.revision, surroundings),
         (None, None) => Err(PipelineError::Unsupported {
             what: "the stage began with a model from nothing, which was not kept".to_owned(),

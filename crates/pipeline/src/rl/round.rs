@@ -11,7 +11,7 @@ use pt_train::Example;
 use pt_verify::Scored;
 
 use super::judge::Judged;
-use super::sampler::Drawn;
+use super::sampler::{Drawn, Prompt};
 use super::source::{RoundData, Rounds};
 use crate::error::Result;
 
@@ -59,8 +59,15 @@ impl Rounds<'_> {
             .enumerate()
             .map(|(i, at)| self.prompts.sources()[at.source_idx].example(at.row_idx, first_key + i as u64))
             .collect::<Result<Vec<Example>>>()?;
-        let requests: Vec<(u64, Vec<u32>)> =
-            prompts.iter().map(|prompt| (prompt.key, prompt.token_ids.clone())).collect();
+        let requests: Vec<Prompt<'_>> = prompts
+            .iter()
+            .zip(rows)
+            .map(|(prompt, at)| Prompt {
+                key: prompt.key,
+                token_ids: prompt.token_ids.clone(),
+                record: Some(self.record(*at)),
+            })
+            .collect();
         let drawn = self.credit.sample(&self.sampler, model, self.reference.as_ref(), &requests)?;
         let replies: Vec<Judged<'_>> = rows
             .iter()
@@ -71,6 +78,7 @@ impl Rounds<'_> {
                     record,
                     text: &drawn.text,
                     is_truncated: drawn.is_truncated,
+                    episode: drawn.episode.as_deref(),
                 })
             })
             .collect();
@@ -83,6 +91,21 @@ impl Rounds<'_> {
         Ok(prompts.into_iter().zip(rows).zip(drawn).map(group).collect())
     }
 
+    /// What became of the samples that a server was asked for; nothing without one.
+    ///
+    /// # Errors
+    /// A round of which nothing came back.
+    fn sampled_elsewhere(&self, groups: &[Group]) -> Result<Vec<(String, f64)>> {
+        let Some(server) = self.sampler.server() else { return Ok(Vec::new()) };
+        let counts = server.take_counts();
+        if groups.is_empty() {
+            return Err(server.nothing_came(&counts));
+        }
+        let mut metrics = counts.metrics();
+        metrics.push(("server/staleness".to_owned(), self.staleness as f64));
+        Ok(metrics)
+    }
+
     pub(super) fn record(&self, at: RowAt) -> &Record {
         let source = &self.prompts.sources()[at.source_idx];
         &self.records[at.source_idx][source.record_of(at.row_idx)]
@@ -91,6 +114,11 @@ impl Rounds<'_> {
     /// Samples a round, again where groups have no signal and the plan allows it.
     pub(super) fn sample(&mut self, round: u64, model: &Model) -> Result<RoundData> {
         let mut rows = self.first_prompts(round)?;
+        if let (Some(reload), Some(server)) = (&mut self.reload, self.sampler.server()) {
+            let at = (round, round * self.options.rollout.passes * self.options.rollout.mini_batches);
+            let (tokenizer, template) = (self.sampler.tokenizer(), self.sampler.template());
+            self.staleness = reload.before_round(server, at, model, tokenizer, template)?;
+        }
         let config = DynamicSamplingConfig {
             max_rounds: self.options.rollout.sampling_rounds as usize,
             on_exhausted: Exhausted::Fill,
@@ -120,7 +148,9 @@ impl Rounds<'_> {
         let n_silent = selection.n_silent as f64 / selection.n_sampled.max(1) as f64;
         self.figures.frac_without_signal = Some(n_silent).filter(|_| self.credit.compares_groups());
         for group in rounds.iter().flatten() {
-            self.curriculum.observe(problem_of(group.at), round, &raw_verdicts(group));
+            if !group.drawn.is_empty() {
+                self.curriculum.observe(problem_of(group.at), round, &raw_verdicts(group));
+            }
         }
         let chosen: BTreeSet<(usize, usize)> =
             selection.groups.iter().map(|at| (at.round, at.group)).collect();
@@ -130,8 +160,12 @@ impl Rounds<'_> {
             .flat_map(|(r, groups)| groups.into_iter().enumerate().map(move |(g, group)| ((r, g), group)))
             .filter(|(at, _)| chosen.contains(at))
             .map(|(_, group)| group)
+            // Of a server's samples some may be lost on the way.
+            .filter(|group| !group.drawn.is_empty())
             .collect();
+        let of_server = self.sampled_elsewhere(&groups)?;
         let mut data = self.weigh(round, groups, model)?;
+        data.metrics.extend(of_server);
         if self.options.rollout.sampling_rounds > 1 {
             data.metrics.push(("dynamic_sampling/rounds".to_owned(), selection.n_rounds as f64));
             data.metrics.push(("dynamic_sampling/groups_sampled".to_owned(), selection.n_sampled as f64));

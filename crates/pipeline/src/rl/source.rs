@@ -1,5 +1,7 @@
 //! Rounds of sampling as steps of training.
 
+use std::collections::BTreeMap;
+
 use pt_core::rng::Stream;
 use pt_data::Record;
 use pt_engine::Dtype;
@@ -10,6 +12,7 @@ use pt_rl::{
     Action, Alarms, AlarmsConfig, ConstraintState, Constraints, Curriculum, CurriculumConfig, RolloutsFolder,
     StepFigures,
 };
+use pt_run::{OwnedTensor, TensorEntry};
 use pt_train::{Alarm, AlarmAction, Example, SourceResult, StepData, StepSource, StepStats};
 use serde::{Deserialize, Serialize};
 
@@ -18,6 +21,7 @@ use super::credit::Credit;
 use super::judge::StageRewards;
 use super::reference::Reference;
 use super::sampler::Sampler;
+use super::server::Reload;
 use super::{pack_groups, texts_beside};
 use crate::error::Result;
 use crate::steps::Steps;
@@ -25,6 +29,8 @@ use crate::steps::Steps;
 /// How rounds are made.
 pub(crate) struct RoundsOptions {
     pub(crate) rollout: PlannedRollout,
+    /// Most tokens of a sample, whatever its turns.
+    pub(crate) completion_limit: u64,
     pub(crate) tokens_per_micro_batch: usize,
     pub(crate) dtype: Dtype,
     pub(crate) seed: u64,
@@ -55,6 +61,10 @@ pub(crate) struct Rounds<'t> {
     /// Metrics of a round that an earlier life of the run sampled.
     pub(super) earlier_metrics: Vec<(String, f64)>,
     pub(super) is_halted: bool,
+    /// What keeps a server's weights near the policy's, if there is one.
+    pub(super) reload: Option<Reload>,
+    /// Steps by which the server's weights were behind in this round.
+    pub(super) staleness: u64,
 }
 
 /// What a checkpoint keeps.
@@ -103,15 +113,22 @@ impl<'t> Rounds<'t> {
             folder,
             credit,
             ptx,
-            overlong: soft_overlong(&options.rollout),
+            overlong: soft_overlong(&options.rollout, options.completion_limit),
             alarms: Alarms::new(&AlarmsConfig::default())?,
             curriculum: Curriculum::new(CurriculumConfig::default())?,
             current: None,
             figures: StepFigures::default(),
             earlier_metrics: Vec::new(),
             is_halted: false,
+            reload: None,
+            staleness: 0,
             options,
         })
+    }
+
+    /// The same, with what keeps a server's weights near the policy's.
+    pub(crate) fn with_reload(self, reload: Option<Reload>) -> Rounds<'t> {
+        Rounds { reload, ..self }
     }
 
     /// Optimiser steps of one round.
@@ -146,7 +163,12 @@ impl StepSource for Rounds<'_> {
         let (round, part) = (step_idx / per_round, step_idx % per_round);
         if self.current.as_ref().is_none_or(|current| current.index != round) {
             self.current = Some(match part {
-                0 => self.sample(round, model)?,
+                0 => {
+                    if let Some(Reference::Following(following)) = &mut self.reference {
+                        following.follow(model, step_idx, per_round)?;
+                    }
+                    self.sample(round, model)?
+                }
                 _ => self.recorded(round, step_idx, model)?,
             });
         }
@@ -171,7 +193,9 @@ impl StepSource for Rounds<'_> {
         if let Some(ptx) = ptx.as_mut().filter(|_| !is_empty) {
             micro_batches.extend(texts_beside(ptx, step_idx)?);
         }
-        Ok(StepData { micro_batches: if is_empty { Vec::new() } else { micro_batches }, metrics })
+        let micro_batches = if is_empty { Vec::new() } else { micro_batches };
+        metrics.extend(self.credit.train(&micro_batches)?);
+        Ok(StepData { micro_batches, metrics })
     }
 
     fn epoch(&mut self, steps_done: u64) -> f64 {
@@ -199,6 +223,22 @@ impl StepSource for Rounds<'_> {
         (self.earlier_metrics, self.is_halted) = (metrics, is_halted);
         self.credit.restore(&credit)?;
         self.constraints.restore(&constraints)?;
+        Ok(())
+    }
+
+    fn tensors(&self) -> Vec<TensorEntry<'static>> {
+        let mut tensors = self.credit.tensors();
+        if let Some(Reference::Following(following)) = &self.reference {
+            tensors.extend(following.tensors());
+        }
+        tensors
+    }
+
+    fn restore_tensors(&mut self, mut tensors: BTreeMap<String, OwnedTensor>) -> SourceResult<()> {
+        self.credit.restore_tensors(&mut tensors)?;
+        if let Some(Reference::Following(following)) = &mut self.reference {
+            following.restore(&tensors)?;
+        }
         Ok(())
     }
 

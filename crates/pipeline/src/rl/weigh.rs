@@ -6,7 +6,7 @@ use pt_models::Model;
 use pt_rl::RolloutRecord;
 use pt_rl::advantages::subtract_kl;
 use pt_rl::alarms::top_ngram;
-use pt_rl::metrics::completion_metrics;
+use pt_rl::metrics::{EpisodeFigures, completion_metrics, episode_metrics};
 use pt_rl::rollouts::NamedVerdict;
 use pt_train::{Example, Known, Reply};
 use pt_verify::Scored;
@@ -29,7 +29,10 @@ fn key_of(round: u64, group: usize) -> u64 {
 
 impl Rounds<'_> {
     /// Rewards to advantages; what the round leaves in its file, and what it trains on.
-    pub(super) fn weigh(&mut self, round: u64, groups: Vec<Group>, model: &Model) -> Result<RoundData> {
+    pub(super) fn weigh(&mut self, round: u64, mut groups: Vec<Group>, model: &Model) -> Result<RoundData> {
+        if self.sampler.server().is_some() {
+            self.score_own(&mut groups, model);
+        }
         let mut examples: Vec<Example> =
             groups.iter().enumerate().map(|(g, group)| self.example(group, key_of(round, g))).collect();
         if let Some(reference) = &self.reference {
@@ -56,9 +59,12 @@ impl Rounds<'_> {
         let lengths: Vec<(usize, bool)> = groups
             .iter()
             .flat_map(|group| &group.drawn)
-            .map(|drawn| (drawn.token_ids.len(), drawn.is_truncated))
+            .map(|drawn| (drawn.sampled_ids().count(), drawn.is_truncated))
             .collect();
         metrics.extend(completion_metrics(&lengths));
+        let drawn = groups.iter().flat_map(|group| &group.drawn);
+        let episodes: Vec<EpisodeFigures> = drawn.filter_map(Drawn::figures).collect();
+        metrics.extend(episode_metrics(&episodes));
         self.folder.write(round, &records)?;
         self.look(&metrics, &groups);
         Ok(RoundData { index: round, groups: self.trained(&records, examples), metrics })
@@ -84,14 +90,13 @@ impl Rounds<'_> {
     }
 
     /// A group as one example, without advantages.
-    fn example(&self, group: &Group, key: u64) -> Example {
+    pub(super) fn example(&self, group: &Group, key: u64) -> Example {
         let is_reused = self.steps_per_round() > 1;
         let replies = group.drawn.iter().map(|drawn| {
-            let n = drawn.token_ids.len();
             let is_masked = self.options.rollout.mask_truncated && drawn.is_truncated;
             Reply {
                 token_ids: drawn.token_ids.clone(),
-                weights: vec![if is_masked { 0.0 } else { 1.0 }; n],
+                weights: if is_masked { vec![0.0; drawn.weights.len()] } else { drawn.weights.clone() },
                 is_truncated: drawn.is_truncated,
                 known: Known {
                     // Where samples are used once, the policy is its own old policy: the ratio is exactly 1.
@@ -123,10 +128,17 @@ impl Rounds<'_> {
         }
         let replies = examples.iter().flat_map(|example| &example.replies);
         let drawn = groups.iter().flat_map(|group| &group.drawn);
-        let logprobs: Vec<(&[f32], &[f32])> = drawn
+        // What an environment said is no choice of the policy's, from which it could diverge.
+        let chosen = |values: &[f32], drawn: &Drawn| -> Vec<f32> {
+            let both = values.iter().zip(&drawn.weights);
+            both.filter(|(_, weight)| **weight > 0.0).map(|(value, _)| *value).collect()
+        };
+        let logprobs: Vec<(Vec<f32>, Vec<f32>)> = drawn
             .zip(replies)
-            .map(|(drawn, reply)| (drawn.logprobs.as_slice(), reply.known.reference_logp.as_slice()))
+            .map(|(drawn, reply)| (chosen(&drawn.logprobs, drawn), chosen(&reply.known.reference_logp, drawn)))
             .collect();
+        let logprobs: Vec<(&[f32], &[f32])> =
+            logprobs.iter().map(|(own, reference)| (own.as_slice(), reference.as_slice())).collect();
         Ok(subtract_kl(&totals, &logprobs, coefficient)?)
     }
 
@@ -149,6 +161,8 @@ impl Rounds<'_> {
                     text: drawn.text.clone(),
                     logprobs: drawn.logprobs.clone(),
                     sampler_logprobs: drawn.filtered_logprobs.clone().unwrap_or_default(),
+                    weights: if drawn.episode.is_some() { drawn.weights.clone() } else { Vec::new() },
+                    turns: drawn.episode.as_ref().map_or_else(Vec::new, |played| played.turns.clone()),
                     verdicts: named
                         .map(|(name, verdict)| NamedVerdict {
                             name: (*name).to_owned(),
@@ -156,7 +170,7 @@ impl Rounds<'_> {
                         })
                         .collect(),
                     reward: totals[at],
-                    finish_reason: if drawn.is_truncated { "length" } else { "stop" }.to_owned(),
+                    finish_reason: drawn.end.as_str().to_owned(),
                     ..RolloutRecord::default()
                 });
             }
@@ -171,9 +185,9 @@ impl Rounds<'_> {
         self.figures.clipped_ratio = value("completions/clipped_ratio");
         self.figures.reward = value("reward");
         self.figures.hidden_score = self.rewards.hidden_score(groups.iter().flat_map(|group| &group.scored));
-        let completions =
-            groups.iter().flat_map(|group| &group.drawn).map(|drawn| drawn.token_ids.as_slice());
-        self.figures.top_ngram = top_ngram(completions, NGRAM);
+        let drawn = groups.iter().flat_map(|group| &group.drawn);
+        let completions: Vec<Vec<u32>> = drawn.map(|drawn| drawn.sampled_ids().collect()).collect();
+        self.figures.top_ngram = top_ngram(completions.iter().map(Vec::as_slice), NGRAM);
     }
 
     /// A round that an earlier life of the run sampled and was in the middle of.
@@ -195,7 +209,10 @@ impl Rounds<'_> {
             let is_truncated = record.finish_reason == "length";
             let is_masked = self.options.rollout.mask_truncated && is_truncated;
             let reply = Reply {
-                weights: vec![if is_masked { 0.0 } else { 1.0 }; n],
+                weights: match record.weights.is_empty() || is_masked {
+                    true => vec![if is_masked { 0.0 } else { 1.0 }; n],
+                    false => record.weights.clone(),
+                },
                 is_truncated,
                 known: Known {
                     sampler_logp: match record.sampler_logprobs.is_empty() {

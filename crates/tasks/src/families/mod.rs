@@ -6,6 +6,7 @@ pub mod chat;
 pub mod colouring;
 pub mod countdown;
 pub mod digits;
+pub mod guess;
 pub mod instruction;
 pub mod jugs;
 pub mod knights;
