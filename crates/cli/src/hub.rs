@@ -72,19 +72,24 @@ pub(crate) fn ensure_recipe(recipe: &Recipe, environment: &Environment) -> anyho
     datasets_of(recipe).into_iter().try_for_each(|name| ensure_dataset(name, environment))
 }
 
-/// Models by name and revision; a teacher is taken from its main branch.
+/// Models by name and revision; teachers, references and critics are taken from their main branch.
 fn models_of(recipe: &Recipe) -> Vec<(&str, &str)> {
     let model = &recipe.model;
     let base = model.base.iter().map(|name| (name.as_str(), model.revision.as_str()));
-    let teachers = recipe.stage.iter().filter_map(|stage| stage.distillation.teacher.as_ref());
-    base.chain(teachers.map(|name| (name.as_str(), "main"))).collect()
+    let others = recipe.all_stages().into_iter().flat_map(|(_, stage)| {
+        // `policy` is a copy of what is there.
+        let critic = stage.ppo.critic.as_deref().filter(|name| *name != "policy");
+        let of_training = [stage.distillation.teacher.as_deref(), stage.reference.model.as_deref(), critic];
+        of_training.into_iter().flatten().chain(stage.named_models())
+    });
+    // What an earlier stage makes, and the recipe's own model, are no names on the hub.
+    let others = others.filter(|name| *name != pt_recipe::MODEL && pt_recipe::stage_of(name).is_none());
+    base.chain(others.map(|name| (name, "main"))).collect()
 }
 
 fn datasets_of(recipe: &Recipe) -> Vec<&str> {
-    let sources = recipe.stage.iter().flat_map(|stage| {
-        stage.data.train.iter().chain(stage.data.eval.iter().flatten()).chain(stage.ppo.ptx.iter().flatten())
-    });
-    sources.map(|source| source.source.as_str()).collect()
+    let sources = recipe.all_stages().into_iter().flat_map(|(_, stage)| stage.named_sources());
+    sources.map(|source| source.source.as_str()).filter(|name| pt_recipe::stage_of(name).is_none()).collect()
 }
 
 fn absent(name: &str) -> String {

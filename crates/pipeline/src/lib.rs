@@ -9,11 +9,15 @@
 //! nothing, and reads nothing from its surroundings but what [`Surroundings`] holds.
 
 mod displacement;
+mod distil;
 mod error;
 mod example;
 mod fitting;
 mod folder;
+mod graph;
 mod invariance;
+mod kinds;
+mod loaded;
 pub mod model;
 mod output;
 mod prepare;
@@ -30,6 +34,7 @@ mod run;
 pub mod scorer;
 pub mod source;
 pub mod stage;
+mod stage_steps;
 pub mod steps;
 mod stop;
 pub mod tasks;
@@ -39,10 +44,11 @@ mod verify;
 
 pub use error::{PipelineError, PlanChange, Result};
 pub use invariance::{LayoutResult, verify_invariance};
+pub use loaded::{Loaded, own_dtype, stop_tokens};
 pub use output::write_model;
 pub use prepare::{Prepared, catalogue, check_fits, load_recipe, prepare, prepare_again};
 pub use probe::{flops_per_token, matrix_peak};
-pub use report::{StageReport, TaskGain};
+pub use report::{Contrast, Measure, StageReport, TaskGain};
 pub use reward_report::{CalibrationBin, LengthBias, RankedPair, RewardReport, Share};
 pub use run::{RunOptions, RunOutcome, Watch, run};
 pub use source::Surroundings;

@@ -4,11 +4,12 @@ use std::path::{Path, PathBuf};
 
 use pt_engine::Dtype;
 use pt_models::{LoadOptions, Model, ModelConfig, NewModel};
-use pt_recipe::{Plan, PlannedFile, PlannedNewModel, PlannedStage, Recipe, StageSection, StageType};
+use pt_recipe::{PlannedFile, PlannedNewModel, PlannedStage, Recipe, StageSection, StageType};
 use pt_text::template::Moment;
 use pt_text::{ChatTemplate, Tokenizer, train_byte_bpe};
 
 use crate::error::{PipelineError, Result};
+use crate::reference::load_named;
 use crate::source::{Surroundings, planned_file};
 
 /// ChatML, for models that are made from nothing.
@@ -53,14 +54,9 @@ pub fn locate_model(name: &str, revision: &str, surroundings: &Surroundings) -> 
     Err(PipelineError::NotDownloaded { name: name.to_owned(), cache })
 }
 
-/// Whether a planned stage writes a reward model, on which no later stage trains.
+/// Whether a planned stage writes a reward model.
 pub(crate) fn writes_scorer(planned: &PlannedStage) -> bool {
     StageType::named(&planned.r#type).is_some_and(StageType::writes_scorer)
-}
-
-/// The last stage before this one whose model is a language model: what the stage begins with; `None` is the base.
-pub(crate) fn language_model_before(plan: &Plan, index: usize) -> Option<usize> {
-    (0..index).rev().find(|i| !writes_scorer(&plan.stages[*i]))
 }
 
 /// The recipe's tokenizer. `texts` are what one is trained on if the recipe asks for that.
@@ -256,49 +252,24 @@ fn model_folder_files(dir: &Path) -> Result<Vec<PathBuf>> {
 pub(crate) fn load_teacher(
     recipe: &Recipe,
     stage: &StageSection,
+    tokenizer: &Tokenizer,
     surroundings: &Surroundings,
     student: &Model,
 ) -> Result<Model> {
     let name = stage.distillation.teacher.as_deref().expect("a distillation stage names its teacher");
-    let path = locate_model(name, "main", surroundings)?;
-    let mut teacher = load_model(&path, Some(engine_dtype(recipe.model.dtype)))?;
+    let teacher = load_named("teacher", name, recipe, tokenizer, surroundings)?;
     let (found, expected) = (teacher.config.vocab_size, student.config.vocab_size);
     if found != expected {
         return Err(PipelineError::Unsupported {
             what: format!(
                 "the teacher `{name}` has a vocabulary of {found} tokens, the student one of {expected}"
             ),
-            advice: "choose a teacher with the student's tokenizer".to_owned(),
+            advice: "choose a teacher with the student's tokenizer and as many rows in its output layer, or learn from its samples: \
+                     write them with `posttrain feedback answer`, and train on them in an `sft` stage"
+                .to_owned(),
         });
     }
-    teacher.freeze();
     Ok(teacher)
-}
-
-/// What a distillation stage's teacher takes in memory, by its configuration.
-///
-/// # Errors
-/// If it cannot be found or read.
-///
-/// # Panics
-/// As [`load_teacher`].
-pub(crate) fn teacher_bytes(
-    recipe: &Recipe,
-    stage: &StageSection,
-    surroundings: &Surroundings,
-) -> Result<usize> {
-    let name = stage.distillation.teacher.as_deref().expect("a distillation stage names its teacher");
-    let config = config_at(&locate_model(name, "main", surroundings)?)?;
-    Ok(config.n_params() * engine_dtype(recipe.model.dtype).bytes())
-}
-
-/// The files of a teacher, hashed; none where there is no teacher.
-///
-/// # Errors
-/// If it cannot be found or read.
-pub(crate) fn teacher_files(stage: &StageSection, surroundings: &Surroundings) -> Result<Vec<PlannedFile>> {
-    let Some(name) = &stage.distillation.teacher else { return Ok(Vec::new()) };
-    model_files_at(locate_model(name, "main", surroundings)?)
 }
 
 /// The files of a model's folder, or the one file it is, hashed.
@@ -329,7 +300,7 @@ pub fn model_config(
     config_at(&locate_model(base, &recipe.model.revision, surroundings)?)
 }
 
-fn config_at(path: &Path) -> Result<ModelConfig> {
+pub(crate) fn config_at(path: &Path) -> Result<ModelConfig> {
     if path.is_dir() {
         return Ok(pt_models::load_config(path, &[])?);
     }

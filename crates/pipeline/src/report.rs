@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::tasks::TaskScore;
 
 /// What a stage did; also its `outcome.json`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct StageReport {
     /// Identifies everything that decided the result: another run with a stage of this key may take it over.
     #[serde(default)]
@@ -21,8 +21,53 @@ pub struct StageReport {
     pub best_step: Option<u64>,
     /// Gains on tasks.
     pub gains: Vec<TaskGain>,
-    /// Folder of the model or adapter, relative to the run.
+    /// What it made, relative to the run: the folder of a model or adapter, a file of rows, a folder of results.
     pub output: PathBuf,
+    /// What a person should know of a stage that trained nothing, a sentence each.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub lines: Vec<String>,
+    /// What an eval stage measured, model by model.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub measures: Vec<Measure>,
+    /// How every two of its models differ.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub contrasts: Vec<Contrast>,
+}
+
+/// A model on a benchmark, by the benchmark's first metric.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Measure {
+    /// The model: a stage's name, or `base`.
+    pub model: String,
+    /// The benchmark with its options.
+    pub benchmark: String,
+    /// The metric.
+    pub metric: String,
+    /// Its value.
+    pub value: f64,
+    /// Its 95 % interval.
+    pub interval95: Option<(f64, f64)>,
+    /// Questions that were judged.
+    pub n: usize,
+    /// Whether more is better.
+    pub higher_is_better: bool,
+}
+
+/// Two models on a benchmark, question by question.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Contrast {
+    /// The benchmark with its options.
+    pub benchmark: String,
+    /// The model that is compared with.
+    pub base: String,
+    /// The model that is compared.
+    pub model: String,
+    /// What was gained: negative is worse, whichever way the metric goes.
+    pub gain: f64,
+    /// Its 95 % interval, paired.
+    pub gain95: (f64, f64),
+    /// The exact McNemar test, where answers are right or wrong.
+    pub mcnemar_p: Option<f64>,
 }
 
 /// A task before and after a stage.

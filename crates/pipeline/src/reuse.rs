@@ -1,52 +1,56 @@
 //! Stages that another run has carried out already: the same plan up to there, the same tokenizer, so the same result.
 //!
-//! A stage's *key* is a hash of everything that decides what it makes: the plan of all stages up to it, and the tokenizer, which may
-//! have been trained on the text of later ones too. A complete stage of the same key in another run folder is taken over: its files
+//! A complete stage of the same key (see `graph`) in another run folder is taken over, whatever its place and name there: its files
 //! are linked (or copied where that is not possible), its metrics written again. Checkpoints stay behind; a complete stage needs none.
 
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use pt_core::hash;
-use pt_recipe::{Plan, PlannedStage};
 use pt_run::{RunFolder, StageFolder};
-use pt_text::Tokenizer;
 
 use crate::error::{PipelineError, Result};
 use crate::report::StageReport;
 
 /// Left behind: what only an unfinished stage needs.
-const NOT_TAKEN: &[&str] = &["checkpoints", "outcome.json", "reference-logp.bin"];
+const NOT_TAKEN: &[&str] = &["checkpoints", "outcome.json", crate::reference::FOLDER];
 
-/// The key of stage `index`.
-pub(crate) fn stage_key(plan: &Plan, index: usize, tokenizer: &Tokenizer) -> String {
-    let upto = Plan { stages: plan.stages[..=index].to_vec(), ..plan.clone() };
-    hash::of_parts([upto.hash().as_bytes(), tokenizer.content_hash().as_bytes()])
+/// A stage of another run.
+pub(crate) struct Found {
+    /// The run.
+    pub run: PathBuf,
+    /// The stage's folder there.
+    pub label: String,
+    /// What it did.
+    pub report: StageReport,
 }
 
-/// A run that has carried out the stage, and what it found; the first of `candidates`, in order.
-pub(crate) fn find(
-    candidates: &[PathBuf],
-    planned: &PlannedStage,
-    key: &str,
-    needs_model: bool,
-) -> Option<(PathBuf, StageReport)> {
-    let label = Plan::stage_label(planned);
+/// A run that has carried out the stage of this key, and what it found; the first of `candidates`, in order.
+pub(crate) fn find(candidates: &[PathBuf], key: &str, needs_model: bool) -> Option<Found> {
     candidates.iter().find_map(|run| {
-        let stage = run.join("stages").join(&label);
-        let report: StageReport = serde_json::from_slice(&fs::read(stage.join("outcome.json")).ok()?).ok()?;
-        let has_model = !needs_model || stage.join("model").is_dir();
-        (report.key == key && has_model).then(|| (run.clone(), report))
+        let mut labels: Vec<String> = fs::read_dir(run.join("stages"))
+            .ok()?
+            .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+            .collect();
+        labels.sort();
+        labels.into_iter().find_map(|label| {
+            let stage = run.join("stages").join(&label);
+            let outcome = fs::read(stage.join("outcome.json")).ok()?;
+            let report: StageReport = serde_json::from_slice(&outcome).ok()?;
+            let has_model = !needs_model || stage.join("model").is_dir();
+            (report.key == key && has_model).then(|| Found { run: run.clone(), label, report })
+        })
     })
 }
 
-/// Takes the stage over from `run`. It is complete once its outcome is written, which the caller does last.
+/// Takes the stage over, and gives its report with the output where it is now. It is complete once its outcome is written, which
+/// the caller does last.
 ///
 /// # Errors
 /// Files that cannot be read or written.
-pub(crate) fn adopt(run: &Path, folder: &mut RunFolder, stage: &StageFolder) -> Result<()> {
-    let from = run.join("stages").join(stage.label());
+pub(crate) fn adopt(found: &Found, folder: &mut RunFolder, stage: &StageFolder) -> Result<StageReport> {
+    let (run, label) = (&found.run, found.label.as_str());
+    let from = run.join("stages").join(label);
     for entry in fs::read_dir(&from).map_err(PipelineError::io("read", &from))? {
         let entry = entry.map_err(PipelineError::io("read", &from))?;
         let name = entry.file_name();
@@ -57,9 +61,15 @@ pub(crate) fn adopt(run: &Path, folder: &mut RunFolder, stage: &StageFolder) -> 
         link_all(&entry.path(), &to).map_err(PipelineError::io("take over", &to))?;
     }
     folder.resume_at(stage, 0)?;
-    copy_lines(&run.join("metrics.jsonl"), stage, |step, values| folder.log_metrics(stage, step, values))?;
-    copy_lines(&run.join("timing.jsonl"), stage, |step, values| folder.log_timing(stage, step, values))?;
-    Ok(folder.sync()?)
+    copy_lines(&run.join("metrics.jsonl"), label, |step, values| folder.log_metrics(stage, step, values))?;
+    copy_lines(&run.join("timing.jsonl"), label, |step, values| folder.log_timing(stage, step, values))?;
+    folder.sync()?;
+    let mut report = found.report.clone();
+    let there = Path::new("stages").join(label);
+    if let Ok(rest) = report.output.strip_prefix(&there) {
+        report.output = Path::new("stages").join(stage.label()).join(rest);
+    }
+    Ok(report)
 }
 
 /// The same files under another name; what was there is replaced.
@@ -80,16 +90,16 @@ fn link_all(from: &Path, to: &Path) -> io::Result<()> {
     fs::hard_link(from, to).or_else(|_| fs::copy(from, to).map(drop))
 }
 
-/// Calls `log(step, values)` for every line of the stage.
+/// Calls `log(step, values)` for every line of the stage called `label`.
 fn copy_lines(
     path: &Path,
-    stage: &StageFolder,
+    label: &str,
     mut log: impl FnMut(u64, Vec<(&str, f64)>) -> pt_run::Result<()>,
 ) -> Result<()> {
     let Ok(text) = fs::read_to_string(path) else { return Ok(()) };
     for line in text.lines() {
         let Ok(serde_json::Value::Object(line)) = serde_json::from_str(line) else { continue };
-        if line.get("stage").and_then(|label| label.as_str()) != Some(stage.label()) {
+        if line.get("stage").and_then(|label| label.as_str()) != Some(label) {
             continue;
         }
         let Some(step) = line.get("step").and_then(serde_json::Value::as_u64) else { continue };

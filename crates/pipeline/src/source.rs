@@ -80,7 +80,7 @@ pub fn read_source(source: &Source, surroundings: &Surroundings) -> Result<Sourc
 }
 
 /// How the files of a source are found and read.
-fn read_options(source: &Source, surroundings: &Surroundings) -> ReadOptions {
+pub(crate) fn read_options(source: &Source, surroundings: &Surroundings) -> ReadOptions {
     ReadOptions {
         format: source.format.map(format_of),
         split: source.split.clone(),
@@ -96,7 +96,7 @@ fn read_options(source: &Source, surroundings: &Surroundings) -> ReadOptions {
     }
 }
 
-fn format_of(format: FileFormat) -> Format {
+pub(crate) fn format_of(format: FileFormat) -> Format {
     match format {
         FileFormat::Jsonl => Format::Jsonl,
         FileFormat::Json => Format::Json,
@@ -117,6 +117,18 @@ fn read_files(source: &Source, surroundings: &Surroundings) -> Result<(Vec<Row>,
     let rows =
         read::open(&source.source, &options)?.take(limit).collect::<std::result::Result<Vec<_>, _>>()?;
     Ok((rows, planned, content))
+}
+
+/// The files of a source, hashed; none for a generated one.
+///
+/// # Errors
+/// If they are not there.
+pub(crate) fn source_files(source: &Source, surroundings: &Surroundings) -> Result<Vec<PlannedFile>> {
+    if GeneratedSource::is_generated(&source.source) {
+        return Ok(Vec::new());
+    }
+    let files = read::locate(&source.source, &read_options(source, surroundings))?;
+    files.iter().map(planned_file).collect()
 }
 
 /// A file with its size and hash, as plans list it.

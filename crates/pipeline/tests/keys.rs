@@ -236,6 +236,7 @@ fn trial(doc: &KeyDoc, dir: &Path) -> Trial {
             trial.change = set("guess");
         }
         "stage.server.key_file" => trial.change = set(&file("key.txt", "secret")),
+        "stage.eval.samples" => trial.beside.push("stage.1.eval.temperature=0.7".to_owned()),
         path if path.starts_with("stage.eval.") => trial.text = Some(format!("{}{SFT}", on_base())),
         _ => {}
     }

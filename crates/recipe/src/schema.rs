@@ -139,12 +139,12 @@ impl KeyDoc {
             path if path.starts_with("stage.reference.") => &["type=grpo", "objective.beta=0.1"],
             "stage.base" => &["type=pretrain", "data.train=generated:raw?chars=2000"],
             path if crate::work_keys::is_of_eval_stages(path) => {
-                &["type=eval", "eval.tasks=generated:letters?level=1"]
+                &["type=eval", "eval.tasks=generated:letters?level=1&n=20"]
             }
             path if path.starts_with("stage.gate.") => {
-                &["type=eval", "eval.tasks=generated:letters?level=1", "gate.max_loss=0.1"]
+                &["type=eval", "eval.tasks=generated:letters?level=1&n=20", "gate.max_loss=0.1"]
             }
-            "stage.curate.sources" => &["type=curate"],
+            "stage.curate.sources" => &["type=curate", "curate.sources=generated:letters?level=1&n=9"],
             path if path.starts_with("stage.curate.") => {
                 &["type=curate", "curate.sources=generated:letters?level=1&n=9"]
             }

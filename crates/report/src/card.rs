@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::page::gains;
 use crate::read::{RunData, StageData};
-use crate::text::{compact, count, number, percent, points, short_task, stage_title};
+use crate::text::{compact, count, number, percent, points, short_task};
 use crate::{Paired, ReportError};
 
 /// The line by which a card of ours is known, so that only such a card is ever replaced.
@@ -28,7 +28,10 @@ pub fn card(
 ) -> Result<(String, std::path::PathBuf), ReportError> {
     let is_it = |s: &&StageData| match stage {
         Some(name) => s.name() == name || s.label == name,
-        None => s.outcome.is_some(),
+        // The last that left a model: what came after it looked at it.
+        None => s.outcome.as_ref().is_some_and(|outcome| {
+            outcome.output.as_os_str().is_empty() || outcome.output.ends_with("model") || outcome.output.ends_with("adapter")
+        }),
     };
     let found = run.stages.iter().rposition(|s| is_it(&s)).ok_or_else(|| ReportError::NoStage {
         name: stage.unwrap_or("(complete)").to_owned(),
@@ -46,6 +49,7 @@ pub fn card(
     let _ = write!(out, "\n{CARD_MARK}\n\n# {}\n\n", plain(&run.name()));
     introduction(&mut out, run, stages);
     results(&mut out, stages, paired);
+    evaluations(&mut out, &run.stages);
     procedure(&mut out, run, stages);
     closing(&mut out, run);
     Ok((out, output))
@@ -155,7 +159,7 @@ fn introduction(out: &mut String, run: &RunData, stages: &[StageData]) {
     };
     let parameters =
         model["parameters"].as_f64().map_or_else(String::new, |n| format!(" ({} parameters)", compact(n)));
-    let names: Vec<String> = stages.iter().map(|stage| stage_title(stage.kind())).collect();
+    let names: Vec<String> = stages.iter().map(|stage| stage.title().to_owned()).collect();
     let _ = write!(
         out,
         "Trained with posttrain {base}{parameters} in {}: {}.\n\n\
@@ -174,7 +178,7 @@ fn results(out: &mut String, stages: &[StageData], paired: Paired) {
         .flat_map(|stage| gains(stage, paired).into_iter().map(move |gain| (stage, gain)))
         .collect();
     if all.is_empty() {
-        out.push_str("No task was measured.\n\n");
+        out.push_str("No task was measured before and after a stage.\n\n");
         return;
     }
     out.push_str(
@@ -207,11 +211,31 @@ fn results(out: &mut String, stages: &[StageData], paired: Paired) {
     out.push('\n');
 }
 
+/// What eval stages measured: a row for each benchmark, a column for each model.
+fn evaluations(out: &mut String, stages: &[StageData]) {
+    for outcome in stages.iter().filter_map(|stage| stage.outcome.as_ref()).filter(|o| !o.measures.is_empty()) {
+        let table = crate::evaluation::Table::of(&outcome.measures);
+        let _ = write!(out, "Benchmarks, with 95 % intervals.\n\n| benchmark | {} |\n", table.models.join(" | "));
+        let _ = writeln!(out, "| --- |{}", " ---: |".repeat(table.models.len()));
+        for row in &table.rows {
+            let cells = row.cells.iter().map(|cell| match cell {
+                None => "–".to_owned(),
+                Some(measure) => match measure.interval95 {
+                    Some((low, high)) => format!("{} [{}, {}]", number(measure.value), number(low), number(high)),
+                    None => number(measure.value),
+                },
+            });
+            let _ = writeln!(out, "| {} {} | {} |", code(&row.benchmark), plain(&row.metric), cells.collect::<Vec<_>>().join(" | "));
+        }
+        out.push('\n');
+    }
+}
+
 fn procedure(out: &mut String, run: &RunData, stages: &[StageData]) {
     out.push_str("## Training procedure\n\n");
     for stage in stages {
         let plan = &stage.plan;
-        let _ = write!(out, "### {}: {}\n\n", plain(stage.name()), plain(&stage_title(stage.kind())));
+        let _ = write!(out, "### {}: {}\n\n", plain(stage.name()), plain(stage.title()));
         let text = |at: &str| plan.pointer(at).and_then(Value::as_str).map(str::to_owned);
         let n = |at: &str| plan.pointer(at).and_then(Value::as_f64).map(number);
         let facts = [

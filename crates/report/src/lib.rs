@@ -15,6 +15,7 @@ mod chart;
 mod front;
 mod page;
 mod plots;
+mod evaluation;
 mod read;
 mod scatter;
 mod series;
@@ -28,7 +29,6 @@ pub use front::{Front, FrontPoint, Measure, Measured};
 pub use page::{front_page, page};
 pub use read::{Outcome, RolloutSample, RolloutStep, RunData, Sample, StageData, TaskGain, TaskResult};
 pub use series::{Point, Series};
-pub use text::stage_title;
 pub use why::{Divergence, Group, PlanDifference, ResultDifference, Why, why};
 
 /// What went wrong. Files of a run that are missing or damaged are no error but a note in [`RunData::problems`].

@@ -59,8 +59,52 @@ pub struct Outcome {
     pub best_step: Option<u64>,
     /// Gains on tasks.
     pub gains: Vec<TaskGain>,
-    /// Folder of the model or adapter, relative to the run.
+    /// What it made, relative to the run.
     pub output: PathBuf,
+    /// What a stage that trained nothing says of itself.
+    pub lines: Vec<String>,
+    /// What an eval stage measured.
+    pub measures: Vec<Measure>,
+    /// How every two of its models differ.
+    pub contrasts: Vec<Contrast>,
+}
+
+/// A model on a benchmark, by its first metric.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct Measure {
+    /// The model: a stage's name, or `base`.
+    pub model: String,
+    /// The benchmark.
+    pub benchmark: String,
+    /// The metric.
+    pub metric: String,
+    /// Its value.
+    pub value: f64,
+    /// Its 95 % interval.
+    pub interval95: Option<(f64, f64)>,
+    /// Questions.
+    pub n: usize,
+    /// Whether more is better.
+    pub higher_is_better: bool,
+}
+
+/// Two models on a benchmark.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct Contrast {
+    /// The benchmark.
+    pub benchmark: String,
+    /// The model that is compared with.
+    pub base: String,
+    /// The model that is compared.
+    pub model: String,
+    /// What was gained.
+    pub gain: f64,
+    /// Its 95 % interval.
+    pub gain95: (f64, f64),
+    /// The exact McNemar test, where there is one.
+    pub mcnemar_p: Option<f64>,
 }
 
 /// A task before and after a stage.
@@ -164,6 +208,7 @@ impl RunData {
         }
         let mut run = RunData { dir: dir.to_owned(), ..RunData::default() };
         run.plan = read_json(&dir.join("plan.json"), "plan.json", &mut run.problems).unwrap_or_default();
+        run.join_stages();
         read_lines(&dir.join("events.jsonl"), "events.jsonl", &mut run.problems, |line| {
             run.events.push(line.into())
         });
@@ -192,6 +237,25 @@ impl RunData {
     /// The version of the program that began it.
     pub fn version(&self) -> Option<&str> {
         self.events.iter().find_map(|event| event["version"].as_str())
+    }
+
+    /// Puts all stages of the plan into one list, in order. A stage that was planned when its turn came has its plan in its folder.
+    fn join_stages(&mut self) {
+        let Some(plan) = self.plan.as_object_mut() else { return };
+        let others = plan.remove("others").and_then(|others| others.as_array().cloned()).unwrap_or_default();
+        let Some(stages) = plan.get_mut("stages").and_then(Value::as_array_mut) else { return };
+        let dir = self.dir.join("stages");
+        for other in others {
+            let label = format!(
+                "{:02}-{}",
+                other["number"].as_u64().unwrap_or_default(),
+                other["name"].as_str().unwrap_or("stage")
+            );
+            let own = fs::read(dir.join(label).join("plan.json")).ok();
+            let own = own.and_then(|bytes| serde_json::from_slice::<Value>(&bytes).ok());
+            stages.push(own.map(|plan| plan["stages"][0].clone()).filter(Value::is_object).unwrap_or(other));
+        }
+        stages.sort_by_key(|stage| stage["number"].as_u64());
     }
 
     fn planned_stages(&self) -> Vec<StageData> {
@@ -244,6 +308,15 @@ impl StageData {
     /// Its type, as in `dpo`; empty without a plan.
     pub fn kind(&self) -> &str {
         self.plan["type"].as_str().unwrap_or_default()
+    }
+
+    /// What it is in words; its type where no plan says.
+    pub fn title(&self) -> &str {
+        match (self.plan["title"].as_str(), self.kind()) {
+            (Some(title), _) if !title.is_empty() => title,
+            (_, "") => "type unknown",
+            (_, kind) => kind,
+        }
     }
 
     /// The last finite value of a metric.

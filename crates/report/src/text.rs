@@ -210,30 +210,6 @@ pub(crate) fn short_task(task: &str) -> String {
     names.join(", ")
 }
 
-/// What a stage of this type does, in words; the type itself where it is not known.
-pub fn stage_title(kind: &str) -> String {
-    match kind {
-        "pretrain" => "pretraining".to_owned(),
-        "sft" => "supervised fine-tuning".to_owned(),
-        "reward" => "reward model".to_owned(),
-        "prm" => "process reward model".to_owned(),
-        "dpo" | "kto" | "orpo" | "simpo" | "cpo" | "bco" | "xpo" => {
-            format!("preference learning ({})", kind.to_uppercase())
-        }
-        "online_dpo" => "preference learning (online DPO)".to_owned(),
-        "nash_md" => "preference learning (Nash-MD)".to_owned(),
-        "grpo" | "ppo" | "rloo" | "gspo" | "dapo" | "bnpo" | "cispo" | "sapo" => {
-            format!("reinforcement learning ({})", kind.to_uppercase())
-        }
-        "dr_grpo" => "reinforcement learning (Dr. GRPO)".to_owned(),
-        "reinforce_pp" => "reinforcement learning (REINFORCE++)".to_owned(),
-        "rejection" => "rejection sampling".to_owned(),
-        "distillation" => "on-policy distillation".to_owned(),
-        "" => "type unknown".to_owned(),
-        other => other.to_owned(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

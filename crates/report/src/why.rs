@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use serde_json::Value;
 
 use crate::page::gains;
-use crate::read::{RunData, StageData, TaskResult};
+use crate::read::{Measure, RunData, StageData, TaskResult};
 use crate::text::{number, p_value, percent, points, short_task};
 use crate::{Gain, Paired, ReportError, Series};
 
@@ -59,7 +59,7 @@ impl Group {
             "name" | "format_version" => Group::Nothing,
             // Where things were; `files`, or a hash, says what they contain.
             "model.base" | "model.revision" | "model.tokenizer" => Group::Nothing,
-            _ if starts(&["data.chat_template.origin", "distillation.teacher"]) => Group::Nothing,
+            _ if starts(&["data.chat_template.origin", "distillation.teacher", "reference.model", "ppo.critic.model"]) => Group::Nothing,
             _ if key.ends_with(".path") => Group::Nothing,
             _ if key.starts_with("model.") => Group::Model,
             _ if starts(&[
@@ -239,6 +239,7 @@ fn results(a: &StageData, b: &StageData, paired: Paired) -> Vec<ResultDifference
         })
     };
     let mut all: Vec<ResultDifference> = a.after.iter().filter_map(result).collect();
+    all.extend(evaluated(a, b));
     // Without the answers themselves, what the stages say of their gains still tells something.
     if all.is_empty() {
         for x in gains(a, paired) {
@@ -254,6 +255,17 @@ fn results(a: &StageData, b: &StageData, paired: Paired) -> Vec<ResultDifference
         }
     }
     all
+}
+
+/// What two eval stages measured of models of the same names.
+fn evaluated(a: &StageData, b: &StageData) -> Vec<ResultDifference> {
+    let (Some(x), Some(y)) = (&a.outcome, &b.outcome) else { return Vec::new() };
+    let pair = |x: &Measure| {
+        let y = y.measures.iter().find(|y| y.model == x.model && y.benchmark == x.benchmark)?;
+        let task = format!("{} of {}", x.benchmark, x.model);
+        Some(ResultDifference { stage: a.name().to_owned(), task, a: x.value, b: y.value, gain: None })
+    };
+    x.measures.iter().filter_map(pair).collect()
 }
 
 fn divergences(a: &StageData, b: &StageData) -> Vec<Divergence> {

@@ -2,15 +2,13 @@
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 
 use anyhow::{Context as _, bail};
 use pt_client::{Client, ClientOptions};
-use pt_eval::results::{self, Metric};
-use pt_eval::stats::{Comparison, compare};
-use pt_eval::{
-    BENCHMARKS, BenchmarkResult, Company, Judge, Prepared, Results, Sample, ServedJudge, Settings, Subject,
-};
-use serde::Serialize;
+use pt_eval::results::Metric;
+use pt_eval::suite::{self, Compared, Measured, SuiteWatch, Target, folder_of};
+use pt_eval::{BENCHMARKS, BenchmarkResult, Company, Judge, Prepared, Results, ServedJudge, Settings, Subject};
 
 use crate::Context;
 use crate::commands::generate::stop_tokens;
@@ -115,30 +113,6 @@ fn parse_temperature(text: &str) -> Result<f32, String> {
     number.ok_or_else(|| "expected a number, 0 or more".to_owned())
 }
 
-/// One model's results and questions.
-pub(crate) struct Measured {
-    pub(crate) results: Results,
-    samples: Vec<Vec<Sample>>,
-}
-
-/// A model compared with the first.
-#[derive(Serialize)]
-struct Compared<'a> {
-    benchmark: &'a str,
-    metric: &'a str,
-    base: &'a str,
-    model: &'a str,
-    /// What was gained: negative is worse, whichever way the metric goes; relative where the metric is exponential.
-    gain: f64,
-    /// Its 95 % interval.
-    gain95: (f64, f64),
-    #[serde(skip)]
-    of: &'a Metric,
-    /// Of the questions' means, before they are scaled.
-    #[serde(flatten)]
-    comparison: Comparison,
-}
-
 pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<()> {
     if args.list {
         return print(&list(context));
@@ -201,8 +175,7 @@ pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<()> {
     print(&comparison_table(&compared, context.style))?;
     if let Some(out) = &args.out {
         if !compared.is_empty() {
-            let text = serde_json::to_string_pretty(&compared)? + "\n";
-            pt_core::atomic_file::write(&out.join("comparison.json"), text.as_bytes())?;
+            suite::write_comparison(out, &compared)?;
         }
         ui::note(&format!("results are in {}", out.display()));
     }
@@ -267,7 +240,7 @@ fn subject<'m>(name: &'m str, loaded: &'m Loaded, stop_token_ids: &'m [u32]) -> 
     }
 }
 
-/// Results are written after each benchmark: an error in a later one, or a machine that stops, takes none of them away.
+/// Asks one model everything, and shows how far it is.
 pub(crate) fn measure(
     name: &str,
     loaded: &Loaded,
@@ -277,36 +250,50 @@ pub(crate) fn measure(
 ) -> anyhow::Result<Measured> {
     let stops = stop_tokens(loaded);
     let subject = subject(name, loaded, &stops);
-    let mut samples = Vec::new();
-    let mut results = Results {
-        format: results::FORMAT,
-        posttrain: env!("CARGO_PKG_VERSION").to_owned(),
-        model: name.to_owned(),
-        dtype: format!("{:?}", loaded.dtype).to_lowercase(),
-        benchmarks: Vec::new(),
-    };
-    for benchmark in prepared {
-        let n = benchmark.items().len();
-        ui::note(&format!("{name}: {}, {}", benchmark.name(), ui::counted(n, "question")));
-        let (mut progress, mut done) = (Progress::rows(n), 0);
-        let mut watch = |now: usize, _| {
-            progress.advance(now.saturating_sub(done), 0);
-            done = now;
-        };
-        let found = benchmark.measure(&subject, company, &mut watch);
-        progress.clear();
-        if let (Err(_), Some(folder), false) = (&found, folder, results.benchmarks.is_empty()) {
-            ui::note(&format!("the benchmarks before {} are in {}", benchmark.name(), folder.display()));
-        }
-        let (result, questions) = found?;
-        warn(&result, subject.max_length());
-        results.benchmarks.push(result);
-        samples.push(questions);
-        if let Some(folder) = folder {
-            results::write(folder, &results, &samples)?;
+    let target = Target { folder, goes_on: false };
+    let mut watch = Shown::default();
+    let found = suite::measure(&subject, prepared, company, target, &AtomicBool::new(false), &mut watch);
+    watch.clear();
+    if let (Err(_), Some(folder), true) = (&found, folder, watch.n_ended > 0) {
+        ui::note(&format!("the benchmarks before this one are in {}", folder.display()));
+    }
+    Ok(found?.expect("nobody asks it to stop"))
+}
+
+/// A line for each benchmark, and a bar.
+#[derive(Default)]
+struct Shown {
+    bar: Option<Progress>,
+    done: usize,
+    n_ended: usize,
+}
+
+impl Shown {
+    fn clear(&mut self) {
+        if let Some(bar) = self.bar.take() {
+            bar.clear();
         }
     }
-    Ok(Measured { results, samples })
+}
+
+impl SuiteWatch for Shown {
+    fn begins(&mut self, model: &str, benchmark: &str, n_questions: usize) {
+        ui::note(&format!("{model}: {benchmark}, {}", ui::counted(n_questions, "question")));
+        (self.bar, self.done) = (Some(Progress::rows(n_questions)), 0);
+    }
+
+    fn progress(&mut self, done: usize, _: usize) {
+        if let Some(bar) = &mut self.bar {
+            bar.advance(done.saturating_sub(self.done), 0);
+        }
+        self.done = done;
+    }
+
+    fn ended(&mut self, result: &BenchmarkResult, max_length: usize) {
+        self.clear();
+        self.n_ended += 1;
+        warn(result, max_length);
+    }
 }
 
 /// What makes a number mean less than it seems to.
@@ -334,42 +321,10 @@ fn warn(result: &BenchmarkResult, max_length: usize) {
     }
 }
 
-fn folder_of(out: &Path, name: &str, n_models: usize) -> PathBuf {
-    if n_models == 1 {
-        return out.to_owned();
-    }
-    let plain = |c: char| if c.is_ascii_alphanumeric() || "-._".contains(c) { c } else { '_' };
-    out.join(name.trim_matches('/').chars().map(plain).collect::<String>())
-}
-
-fn compare_all(measured: &[Measured], seed: u64) -> Vec<Compared<'_>> {
+/// Every model after the first, compared with it.
+fn compare_all(measured: &[Measured], seed: u64) -> Vec<Compared> {
     let Some((first, others)) = measured.split_first() else { return Vec::new() };
-    let mut all = Vec::new();
-    for other in others {
-        let pairs = first.results.benchmarks.iter().zip(&first.samples).zip(&other.samples);
-        for ((result, before), after) in pairs {
-            let Some(metric) = result.main() else { continue };
-            let pairs = before.iter().zip(after).filter_map(|(before, after)| {
-                let ((before, _), (after, weight)) =
-                    (before.score(&metric.name)?, after.score(&metric.name)?);
-                Some((before, after, weight))
-            });
-            let comparison = compare(&pairs.collect::<Vec<_>>(), seed);
-            let (low, high) = metric.loss_interval(comparison.interval95);
-            all.push(Compared {
-                benchmark: &result.benchmark,
-                metric: &metric.name,
-                base: &first.results.model,
-                model: &other.results.model,
-                // Not -0 where there is no difference.
-                gain: 0.0 - metric.loss(comparison.difference),
-                gain95: (0.0 - high, 0.0 - low),
-                of: metric,
-                comparison,
-            });
-        }
-    }
-    all
+    others.iter().flat_map(|other| suite::compare_two(first, other, seed)).collect()
 }
 
 /// A number with the digits that its size deserves.
@@ -420,7 +375,7 @@ fn how(result: &BenchmarkResult) -> String {
     parts.join(", ")
 }
 
-fn comparison_table(all: &[Compared<'_>], style: Style) -> String {
+fn comparison_table(all: &[Compared], style: Style) -> String {
     let mut text = String::new();
     for (index, compared) in all.iter().enumerate() {
         if index == 0 || all[index - 1].model != compared.model {
@@ -438,7 +393,7 @@ fn comparison_table(all: &[Compared<'_>], style: Style) -> String {
             if compared.of.is_exponential { found.detectable.exp_m1() } else { found.detectable };
         text += &format!(
             "  {:<26} {} {} -> {}   gained {:+.3} (95 % {}){p}, would show {}   {verdict}\n",
-            style.name(compared.benchmark),
+            style.name(&compared.benchmark),
             compared.metric,
             scaled(found.before),
             scaled(found.after),
@@ -469,6 +424,7 @@ fn list(context: &Context) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use pt_eval::{Sample, results};
 
     #[test]
     fn a_worse_perplexity_is_called_worse() {

@@ -14,7 +14,7 @@ use pt_text::Tokenizer;
 use serde_json::json;
 
 use super::eval::{measure, number, range, split_names};
-use super::export::{EXACT, TEXT, report};
+use super::export::{EXACT, PROOF_TEXT as TEXT, report};
 use super::merge::{check_empty, publish, write_tokenizer};
 use crate::Context;
 use crate::commands::score::parse_positive;

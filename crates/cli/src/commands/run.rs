@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context as _, bail};
 use pt_pipeline::{RunOptions, RunOutcome, StageReport, matrix_peak, model};
-use pt_recipe::Plan;
+use pt_recipe::{AnyStage, Plan, Product, product_of};
 
 use super::plan::{check_memory, prepared};
 use crate::Context;
@@ -168,12 +168,17 @@ fn planned_against_actual(plan: &Plan, view: &TrainingView, style: Style) -> Vec
     lines
 }
 
-/// Says where the result is and what can be done with it.
+/// Says where the result is and what can be done with it: the last model that was trained or merged.
 fn finish(out: &Path, reports: &[StageReport], plan: &Plan) -> anyhow::Result<()> {
-    let Some(last) = reports.last() else { return Ok(()) };
-    let path = out.join(&last.output);
+    let stages = plan.all_stages();
+    let makes_model = |stage: &AnyStage<'_>| matches!(product_of(stage.kind()), Product::Model | Product::Scorer);
+    let Some((last, report)) = stages.iter().zip(reports).rev().find(|(stage, _)| makes_model(stage)) else {
+        note(&format!("the run is in {}", out.display()));
+        return Ok(());
+    };
+    let path = out.join(&report.output);
     note(&format!("the run is in {}, its result in {}", out.display(), path.display()));
-    let kind = plan.stages.last().map_or("", |stage| stage.r#type.as_str());
+    let kind = last.kind();
     if kind == "prm" {
         // It scores steps, and no command reads those yet.
         return Ok(());
@@ -186,10 +191,11 @@ fn finish(out: &Path, reports: &[StageReport], plan: &Plan) -> anyhow::Result<()
         note(&format!("  posttrain {command} --model {}{data}", path.display()));
         return Ok(());
     }
-    // An adapter stands on what the stage before it wrote, or on the recipe's base.
-    let before = reports.len().checked_sub(2).map(|i| out.join(&reports[i].output));
+    // An adapter stands on what an earlier stage wrote, or on the recipe's base.
+    let reads = last.reads();
+    let before = reads.first().and_then(|name| plan.stage_named(name));
     let under = match before {
-        Some(before) => before.display().to_string(),
+        Some(before) => out.join("stages").join(before.label()).join("model").display().to_string(),
         None => plan.model.base.as_deref().unwrap_or("MODEL").to_owned(),
     };
     note(&format!("  posttrain {command} --model {under} --adapter {}{data}", path.display()));

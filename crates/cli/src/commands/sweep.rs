@@ -215,12 +215,25 @@ fn headline(stage: &StageReport) -> Option<(&'static str, f64)> {
             gains.iter().map(|gain| gain.after).sum::<f64>() / gains.len() as f64,
         ));
     }
+    // An eval stage speaks of the last model it measured.
+    let measured: Vec<f64> = match stage.measures.last() {
+        Some(last) => stage.measures.iter().filter(|m| m.model == last.model && m.higher_is_better).map(|m| m.value).collect(),
+        None => Vec::new(),
+    };
+    if !measured.is_empty() {
+        return Some(("benchmarks' mean (larger is better)", measured.iter().sum::<f64>() / measured.len() as f64));
+    }
     stage.eval_loss.map(|loss| ("held-out loss (smaller is better)", loss))
+}
+
+/// The headline of the last stage that has one.
+fn last_headline(stages: &[StageReport]) -> Option<(&'static str, f64)> {
+    stages.iter().rev().find_map(headline)
 }
 
 /// Headline, runs, mean and spread of runs that belong together: a row for each kind of headline among them.
 fn summary(members: &[&Line]) -> Vec<[String; 4]> {
-    let values: Vec<(&str, f64)> = members.iter().filter_map(|line| headline(line.stages.last()?)).collect();
+    let values: Vec<(&str, f64)> = members.iter().filter_map(|line| last_headline(&line.stages)).collect();
     let mut kinds: Vec<&str> = values.iter().map(|(kind, _)| *kind).collect();
     kinds.sort_unstable();
     kinds.dedup();

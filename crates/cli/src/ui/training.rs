@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressStyle};
 use pt_engine::Profile;
 use pt_pipeline::{StageReport, Watch};
-use pt_recipe::PlannedStage;
+use pt_recipe::{PlannedStage, PlannedWork};
 use pt_train::{EvalStats, StepStats, Watcher};
 
 use super::{Style, count, note};
@@ -23,6 +23,8 @@ pub(crate) struct TrainingView {
     peak_flops: f64,
     is_terminal: bool,
     stage: Option<StageView>,
+    /// How far a stage is that trains nothing.
+    work: Option<ProgressBar>,
     measured: Vec<StageTime>,
     /// Time by operation, if it is to be shown.
     profile: Option<Profile>,
@@ -59,7 +61,7 @@ impl TrainingView {
     pub(crate) fn new(style: Style, peak_flops: f64, with_profile: bool) -> TrainingView {
         let is_terminal = std::io::stderr().is_terminal();
         let profile = with_profile.then(Profile::default);
-        TrainingView { style, peak_flops, is_terminal, stage: None, measured: Vec::new(), profile }
+        TrainingView { style, peak_flops, is_terminal, stage: None, work: None, measured: Vec::new(), profile }
     }
 
     /// Times of the stages that ended.
@@ -174,6 +176,36 @@ impl Watch for TrainingView {
         }
     }
 
+    fn work_begun(&mut self, stage: &PlannedWork) {
+        self.say(&format!("{}: {}", self.style.bold(&stage.name), stage.title));
+    }
+
+    fn work_progress(&mut self, stage: &str, what: &str, done: usize, of: usize) {
+        if !what.is_empty() {
+            note(&format!("  {stage}: {what}, {}", count(of)));
+        }
+        let bar = self.work.get_or_insert_with(|| {
+            let bar = ProgressBar::new(of as u64);
+            let template = "  {prefix:10} {bar:28} {pos} of {len}  {eta} left";
+            bar.set_style(ProgressStyle::with_template(template).expect("the template is constant and right"));
+            bar
+        });
+        bar.set_prefix(stage.to_owned());
+        bar.set_length(of as u64);
+        bar.set_position(done as u64);
+    }
+
+    fn work_ended(&mut self, stage: &PlannedWork, report: &StageReport) {
+        if let Some(bar) = self.work.take() {
+            bar.finish_and_clear();
+        }
+        let style = self.style;
+        note(&format!("{} {}: {}", style.good("done"), style.bold(&stage.name), stage.title));
+        report.measures.iter().for_each(|measure| note(&measure_line(measure)));
+        report.contrasts.iter().for_each(|contrast| note(&contrast_line(contrast, style)));
+        report.lines.iter().for_each(|line| note(&format!("  {line}")));
+    }
+
     fn note(&mut self, message: &str) {
         self.say(&format!("{} {message}", self.style.warning("note:")));
     }
@@ -203,6 +235,22 @@ fn profile_table(profile: &Profile) -> String {
         )
     };
     rows.iter().map(line).collect::<Vec<_>>().join("\n")
+}
+
+/// `sft       generated:sum acc 0.625 (95 % 0.567 to 0.661), 200 questions`.
+fn measure_line(measure: &pt_pipeline::Measure) -> String {
+    let interval = measure.interval95.map_or_else(String::new, |(low, high)| format!(" (95 % {low:.3} to {high:.3})"));
+    let (model, benchmark, metric) = (&measure.model, &measure.benchmark, &measure.metric);
+    format!("  {model:10} {benchmark} {metric} {:.3}{interval}, {} questions", measure.value, count(measure.n))
+}
+
+/// `base -> sft  generated:sum gained +0.615 (95 % +0.567 to +0.661)`.
+fn contrast_line(contrast: &pt_pipeline::Contrast, style: Style) -> String {
+    let (low, high) = contrast.gain95;
+    let gain = format!("{:+.3}", contrast.gain);
+    let gain = if low > 0.0 { style.good(&gain) } else if high < 0.0 { style.error(&gain) } else { gain };
+    let (base, model, benchmark) = (&contrast.base, &contrast.model, &contrast.benchmark);
+    format!("  {base} -> {model}  {benchmark} gained {gain} (95 % {low:+.3} to {high:+.3})")
 }
 
 /// `accuracy 1.0 % -> 62.5 % (+61.5 points, 95 % interval 56.7 to 66.1, p = 1e-60, 400 problems)`.

@@ -18,6 +18,7 @@ fn catalogue() -> Catalogue {
         ],
         layouts: ["text", "messages", "prompt_completion"].map(|name| component(name, &[])).into(),
         verifiers: vec![component("math", &["tolerance"]), component("exact", &[])],
+        environments: ["guess", "tools"].map(|name| component(name, &[])).into(),
     }
 }
 
@@ -152,7 +153,7 @@ rank = 0
             "r.toml:4:8: model.base: expected a string that is not empty, found the string \"\"",
             "r.toml:5:9: model.dtype: unknown value \"fp16\"; did you mean `bf16`? known: bf16, f32",
             "r.toml:7:8: stage.0.type: unknown value \"sfd\"; did you mean `sft`?",
-            "r.toml:8:1: stage.0.colour: unknown key; known: type, name, data",
+            "r.toml:8:1: stage.0.colour: unknown key; known: type, name, base, data",
             "r.toml:10:9: stage.0.data.train: expected a list of sources that is not empty",
             "r.toml:11:14: stage.0.data.max_length: expected a whole number, found the string \"long\"",
             "r.toml:13:1: stage.0.train.epocs: unknown key; did you mean `epochs`?",

@@ -12,6 +12,7 @@ fn recipe(sets: &[&str]) -> Recipe {
         optimizers: vec![component("adamw")],
         layouts: vec![component("text")],
         verifiers: vec![component("math")],
+        environments: vec![],
     };
     let sets: Vec<String> = sets.iter().map(|set| (*set).to_owned()).collect();
     Recipe::parse(MINIMAL, Path::new("tiny.toml"), &sets, &catalogue)
@@ -39,6 +40,8 @@ fn facts() -> Facts {
         eval: vec![],
         ptx: vec![],
         teacher: vec![],
+        critic: vec![],
+        reference: vec![],
         reward_models: vec![],
         steps_per_epoch: 10,
         tokens_per_epoch: 12_345,
@@ -205,6 +208,7 @@ fn sources_and_reward_models_with_files_are_these_wherever_they_lie() {
             lam: 0.95,
             whiten_rewards: false,
             whiten_advantages: true,
+            critic: None,
             ptx: vec![ptx],
             ptx_rows_per_step: 8,
         });

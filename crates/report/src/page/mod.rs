@@ -6,6 +6,7 @@ mod compare;
 mod cost;
 mod curves;
 mod data;
+mod evaluation;
 mod events;
 mod front;
 mod header;
@@ -14,7 +15,7 @@ mod results;
 mod samples;
 
 use crate::read::{RunData, StageData, TaskGain};
-use crate::text::{esc, stage_title};
+use crate::text::esc;
 use crate::{Gain, Paired};
 
 pub use front::front_page;
@@ -54,6 +55,7 @@ fn document(title: &str, body: &str) -> String {
 fn one(run: &RunData, paired: Paired) -> String {
     let sections = [
         ("results", "Results", results::section(run, paired)),
+        ("evaluation", "Evaluation", evaluation::section(run)),
         ("curves", "Learning curves", curves::section(run)),
         ("samples", "Samples", samples::section(run)),
         ("data", "Data", data::section(run)),
@@ -61,6 +63,7 @@ fn one(run: &RunData, paired: Paired) -> String {
         ("events", "Events", events::section(run)),
         ("recipe", "Recipe and hashes", recipe::section(run)),
     ];
+    let sections: Vec<_> = sections.into_iter().filter(|(.., html)| !html.is_empty()).collect();
     let mut body = header::header(run, paired);
     body.push_str(&contents(sections.iter().map(|(id, title, _)| (*id, *title))));
     body.push_str("<main>\n");
@@ -102,10 +105,10 @@ fn stage_heading(stage: &StageData) -> String {
 
 /// Its name, and what it is where the name does not say so.
 fn stage_name(stage: &StageData) -> String {
-    let title = stage_title(stage.kind());
-    match title.starts_with(stage.name()) || title.is_empty() {
+    let title = stage.title();
+    match title.starts_with(stage.name()) {
         true => esc(stage.name()),
-        false => format!("{} <small class=\"soft\">{}</small>", esc(stage.name()), esc(&title)),
+        false => format!("{} <small class=\"soft\">{}</small>", esc(stage.name()), esc(title)),
     }
 }
 
