@@ -18,7 +18,7 @@ fn catalogue() -> Catalogue {
         ],
         layouts: ["text", "messages", "prompt_completion"].map(|name| component(name, &[])).into(),
         verifiers: vec![component("math", &["tolerance"]), component("exact", &[])],
-        environments: ["guess", "tools"].map(|name| component(name, &[])).into(),
+        environments: ["guess", "tools", "command"].map(|name| component(name, &[])).into(),
     }
 }
 
