@@ -18,7 +18,7 @@ fn catalogue() -> Catalogue {
         ],
         layouts: ["text", "messages", "prompt_completion"].map(|name| component(name, &[])).into(),
         verifiers: vec![component("math", &["tolerance"]), component("exact", &[])],
-        environments: ["guess", "tools", "command"].map(|name| component(name, &[])).into(),
+        environments: vec![component("guess", &[]), component("tools", &[]), component("command", &["command"])],
     }
 }
 
