@@ -58,12 +58,11 @@ def main() -> None:
     _model, context, _silent = load(args)
     batch = llama_cpp.llama_batch_init(args.prompt, 0, 1)
     prompt = [i * 104_729 % VOCABULARY for i in range(args.prompt)]
-    rates, steps, whole = [], [], []
+    steps, whole, processor = [], [], []
     for round_idx in range(args.rounds + 1):
         llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(context), True)
-        start = time.perf_counter()
+        start, cpu = time.perf_counter(), time.process_time()
         token = decode(context, batch, prompt, 0)
-        prefill = time.perf_counter()
         times = []
         for i in range(args.new - 1):
             before = time.perf_counter()
@@ -71,7 +70,7 @@ def main() -> None:
             times.append(time.perf_counter() - before)
         if round_idx > 0:  # the first one touches the weights for the first time
             whole.append(args.new / (time.perf_counter() - start))
-            rates.append((args.new - 1) / (time.perf_counter() - prefill))
+            processor.append(round(time.process_time() - cpu, 3))
             steps += times
     result = {
         "file": args.file,
@@ -79,6 +78,7 @@ def main() -> None:
         "llama_cpp": llama_cpp.__version__,
         "system": llama_cpp.llama_print_system_info().decode(),
         "median_tokens_per_s": round(statistics.median(whole), 2),
+        "processor_s": processor,
         "decode_tokens_per_s": round(1 / statistics.median(steps), 2),
         "decode_s": statistics.median(steps),
         "decode_best_s": min(steps),

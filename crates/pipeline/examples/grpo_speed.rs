@@ -2,7 +2,7 @@
 //!
 //! `cargo run --release -p pt-pipeline --example grpo_speed -- full|lora bf16|f32 [steps] [group] [prompt] [new]`
 //!
-//! Prints one JSON object for `bench/rollouts.py`. The first step pays for fresh memory and is not counted.
+//! Prints one JSON object for `bench/run.py`. The first step pays for fresh memory and is not counted.
 #![allow(clippy::print_stdout, missing_docs)]
 
 use std::time::Instant;
@@ -23,10 +23,10 @@ fn main() {
     let (steps, group, n_prompt, n_new) = (number(2, 2), number(3, 8), number(4, 128), number(5, 128));
     let dtype = if dtype == "f32" { Dtype::F32 } else { Dtype::Bf16 };
     let mut trainer = trainer(mode, dtype);
-    let (mut whole, mut sampling) = (Vec::new(), Vec::new());
+    let (mut whole, mut sampling, mut processor_s) = (Vec::new(), Vec::new(), Vec::new());
     let mut worst = 0.0f32;
     for step in 0..=steps {
-        let start = Instant::now();
+        let (start, cpu) = (Instant::now(), cpu_s());
         let prompt_ids: Vec<u32> =
             (0..n_prompt).map(|i| ((step * 7919 + i * 104_729) % VOCABULARY) as u32).collect();
         let request = Request { prompt_ids: prompt_ids.clone(), key: step as u64 };
@@ -47,11 +47,13 @@ fn main() {
         });
         let example = Example::prompt(prompt_ids, replies.collect(), step as u64, "bench".into());
         let (stats, _) = trainer.step(&[MicroBatch::new(vec![example])]).expect("a step on valid data");
+        assert_eq!(stats.n_tokens as usize, n_prompt + group * n_new, "a group trains on its prompt once");
         let difference = stats.metrics.iter().find(|(name, _)| name.ends_with("logp_difference/max"));
         worst = difference.map_or(worst, |(_, value)| worst.max(*value as f32));
         if step > 0 {
             whole.push(start.elapsed().as_secs_f64());
             sampling.push(sampled_s);
+            processor_s.push(cpu_s() - cpu);
         }
     }
     let median = |values: &[f64]| {
@@ -59,13 +61,11 @@ fn main() {
         sorted.sort_by(f64::total_cmp);
         sorted[sorted.len() / 2]
     };
-    println!(
-        "{{\"mode\": \"{mode}\", \"median_step_s\": {:.3}, \"median_sampling_s\": {:.3}, \"step_s\": {whole:?}, \
-         \"sampler_trainer_difference\": {worst}, \"peak_rss_bytes\": {}}}",
-        median(&whole),
-        median(&sampling),
-        peak_rss_bytes(),
-    );
+    let report = serde_json::json!({
+        "mode": mode, "median_step_s": median(&whole), "median_sampling_s": median(&sampling), "step_s": whole,
+        "processor_s": processor_s, "sampler_trainer_difference": worst, "peak_rss_bytes": peak_rss_bytes(),
+    });
+    println!("{report}");
 }
 
 fn trainer(mode: &str, dtype: Dtype) -> Trainer {
@@ -108,4 +108,12 @@ fn peak_rss_bytes() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find(|line| line.starts_with("VmHWM:"));
     line.and_then(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok()).map_or(0, |kib| kib * 1024)
+}
+
+/// Processor time of this process so far, where Linux tells: user and system ticks of a hundredth of a second.
+fn cpu_s() -> f64 {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    let after_name = stat.rsplit(')').next().unwrap_or_default();
+    let ticks = after_name.split_whitespace().skip(11).take(2);
+    ticks.map(|t| t.parse::<f64>().unwrap_or(0.0)).sum::<f64>() / 100.0
 }

@@ -17,6 +17,7 @@ const VOCABULARY: usize = 49_152;
 
 struct Call {
     elapsed_s: f64,
+    processor_s: f64,
     /// Until the last prompt is computed.
     prefill_s: f64,
     /// Passes that gave every sequence a token and computed no prompt.
@@ -51,6 +52,7 @@ fn main() {
             "median_tokens_per_s": median(speeds.clone()),
             "tokens_per_s": speeds,
             "prefill_s": median(calls.iter().map(|call| call.prefill_s).collect()),
+            "processor_s": calls.iter().map(|call| call.processor_s).collect::<Vec<_>>(),
             "prefilled_tokens": calls[0].prefilled_tokens,
             "decode_s": pass_s,
             "decode_best_s": calls.iter().flat_map(|call| call.decode_s.clone()).fold(f64::MAX, f64::min),
@@ -65,7 +67,7 @@ fn main() {
 fn generate(model: &Model, dtype: Dtype, requests: &[Request], samples: usize, n_new: usize) -> Call {
     let params = SamplingParams { n: samples, max_new_tokens: n_new, ..SamplingParams::default() };
     let sequences = requests.len() * samples;
-    let start = Instant::now();
+    let (start, cpu) = (Instant::now(), cpu_s());
     let mut engine = Engine::new(model, dtype);
     for request in requests {
         engine.submit(request.clone(), params.clone()).expect("the request is right");
@@ -83,7 +85,13 @@ fn generate(model: &Model, dtype: Dtype, requests: &[Request], samples: usize, n
     }
     assert_eq!(n_tokens, sequences * n_new);
     let elapsed_s = start.elapsed().as_secs_f64();
-    Call { elapsed_s, prefill_s, decode_s, prefilled_tokens: engine.stats().prefilled_tokens }
+    Call {
+        elapsed_s,
+        processor_s: cpu_s() - cpu,
+        prefill_s,
+        decode_s,
+        prefilled_tokens: engine.stats().prefilled_tokens,
+    }
 }
 
 fn median(mut values: Vec<f64>) -> f64 {
@@ -96,4 +104,12 @@ fn peak_rss_bytes() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find(|line| line.starts_with("VmHWM:"));
     line.and_then(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok()).map_or(0, |kib| kib * 1024)
+}
+
+/// Processor time of this process so far, where Linux tells: user and system ticks of a hundredth of a second.
+fn cpu_s() -> f64 {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    let after_name = stat.rsplit(')').next().unwrap_or_default();
+    let ticks = after_name.split_whitespace().skip(11).take(2);
+    ticks.map(|t| t.parse::<f64>().unwrap_or(0.0)).sum::<f64>() / 100.0
 }
