@@ -147,7 +147,13 @@ impl AnswerReport {
             title: "Answers".to_owned(),
             facts: vec![
                 ("model", self.model.clone()),
-                ("rows", format!("{} kept, {} asked of each of {} prompts", self.n_kept, self.options.n, self.n_rows)),
+                (
+                    "rows",
+                    format!(
+                        "{} kept, {} asked of each of {} prompts",
+                        self.n_kept, self.options.n, self.n_rows
+                    ),
+                ),
                 ("excluded", reasons(&self.excluded)),
                 ("calls", calls(&self.calls, self.cost)),
             ],

@@ -71,6 +71,17 @@ fn generation_config(model: &Model, tokenizer: &Tokenizer, template: Option<&Cha
     Value::Object(config)
 }
 
+/// Names the token that fills up batches in a classifier's configuration, as transformers needs it to score several texts at a time:
+/// the tokenizer's, unless that ends turns as well; the end of a reply would then be taken for filling, and its score read before it.
+pub(crate) fn name_pad_token(model: &mut Model, tokenizer: &Tokenizer, template: Option<&ChatTemplate>) {
+    let ends = stop_token_ids(tokenizer, template);
+    if let (Some(id), true) =
+        (tokenizer.pad_id().filter(|id| !ends.contains(id)), model.classifier().is_some())
+    {
+        model.config.default_pad_token(id);
+    }
+}
+
 /// Folds the adapter in and leaves nothing quantised, so that the model is what it computed with.
 ///
 /// # Errors

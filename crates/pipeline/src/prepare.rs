@@ -9,20 +9,21 @@ use pt_environments::ENVIRONMENTS;
 use pt_models::ModelConfig;
 use pt_objectives::OBJECTIVES;
 use pt_optim::{Groups, OPTIMISERS};
-use pt_recipe::{Catalogue, Component, Credit, Facts, MemoryPart, Method, OtherStage, Plan, PlannedFile, PlannedReward, PlannedRollout, PlannedStage, PlannedWork, Recipe, StageFacts, StageSection, title_of};
+use pt_recipe::{
+    Catalogue, Component, Credit, Facts, MemoryPart, Method, OtherStage, Plan, PlannedFile, PlannedReward,
+    PlannedRollout, PlannedStage, PlannedWork, Recipe, StageFacts, StageSection, title_of,
+};
 use pt_text::Tokenizer;
 use pt_train::Trainer;
 use pt_verify::VERIFIERS;
 
+use crate::distil::{check_rows, with_teacher};
 use crate::error::{PipelineError, Result};
 use crate::kinds::{Around, Planning, kind_named};
-use crate::model::{
-    engine_dtype, load_base, load_tokenizer, model_config, model_files, model_files_at,
-};
 use crate::model::tokenizer_note;
+use crate::model::{engine_dtype, load_base, load_tokenizer, model_config, model_files, model_files_at};
 use crate::probe::{Estimate, probe};
-use crate::distil::{check_rows, with_teacher};
-use crate::reference::{POLICY, load_critic, check_is_read, fill_with_zeros, named_bytes, named_files};
+use crate::reference::{POLICY, check_is_read, fill_with_zeros, load_critic, named_bytes, named_files};
 use crate::rl::ReferenceKind;
 use crate::rl::server::Server;
 use crate::rl::{
@@ -31,11 +32,11 @@ use crate::rl::{
 };
 use crate::row_fit::check_rows_fit;
 use crate::scorer::base_of;
-use crate::stage_steps::on_policy;
 use crate::source::{Surroundings, read_source};
 use crate::stage::{
     StageData, planned_schedule, planned_template, prepare_model, stage_data, stage_trainer, with_defaults,
 };
+use crate::stage_steps::on_policy;
 use crate::tasks::{check_task, is_task};
 use crate::trainable::{critic_trainer, objective_options};
 
@@ -110,7 +111,11 @@ pub fn prepare_again(recipe: Recipe, surroundings: &Surroundings, known: Option<
 }
 
 /// The plans of stages that train nothing, and of those that read what is not there yet.
-fn plan_others(recipe: &Recipe, tokenizer: &Tokenizer, surroundings: &Surroundings) -> Result<Vec<PlannedWork>> {
+fn plan_others(
+    recipe: &Recipe,
+    tokenizer: &Tokenizer,
+    surroundings: &Surroundings,
+) -> Result<Vec<PlannedWork>> {
     let around = Around { recipe, tokenizer, surroundings };
     let plan = |other: &OtherStage| -> Result<PlannedWork> {
         let (name, kind) = (other.section.name.clone().unwrap_or_default(), &other.section.r#type);
@@ -118,8 +123,8 @@ fn plan_others(recipe: &Recipe, tokenizer: &Tokenizer, surroundings: &Surroundin
             Some(kind) => kind.plan(&other.section, &around),
             None => plan_later(other, &around),
         };
-        let planning =
-            planning.map_err(|source| PipelineError::Stage { stage: name.clone(), source: Box::new(source) })?;
+        let planning = planning
+            .map_err(|source| PipelineError::Stage { stage: name.clone(), source: Box::new(source) })?;
         Ok(PlannedWork {
             number: other.number,
             name,
@@ -140,7 +145,9 @@ fn plan_later(other: &OtherStage, around: &Around<'_>) -> Result<Planning> {
     check_rows_fit(section)?;
     let mut settings = serde_json::to_value(section).expect("a section is plain JSON");
     // Names are no part of what a stage is; what it begins with is among what it reads.
-    ["name", "base"].iter().for_each(|key| drop(settings.as_object_mut().map(|fields| fields.shift_remove(*key))));
+    ["name", "base"]
+        .iter()
+        .for_each(|key| drop(settings.as_object_mut().map(|fields| fields.shift_remove(*key))));
     let mut planning = Planning { settings, ..Planning::default() };
     let sources = section.data.train.iter().chain(section.data.eval.iter().flatten());
     let sources: Vec<_> = sources.chain(section.ppo.ptx.iter().flatten()).cloned().collect();
@@ -187,7 +194,8 @@ pub(crate) fn prepare_stages(
         facts.reward_models = reward_model_files(stage)?;
     }
     // A first plan decides the steps, on which the schedule and so the probe depend; the second one has the estimates.
-    let resolve = |facts: &Facts| -> Result<Plan> { Ok(Plan { others: others.clone(), ..recipe.resolve(facts)? }) };
+    let resolve =
+        |facts: &Facts| -> Result<Plan> { Ok(Plan { others: others.clone(), ..recipe.resolve(facts)? }) };
     let draft = with_tasks(&recipe, resolve(&facts)?)?;
     if let Some(plan) = known.and_then(|known| measured_before(&resolve, &facts, &draft, known)) {
         return Ok(Prepared { recipe, plan, tokenizer, stages });
@@ -345,7 +353,8 @@ fn reward_model_files(stage: &StageSection) -> Result<Vec<Vec<PlannedFile>>> {
             return Ok(Vec::new());
         }
         let one = reward.params["model"].as_str();
-        let several = reward.params["model"].as_array().into_iter().flatten().filter_map(serde_json::Value::as_str);
+        let several =
+            reward.params["model"].as_array().into_iter().flatten().filter_map(serde_json::Value::as_str);
         let mut files = Vec::new();
         // What is not there is an error where the verifier is built, which says more.
         for path in one.into_iter().chain(several).map(Path::new).filter(|path| path.exists()) {
@@ -371,8 +380,7 @@ fn stage_facts(stage: &StageSection, data: &StageData) -> StageFacts {
     // A stage on rows and samples has about as many tokens in one as in the other.
     let rollout = rollout.filter(|_| stage.credit() != Some(Credit::Divergence));
     let limit = stage.completion_limit().unwrap_or(0);
-    let n_sampled =
-        rollout.as_ref().map_or(0, |rollout| n_prompts * rollout.n * limit * rollout.passes);
+    let n_sampled = rollout.as_ref().map_or(0, |rollout| n_prompts * rollout.n * limit * rollout.passes);
     let renders =
         rows.into_iter().any(|facts| facts.is_conversation) || stage.eval_tasks().iter().any(|t| is_task(t));
     StageFacts {
@@ -419,7 +427,9 @@ fn estimate_rounds(
     // A second set of weights beside those that train.
     let beside = match ReferenceKind::of(planned, stage, &trainer, &*credit) {
         Some(ReferenceKind::Teacher) => Some(("teacher", teacher_bytes(recipe, stage, surroundings)?)),
-        Some(ReferenceKind::Named) => Some(("reference", reference_bytes(recipe, stage, &trainer, surroundings)?)),
+        Some(ReferenceKind::Named) => {
+            Some(("reference", reference_bytes(recipe, stage, &trainer, surroundings)?))
+        }
         Some(ReferenceKind::Frozen) => Some(("reference", trainer.model.weight_bytes())),
         Some(ReferenceKind::WithoutAdapter) | None => None,
     };
@@ -474,7 +484,8 @@ fn estimate_distilled(
     };
     let mut estimate = probe(trainer, &mut data.steps, &data.eval)?;
     estimate.memory.push(MemoryPart { part: "teacher".to_owned(), bytes: bytes as u64 });
-    estimate.tokens_per_second = 1.0 / (1.0 / estimate.tokens_per_second + share_sampled * seconds_per_sampled);
+    estimate.tokens_per_second =
+        1.0 / (1.0 / estimate.tokens_per_second + share_sampled * seconds_per_sampled);
     Ok(estimate)
 }
 

@@ -1,6 +1,6 @@
 //! Which objectives the rows of a type of stage are made for.
 
-use pt_recipe::{RowKind, StageSection};
+use pt_recipe::{Credit, RowKind, StageSection};
 
 use crate::error::{PipelineError, Result};
 
@@ -24,6 +24,9 @@ fn objectives(kind: RowKind) -> Option<(&'static str, &'static [&'static str])> 
 /// [`PipelineError::RowsDoNotFit`].
 pub(crate) fn check_rows_fit(stage: &StageSection) -> Result<()> {
     let objective = stage.objective_type();
+    if stage.credit() == Some(Credit::Divergence) || objective == WITH_TEACHER {
+        return check_teacher_fits(stage, objective);
+    }
     match objectives(stage.stage_type().rows) {
         Some((rows, fitting)) if !fitting.contains(&objective) => Err(PipelineError::RowsDoNotFit {
             stage: stage.r#type.clone(),
@@ -35,6 +38,23 @@ pub(crate) fn check_rows_fit(stage: &StageSection) -> Result<()> {
     }
 }
 
+/// The objective that compares with a teacher's distribution.
+const WITH_TEACHER: &str = "gkd";
+
+/// A stage has a teacher to be compared with if and only if its objective compares with one.
+fn check_teacher_fits(stage: &StageSection, objective: &str) -> Result<()> {
+    if stage.credit() == Some(Credit::Divergence) && objective == WITH_TEACHER {
+        return Ok(());
+    }
+    let has_teacher = stage.credit() == Some(Credit::Divergence);
+    Err(PipelineError::RowsDoNotFit {
+        stage: stage.r#type.clone(),
+        objective: objective.to_owned(),
+        rows: if has_teacher { "divergences from a teacher" } else { "nothing of a teacher" },
+        fitting: if has_teacher { WITH_TEACHER } else { stage.stage_type().objective }.to_owned(),
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -43,6 +63,9 @@ mod tests {
     fn every_stage_type_fits_its_own_objective_and_every_name_is_an_objective() {
         for stage in pt_recipe::STAGE_TYPES {
             let Some((_, fitting)) = objectives(stage.rows) else { continue };
+            if stage.objective == WITH_TEACHER {
+                continue;
+            }
             assert!(fitting.contains(&stage.objective), "{}", stage.name);
             for name in fitting {
                 assert!(pt_objectives::OBJECTIVES.iter().any(|info| info.name == *name), "{name}");

@@ -195,7 +195,8 @@ impl<'a> Runner<'a> {
         let after = self.measured(&planned, &folder, "after", &model, template.as_ref(), watch)?;
         let output = self.write_output(index, model, &folder, template.as_ref())?;
         let gains = TaskGain::of_all(&before, &after);
-        let report = StageReport { key, steps, eval_loss, best_step, gains, output, ..StageReport::default() };
+        let report =
+            StageReport { key, steps, eval_loss, best_step, gains, output, ..StageReport::default() };
         folder.finish(&report)?;
         self.folder.event(&Event::StageEnded { stage: folder.label().to_owned(), steps })?;
         watch.stage_ended(&planned, &report);
@@ -234,7 +235,9 @@ impl<'a> Runner<'a> {
             }
             Before::No => {}
         }
-        let Some(kind) = kind_named(&planned.r#type) else { return self.stage_planned_now(planned, watch, stop) };
+        let Some(kind) = kind_named(&planned.r#type) else {
+            return self.stage_planned_now(planned, watch, stop);
+        };
         if !stop.load(Ordering::Relaxed) {
             self.folder.event(&Event::StageBegun { stage: folder.label().to_owned() })?;
             watch.work_begun(planned);
@@ -250,7 +253,8 @@ impl<'a> Runner<'a> {
                 stop,
             };
             let others = &self.recipe.others;
-            let section = others.iter().find(|other| other.number == planned.number).expect("the recipe's stage");
+            let section =
+                others.iter().find(|other| other.number == planned.number).expect("the recipe's stage");
             if let Some(done) = kind.run(&section.section, &mut work)? {
                 let output = done.output.strip_prefix(self.folder.root()).unwrap_or(&done.output).to_owned();
                 let report = StageReport { key, output, ..done.report };
@@ -280,7 +284,8 @@ impl<'a> Runner<'a> {
         let other = others.iter().find(|other| other.number == planned.number).expect("the recipe's stage");
         let paths = graph::paths_of(self.folder.root(), &self.plan, other).map_err(in_stage)?;
         let with = |reference: &str| paths.get(reference).cloned().unwrap_or_else(|| reference.to_owned());
-        let recipe = self.recipe.of_stage(other, &with, &catalogue()).map_err(pt_recipe::RecipeError::from)?;
+        let recipe =
+            self.recipe.of_stage(other, &with, &catalogue()).map_err(pt_recipe::RecipeError::from)?;
         let folder = self.folder.stage(planned.number, &planned.name)?;
         let path = folder.root().join("plan.json");
         let known = std::fs::read(&path).ok().and_then(|text| serde_json::from_slice::<Plan>(&text).ok());
@@ -400,8 +405,18 @@ impl<'a> Runner<'a> {
         let (tokenizer, surroundings, seed) = (self.tokenizer, self.surroundings, self.plan.seed);
         let section = &recipe.stage[index];
         let input = &mut || self.input_of(index);
-        let making =
-            Making { recipe: &recipe, section, planned: &planned, tokenizer, template, surroundings, folder, seed, trainer, input };
+        let making = Making {
+            recipe: &recipe,
+            section,
+            planned: &planned,
+            tokenizer,
+            template,
+            surroundings,
+            folder,
+            seed,
+            trainer,
+            input,
+        };
         making.steps(data)
     }
 

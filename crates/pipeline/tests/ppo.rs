@@ -195,3 +195,84 @@ fn values_and_divergences_do_not_depend_on_the_cut() {
     // A prompt and a reply or two.
     assert!(credits(32) == whole);
 }
+
+/// A critic of its own learns values beside the policy, whatever it begins as; the policy has no head for them then.
+#[test]
+fn a_critic_of_its_own_learns_values() {
+    let dir = tempdir();
+    let scorer = {
+        let text = format!(
+            "{}[[stage]]\ntype = \"reward\"\ndata.train = [\"generated:sum?level=1&n=24&seed=5&form=preference\"]\n\
+             train.steps = 2\neval.n = 1\neval.max_new_tokens = 1\n",
+            on_base()
+        );
+        let (reports, _) = finish(&text, &[], &dir.path().join("reward"));
+        dir.path().join("reward").join(&reports[0].output).display().to_string()
+    };
+    let base = base_model().display().to_string();
+    for (name, critic) in [("policy", "policy"), ("folder", base.as_str()), ("reward model", scorer.as_str())]
+    {
+        let out = dir.path().join(name);
+        let more = format!(
+            "train.steps = 24\nppo.critic = {critic:?}\nppo.critic_learning_rate = 3e-3\nppo.lam = 1.0\n"
+        );
+        // A policy that stays as it is, so that what the critic has to learn does.
+        finish(&ppo(&more), &["stage.0.optimizer.learning_rate=1e-9"], &out);
+        assert_eq!(values(&out, "critic/loss").len(), 24, "{name}");
+        let off = |round: &[RolloutRecord]| {
+            let all = |of: fn(&RolloutRecord) -> &Vec<f32>| -> Vec<f64> {
+                round.iter().flat_map(of).map(|value| f64::from(*value)).collect()
+            };
+            let (said, right) = (all(|record| &record.tokens.values), all(|record| &record.tokens.returns));
+            (mean(&said) - mean(&right)).abs()
+        };
+        let rounds = rollouts(&out);
+        let (first, last) = (off(&rounds[0]), off(rounds.last().unwrap()));
+        assert!(last < 0.5 * first, "{name}: values off by {first}, then {last}");
+        assert_eq!(values(&out, "critic/loss"), values(&out, "loss/value_avg"), "{name}");
+        assert!((values(&out, "critic/learning_rate")[5] - 3e-3).abs() < 1e-12, "{name}");
+        assert!(
+            rollouts(&out)
+                .iter()
+                .flatten()
+                .all(|record| record.tokens.values.len() == record.completion_ids.len())
+        );
+    }
+    let plan = prepared(&ppo("train.steps = 1\nppo.critic = \"policy\"\n"), &[]).plan;
+    let memory = &plan.stages[0].memory;
+    let bytes = |name: &str| memory.iter().find(|part| part.part == name).map_or(0, |part| part.bytes);
+    assert!(bytes("critic") > 2 * bytes("weights"), "{memory:?}");
+    let refused = |more: &str| {
+        let text = ppo(more);
+        match pt_recipe::Recipe::parse(&text, Path::new("t.toml"), &[], &pt_pipeline::catalogue()) {
+            Err(problem) => problem.to_string(),
+            Ok(_) => refusal(&text, &[]),
+        }
+    };
+    let useless = refused("ppo.critic = \"policy\"\nobjective.type = \"ppo\"\nobjective.vf_coef = 0.5\n");
+    assert!(useless.contains("vf_coef") && useless.contains("has no effect"), "{useless}");
+    let useless = refused("ppo.critic_learning_rate = 1e-3\n");
+    assert!(useless.contains("give `ppo.critic`"), "{useless}");
+}
+
+/// The critic's weights and its optimiser's state are part of every checkpoint.
+#[test]
+fn a_resumed_run_with_a_critic_ends_in_the_same_bytes() {
+    for more in ["", "train.method = \"lora\"\nlora.rank = 4\n"] {
+        let text = ppo(&format!(
+            "train.steps = 7\nppo.critic = \"policy\"\nppo.kl_target = 1.0\ntrain.save_every = 1\n{more}"
+        ));
+        let dir = tempdir();
+        let [whole, cut] = ["whole", "cut"].map(|name| dir.path().join(name));
+        finish(&text, &[], &whole);
+        for step in [1, 4, 6] {
+            let mut seen = Seen::stopping(StopAt::Step("other", step));
+            go(&text, &[], &cut, &mut seen).unwrap();
+        }
+        finish(&text, &[], &cut);
+        let only_there = |d: &Difference| !matches!(d, Difference::CheckpointOnlyIn { .. });
+        let differences: Vec<_> =
+            compare_runs(&whole, &cut).unwrap().into_iter().filter(only_there).collect();
+        assert!(differences.is_empty(), "{more}: {differences:?}");
+    }
+}

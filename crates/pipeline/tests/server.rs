@@ -25,7 +25,7 @@ train.log_every = 1
 optimizer.learning_rate = 5e-3
 schedule.type = \"constant\"
 rollout.n = 4
-rollout.max_new_tokens = 6
+rollout.max_new_tokens = 12
 rollout.alarms = \"off\"
 server.model = \"base\"
 eval.n = 1
@@ -92,7 +92,8 @@ fn the_same_weights_have_a_ratio_of_one_and_older_ones_a_measured_difference() {
     finish(&text, &[F32], &out);
     let difference = values(&out, "sampling/sampling_logp_difference/max");
     assert_eq!(difference[0], 0.0, "the same weights by the same kernels");
-    assert!(difference[1] > 0.0 && difference[2] > 0.0, "{difference:?}");
+    // A round whose groups have no signal leaves the weights as they are.
+    assert!(difference[1..].iter().any(|difference| *difference > 0.0), "{difference:?}");
     assert_eq!(values(&out, "sampling/importance_sampling_ratio/mean")[0], 1.0);
     assert_eq!(values(&out, "server/staleness"), [0.0, 1.0, 0.0]);
     assert_eq!(values(&out, "server/lost"), [0.0; 3]);
@@ -103,7 +104,8 @@ fn the_same_weights_have_a_ratio_of_one_and_older_ones_a_measured_difference() {
     assert_eq!(records.len(), 3 * 3 * 4);
     for record in &records {
         assert_eq!(record.logprobs.len(), record.sampler_logprobs.len());
-        assert_eq!(record.logprobs == record.sampler_logprobs, record.step == 0, "{record:?}");
+        let is_same = record.logprobs == record.sampler_logprobs;
+        assert!(is_same || difference[record.step as usize] > 0.0, "{record:?}");
     }
     server.stop_handle().stop();
     server.wait().unwrap();

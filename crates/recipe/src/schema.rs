@@ -162,7 +162,7 @@ impl KeyDoc {
             "stage.environment.type" => &["type=grpo"],
             path if path.starts_with("stage.environment.") => {
                 &["type=grpo", "environment.type=command", "environment.command=['true']"]
-            },
+            }
             "stage.server.url" => &["type=grpo"],
             "stage.server.reload_body" | "stage.server.reload_every" => &[
                 "type=grpo",

@@ -30,7 +30,9 @@ pub fn card(
         Some(name) => s.name() == name || s.label == name,
         // The last that left a model: what came after it looked at it.
         None => s.outcome.as_ref().is_some_and(|outcome| {
-            outcome.output.as_os_str().is_empty() || outcome.output.ends_with("model") || outcome.output.ends_with("adapter")
+            outcome.output.as_os_str().is_empty()
+                || outcome.output.ends_with("model")
+                || outcome.output.ends_with("adapter")
         }),
     };
     let found = run.stages.iter().rposition(|s| is_it(&s)).ok_or_else(|| ReportError::NoStage {
@@ -213,19 +215,29 @@ fn results(out: &mut String, stages: &[StageData], paired: Paired) {
 
 /// What eval stages measured: a row for each benchmark, a column for each model.
 fn evaluations(out: &mut String, stages: &[StageData]) {
-    for outcome in stages.iter().filter_map(|stage| stage.outcome.as_ref()).filter(|o| !o.measures.is_empty()) {
+    for outcome in stages.iter().filter_map(|stage| stage.outcome.as_ref()).filter(|o| !o.measures.is_empty())
+    {
         let table = crate::evaluation::Table::of(&outcome.measures);
-        let _ = write!(out, "Benchmarks, with 95 % intervals.\n\n| benchmark | {} |\n", table.models.join(" | "));
+        let _ =
+            write!(out, "Benchmarks, with 95 % intervals.\n\n| benchmark | {} |\n", table.models.join(" | "));
         let _ = writeln!(out, "| --- |{}", " ---: |".repeat(table.models.len()));
         for row in &table.rows {
             let cells = row.cells.iter().map(|cell| match cell {
                 None => "–".to_owned(),
                 Some(measure) => match measure.interval95 {
-                    Some((low, high)) => format!("{} [{}, {}]", number(measure.value), number(low), number(high)),
+                    Some((low, high)) => {
+                        format!("{} [{}, {}]", number(measure.value), number(low), number(high))
+                    }
                     None => number(measure.value),
                 },
             });
-            let _ = writeln!(out, "| {} {} | {} |", code(&row.benchmark), plain(&row.metric), cells.collect::<Vec<_>>().join(" | "));
+            let _ = writeln!(
+                out,
+                "| {} {} | {} |",
+                code(&row.benchmark),
+                plain(&row.metric),
+                cells.collect::<Vec<_>>().join(" | ")
+            );
         }
         out.push('\n');
     }

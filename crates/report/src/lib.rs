@@ -12,10 +12,10 @@
 
 mod card;
 mod chart;
+mod evaluation;
 mod front;
 mod page;
 mod plots;
-mod evaluation;
 mod read;
 mod scatter;
 mod series;

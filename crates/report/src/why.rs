@@ -59,7 +59,15 @@ impl Group {
             "name" | "format_version" => Group::Nothing,
             // Where things were; `files`, or a hash, says what they contain.
             "model.base" | "model.revision" | "model.tokenizer" => Group::Nothing,
-            _ if starts(&["data.chat_template.origin", "distillation.teacher", "reference.model", "ppo.critic.model"]) => Group::Nothing,
+            _ if starts(&[
+                "data.chat_template.origin",
+                "distillation.teacher",
+                "reference.model",
+                "ppo.critic.model",
+            ]) =>
+            {
+                Group::Nothing
+            }
             _ if key.ends_with(".path") => Group::Nothing,
             _ if key.starts_with("model.") => Group::Model,
             _ if starts(&[

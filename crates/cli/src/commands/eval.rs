@@ -8,7 +8,9 @@ use anyhow::{Context as _, bail};
 use pt_client::{Client, ClientOptions};
 use pt_eval::results::Metric;
 use pt_eval::suite::{self, Compared, Measured, SuiteWatch, Target, folder_of};
-use pt_eval::{BENCHMARKS, BenchmarkResult, Company, Judge, Prepared, Results, ServedJudge, Settings, Subject};
+use pt_eval::{
+    BENCHMARKS, BenchmarkResult, Company, Judge, Prepared, Results, ServedJudge, Settings, Subject,
+};
 
 use crate::Context;
 use crate::commands::generate::stop_tokens;

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, bail};
 use clap::ValueEnum;
 use pt_engine::Dtype;
-use pt_export::{ExportError, Proof, PublishOptions, Quant, prove_model};
 pub(super) use pt_export::{EXACT, PROOF_TEXT};
+use pt_export::{ExportError, Proof, PublishOptions, Quant, prove_model};
 use pt_models::{Model, ModelError};
 use pt_text::Tokenizer;
 
@@ -160,7 +160,8 @@ impl Args {
     }
 
     fn publish(&self, source: &Source, context: &Context, text: &str) -> anyhow::Result<Proof> {
-        let state = |error: anyhow::Error| ExportError::from(ModelError::State { problem: format!("{error:#}") });
+        let state =
+            |error: anyhow::Error| ExportError::from(ModelError::State { problem: format!("{error:#}") });
         let again = || Ok(Source::load(self, context, true).map_err(state)?.model);
         let text_files = |folder: &Path| {
             let no_files = Path::new("");

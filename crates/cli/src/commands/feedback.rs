@@ -7,8 +7,8 @@ use pt_client::{Client, ClientOptions, Price};
 use pt_core::atomic_file;
 use pt_data::Columns;
 use pt_feedback::{
-    AnswerOptions, AskOptions, Audit, Candidate, Chat, Constitution, GradeOptions, JudgeOptions, Kind, LocalChat, Page,
-    ReviseOptions, ServerChat, Subject, Tally, Thresholds,
+    AnswerOptions, AskOptions, Audit, Candidate, Chat, Constitution, GradeOptions, JudgeOptions, Kind,
+    LocalChat, Page, ReviseOptions, ServerChat, Subject, Tally, Thresholds,
 };
 use serde::Serialize;
 

@@ -215,7 +215,9 @@ fn stages() -> Vec<Entry> {
             .with("learning rate", rates)
             .with("packing", stage.packing.as_str())
     };
-    let work = |work: &pt_recipe::WorkType| Entry::new(work.name, work.doc).with("sections", work.sections.join(", "));
+    let work = |work: &pt_recipe::WorkType| {
+        Entry::new(work.name, work.doc).with("sections", work.sections.join(", "))
+    };
     STAGE_TYPES.iter().map(entry).chain(pt_recipe::WORK_TYPES.iter().map(work)).collect()
 }
 

@@ -171,7 +171,8 @@ fn planned_against_actual(plan: &Plan, view: &TrainingView, style: Style) -> Vec
 /// Says where the result is and what can be done with it: the last model that was trained or merged.
 fn finish(out: &Path, reports: &[StageReport], plan: &Plan) -> anyhow::Result<()> {
     let stages = plan.all_stages();
-    let makes_model = |stage: &AnyStage<'_>| matches!(product_of(stage.kind()), Product::Model | Product::Scorer);
+    let makes_model =
+        |stage: &AnyStage<'_>| matches!(product_of(stage.kind()), Product::Model | Product::Scorer);
     let Some((last, report)) = stages.iter().zip(reports).rev().find(|(stage, _)| makes_model(stage)) else {
         note(&format!("the run is in {}", out.display()));
         return Ok(());

@@ -111,7 +111,8 @@ fn front(recipe: &Path, lines: &[Line]) -> Option<Front> {
         let n_right = (gain.after * gain.n as f64).round() as usize;
         Measured { value: gain.after, interval95: Some(wilson_interval(n_right.min(gain.n), gain.n, Z_95)) }
     };
-    let short = |(key, value): &(String, String)| format!("{}={value}", key.rsplit('.').next().unwrap_or(key));
+    let short =
+        |(key, value): &(String, String)| format!("{}={value}", key.rsplit('.').next().unwrap_or(key));
     let point = |line: &Line| FrontPoint {
         label: line.sets.iter().map(short).collect::<Vec<_>>().join(" "),
         values: gains(line).iter().map(measured).collect(),
@@ -217,11 +218,19 @@ fn headline(stage: &StageReport) -> Option<(&'static str, f64)> {
     }
     // An eval stage speaks of the last model it measured.
     let measured: Vec<f64> = match stage.measures.last() {
-        Some(last) => stage.measures.iter().filter(|m| m.model == last.model && m.higher_is_better).map(|m| m.value).collect(),
+        Some(last) => stage
+            .measures
+            .iter()
+            .filter(|m| m.model == last.model && m.higher_is_better)
+            .map(|m| m.value)
+            .collect(),
         None => Vec::new(),
     };
     if !measured.is_empty() {
-        return Some(("benchmarks' mean (larger is better)", measured.iter().sum::<f64>() / measured.len() as f64));
+        return Some((
+            "benchmarks' mean (larger is better)",
+            measured.iter().sum::<f64>() / measured.len() as f64,
+        ));
     }
     stage.eval_loss.map(|loss| ("held-out loss (smaller is better)", loss))
 }
@@ -324,6 +333,9 @@ mod tests {
                 best_step: None,
                 gains,
                 output: PathBuf::new(),
+                lines: Vec::new(),
+                measures: Vec::new(),
+                contrasts: Vec::new(),
             }],
         };
         let lines = [

@@ -61,7 +61,15 @@ impl TrainingView {
     pub(crate) fn new(style: Style, peak_flops: f64, with_profile: bool) -> TrainingView {
         let is_terminal = std::io::stderr().is_terminal();
         let profile = with_profile.then(Profile::default);
-        TrainingView { style, peak_flops, is_terminal, stage: None, work: None, measured: Vec::new(), profile }
+        TrainingView {
+            style,
+            peak_flops,
+            is_terminal,
+            stage: None,
+            work: None,
+            measured: Vec::new(),
+            profile,
+        }
     }
 
     /// Times of the stages that ended.
@@ -187,7 +195,9 @@ impl Watch for TrainingView {
         let bar = self.work.get_or_insert_with(|| {
             let bar = ProgressBar::new(of as u64);
             let template = "  {prefix:10} {bar:28} {pos} of {len}  {eta} left";
-            bar.set_style(ProgressStyle::with_template(template).expect("the template is constant and right"));
+            bar.set_style(
+                ProgressStyle::with_template(template).expect("the template is constant and right"),
+            );
             bar
         });
         bar.set_prefix(stage.to_owned());
@@ -239,16 +249,27 @@ fn profile_table(profile: &Profile) -> String {
 
 /// `sft       generated:sum acc 0.625 (95 % 0.567 to 0.661), 200 questions`.
 fn measure_line(measure: &pt_pipeline::Measure) -> String {
-    let interval = measure.interval95.map_or_else(String::new, |(low, high)| format!(" (95 % {low:.3} to {high:.3})"));
+    let interval =
+        measure.interval95.map_or_else(String::new, |(low, high)| format!(" (95 % {low:.3} to {high:.3})"));
     let (model, benchmark, metric) = (&measure.model, &measure.benchmark, &measure.metric);
-    format!("  {model:10} {benchmark} {metric} {:.3}{interval}, {} questions", measure.value, count(measure.n))
+    format!(
+        "  {model:10} {benchmark} {metric} {:.3}{interval}, {} questions",
+        measure.value,
+        count(measure.n)
+    )
 }
 
 /// `base -> sft  generated:sum gained +0.615 (95 % +0.567 to +0.661)`.
 fn contrast_line(contrast: &pt_pipeline::Contrast, style: Style) -> String {
     let (low, high) = contrast.gain95;
     let gain = format!("{:+.3}", contrast.gain);
-    let gain = if low > 0.0 { style.good(&gain) } else if high < 0.0 { style.error(&gain) } else { gain };
+    let gain = if low > 0.0 {
+        style.good(&gain)
+    } else if high < 0.0 {
+        style.error(&gain)
+    } else {
+        gain
+    };
     let (base, model, benchmark) = (&contrast.base, &contrast.model, &contrast.benchmark);
     format!("  {base} -> {model}  {benchmark} gained {gain} (95 % {low:+.3} to {high:+.3})")
 }

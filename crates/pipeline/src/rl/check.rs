@@ -52,7 +52,8 @@ fn check_environment(stage: &PlannedStage) -> Result<()> {
     };
     Err(PipelineError::Unsupported {
         what: format!("a stage of type `{}` {why}", stage.r#type),
-        advice: "use a method of group advantages, as grpo, dapo or rloo, or remove [stage.environment]".to_owned(),
+        advice: "use a method of group advantages, as grpo, dapo or rloo, or remove [stage.environment]"
+            .to_owned(),
     })
 }
 
@@ -64,7 +65,10 @@ fn check_server(stage: &PlannedStage) -> Result<()> {
         return Ok(());
     }
     Err(PipelineError::Unsupported {
-        what: format!("a stage of type `{}` samples from its reference too, which the server has not", stage.r#type),
+        what: format!(
+            "a stage of type `{}` samples from its reference too, which the server has not",
+            stage.r#type
+        ),
         advice: "use another method, or remove [stage.server]".to_owned(),
     })
 }

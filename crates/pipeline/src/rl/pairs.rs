@@ -84,7 +84,9 @@ fn joined(first: Vec<Vec<Drawn>>, second: Vec<Vec<Drawn>>) -> Vec<Vec<Drawn>> {
 /// The reference as a model of its own, which the stage of a method that samples from it always has.
 fn own_model(reference: Option<&Reference>) -> &Model {
     let own = reference.and_then(Reference::own_model);
-    own.unwrap_or_else(|| panic!("a method that samples from the reference has a model for it, not {reference:?}"))
+    own.unwrap_or_else(|| {
+        panic!("a method that samples from the reference has a model for it, not {reference:?}")
+    })
 }
 
 impl Credit for Pairs {

@@ -1,9 +1,9 @@
-//! The reference policy of a stage that samples: the model as the stage found it, or a teacher.
+//! The reference policy of a stage that samples: the model as the stage found it, another one, one that follows the policy, or a teacher.
 
 use pt_engine::{Dtype, Tape};
 use pt_models::Model;
 use pt_recipe::{LoraInit, PlannedStage, StageSection};
-use pt_train::{Example, MicroBatch, Trainer, score_with};
+use pt_train::{Example, FollowingReference, MicroBatch, Trainer, score_with};
 
 use super::credit::Credit;
 use super::group_examples;
@@ -15,6 +15,8 @@ pub(crate) enum Reference {
     WithoutAdapter,
     /// A model of its own.
     Frozen(Box<Model>),
+    /// One that follows the policy.
+    Following(Box<FollowingReference>),
 }
 
 /// Which reference policy a stage has.
@@ -22,6 +24,8 @@ pub(crate) enum Reference {
 pub(crate) enum ReferenceKind {
     /// Another model, from which the stage distils.
     Teacher,
+    /// Another model that the stage names.
+    Named,
     /// The model being trained without its adapter, which began without effect.
     WithoutAdapter,
     /// The model as the stage found it, read once more.
@@ -39,14 +43,18 @@ impl ReferenceKind {
         let is_reward_cut = planned.rollout.as_ref().is_some_and(|rollout| rollout.reward_kl > 0.0);
         let is_read = trainer.objective().needs().reference_logp || is_reward_cut || credit.reads_reference();
         let begins_without_effect = section.lora.init == LoraInit::Default;
+        let other = planned.reference.as_ref();
         match (credit.samples_reference(), is_read) {
             _ if planned.distillation.is_some() => Some(ReferenceKind::Teacher),
+            (false, false) => None,
+            _ if other.is_some_and(|reference| reference.model.is_some()) => Some(ReferenceKind::Named),
+            // One that moves is a model of its own.
+            _ if other.is_some() => Some(ReferenceKind::Frozen),
             (true, _) => Some(ReferenceKind::Frozen),
             (false, true) if trainer.model.adapter().is_some() && begins_without_effect => {
                 Some(ReferenceKind::WithoutAdapter)
             }
             (false, true) => Some(ReferenceKind::Frozen),
-            (false, false) => None,
         }
     }
 }
@@ -83,15 +91,19 @@ impl Reference {
             return Vec::new();
         }
         let batch = micro_batch.batch().expect("prompts and replies have tokens");
-        let model = match self {
-            Reference::WithoutAdapter => model,
-            Reference::Frozen(frozen) => frozen,
-        };
+        let own = self.own_model();
+        let model = own.unwrap_or(model);
         let tape = Tape::inference(&model.params, &batch, dtype);
-        let tape = match self {
-            Reference::WithoutAdapter => tape.without_adapters(),
-            Reference::Frozen(_) => tape,
-        };
+        let tape = if own.is_some() { tape } else { tape.without_adapters() };
         score_with(tape, model, temperature, &predictions).logp
+    }
+
+    /// The reference as a model, where it is one of its own.
+    pub(crate) fn own_model(&self) -> Option<&Model> {
+        match self {
+            Reference::WithoutAdapter => None,
+            Reference::Frozen(model) => Some(model),
+            Reference::Following(following) => Some(&following.model),
+        }
     }
 }

@@ -1,15 +1,20 @@
-//! Advantages of tokens, by a value head: PPO.
+//! Advantages of tokens, by a value head or a critic: PPO.
 //!
-//! The value head reads the policy's own hidden states; its value for a token is read before the token, where it was chosen. Values are
+//! A value head reads the policy's own hidden states and trains with the policy; a critic is a model of its own with such a head,
+//! which takes a step of its own in every step of the policy, at its own learning rate, and is part of every checkpoint. Either's its value for a token is read before the token, where it was chosen. Values are
 //! those of the weights that sampled, so they are kept in the rollouts file with the advantages and returns made of them (see
 //! [`pt_rl::ppo`]). The coefficient of the divergence is fixed or follows a target; its state is part of every checkpoint.
+
+use std::collections::BTreeMap;
 
 use pt_engine::Tape;
 use pt_models::Model;
 use pt_recipe::PlannedPpo;
 use pt_rl::ppo::{PpoConfig, RewardKl, Sampled};
 use pt_rl::{KlController, RolloutRecord, TokenCredit};
-use pt_train::{Example, MicroBatch, Reply, ScoredToken};
+use pt_run::{OwnedTensor, TensorEntry};
+use pt_train::{Example, MicroBatch, Reply, ScoredToken, TrainError, Trainer};
+use serde::{Deserialize, Serialize};
 
 use super::credit::{Credit, Figures, JudgedRound};
 use super::group_examples;
@@ -19,6 +24,17 @@ use crate::error::Result;
 pub(crate) struct Values {
     config: PpoConfig,
     kl: KlController,
+    /// The model that says values; `None`: the policy does.
+    critic: Option<Box<Trainer>>,
+    /// Steps of the critic that a checkpoint knows of.
+    critic_steps: u64,
+}
+
+/// What a checkpoint keeps.
+#[derive(Serialize, Deserialize)]
+struct State {
+    kl: KlController,
+    critic_steps: u64,
 }
 
 impl Values {
@@ -45,7 +61,12 @@ impl Values {
             // The stage takes it off the reward itself, whatever is made of that.
             missing_eos_penalty: None,
         };
-        Ok(Values { config, kl })
+        Ok(Values { config, kl, critic: None, critic_steps: 0 })
+    }
+
+    /// The same with a critic.
+    pub(crate) fn with_critic(self, critic: Trainer) -> Values {
+        Values { critic: Some(Box::new(critic)), ..self }
     }
 
     /// TRL's figures of a round.
@@ -80,7 +101,9 @@ impl Credit for Values {
         examples: &[Example],
         records: &mut [RolloutRecord],
     ) -> Result<Figures> {
-        let values: Vec<Vec<f32>> = examples.iter().flat_map(|group| values_of(round, group)).collect();
+        let model = self.critic.as_ref().map_or(round.model, |critic| &critic.model);
+        let values: Vec<Vec<f32>> =
+            examples.iter().flat_map(|group| values_of(model, round, group)).collect();
         let replies: Vec<&Reply> = examples.iter().flat_map(|group| &group.replies).collect();
         let samples: Vec<Sampled<'_>> = records
             .iter()
@@ -145,12 +168,50 @@ impl Credit for Values {
         self.kl.coef() > 0.0
     }
 
+    fn train(&mut self, micro_batches: &[MicroBatch]) -> Result<Figures> {
+        let Some(critic) = &mut self.critic else { return Ok(Vec::new()) };
+        let learns =
+            |batch: &MicroBatch| batch.predictions().score_weights.iter().any(|weight| *weight > 0.0);
+        let stats = match micro_batches.iter().any(learns) {
+            true => critic.step(micro_batches)?.0,
+            false => critic.skip_step(),
+        };
+        let own = [
+            ("critic/loss", stats.loss),
+            ("critic/grad_norm", stats.grad_norm),
+            ("critic/learning_rate", stats.learning_rate),
+        ];
+        let own = own.into_iter().map(|(name, value)| (name.to_owned(), value));
+        Ok(own.chain(stats.metrics).collect())
+    }
+
+    fn tensors(&self) -> Vec<TensorEntry<'static>> {
+        let mut tensors: Vec<_> = self.critic.iter().flat_map(|critic| critic.export()).collect();
+        tensors.iter_mut().for_each(|tensor| tensor.name.insert_str(0, CRITIC));
+        tensors
+    }
+
+    fn restore_tensors(&mut self, tensors: &mut BTreeMap<String, OwnedTensor>) -> Result<()> {
+        let Some(critic) = &mut self.critic else { return Ok(()) };
+        critic.import_at(self.critic_steps, &mut |name| {
+            let name = format!("{CRITIC}{name}");
+            tensors.remove(&name).ok_or_else(|| TrainError::Mismatch {
+                name: name.clone(),
+                found: "no such tensor".to_owned(),
+                expected: "the critic's".to_owned(),
+            })
+        })?;
+        Ok(())
+    }
+
     fn state(&self) -> serde_json::Value {
-        serde_json::to_value(self.kl).expect("numbers are JSON")
+        let critic_steps = self.critic.as_ref().map_or(0, |critic| critic.steps_done());
+        serde_json::to_value(State { kl: self.kl, critic_steps }).expect("numbers are JSON")
     }
 
     fn restore(&mut self, state: &serde_json::Value) -> std::result::Result<(), serde_json::Error> {
-        self.kl = serde_json::from_value(state.clone())?;
+        let State { kl, critic_steps } = serde_json::from_value(state.clone())?;
+        (self.kl, self.critic_steps) = (kl, critic_steps);
         Ok(())
     }
 }
@@ -164,17 +225,20 @@ impl Values {
     }
 }
 
+/// What the names of the critic's tensors in a checkpoint begin with.
+const CRITIC: &str = "critic.";
+
 /// Where each token of a reply was chosen, and the token's weight.
 fn states(reply: &Reply) -> impl Iterator<Item = (Option<usize>, f32)> {
     reply.weights.iter().enumerate().map(|(t, &weight)| (t.checked_sub(1), weight))
 }
 
 /// What the value head says before each token of a group's replies, the group cut as in training.
-fn values_of(round: &JudgedRound<'_>, group: &Example) -> Vec<Vec<f32>> {
+fn values_of(model: &Model, round: &JudgedRound<'_>, group: &Example) -> Vec<Vec<f32>> {
     let mut prompt = group.clone();
     let replies = std::mem::take(&mut prompt.replies);
     let parts = group_examples(&prompt, replies, round.tokens_per_micro_batch);
-    parts.into_iter().flat_map(|part| values_of_part(round.model, round.dtype, part)).collect()
+    parts.into_iter().flat_map(|part| values_of_part(model, round.dtype, part)).collect()
 }
 
 fn values_of_part(model: &Model, dtype: pt_engine::Dtype, mut whole: Example) -> Vec<Vec<f32>> {
@@ -189,7 +253,7 @@ fn values_of_part(model: &Model, dtype: pt_engine::Dtype, mut whole: Example) ->
     let batch = micro_batch.batch().expect("prompts and replies have tokens");
     let mut tape = Tape::inference(&model.params, &batch, dtype);
     let hidden = model.arch.hidden(&mut tape, false);
-    let head = model.score_head().expect("the policy of ppo has a value head");
+    let head = model.score_head().expect("the policy of ppo, or its critic, has a value head");
     let mut values = tape.score_head(&hidden, head, &rows).value().to_f32().into_iter();
     lengths.into_iter().map(|n| values.by_ref().take(n).collect()).collect()
 }

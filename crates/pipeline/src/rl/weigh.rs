@@ -135,7 +135,9 @@ impl Rounds<'_> {
         };
         let logprobs: Vec<(Vec<f32>, Vec<f32>)> = drawn
             .zip(replies)
-            .map(|(drawn, reply)| (chosen(&drawn.logprobs, drawn), chosen(&reply.known.reference_logp, drawn)))
+            .map(|(drawn, reply)| {
+                (chosen(&drawn.logprobs, drawn), chosen(&reply.known.reference_logp, drawn))
+            })
             .collect();
         let logprobs: Vec<(&[f32], &[f32])> =
             logprobs.iter().map(|(own, reference)| (own.as_slice(), reference.as_slice())).collect();

@@ -18,7 +18,11 @@ fn catalogue() -> Catalogue {
         ],
         layouts: ["text", "messages", "prompt_completion"].map(|name| component(name, &[])).into(),
         verifiers: vec![component("math", &["tolerance"]), component("exact", &[])],
-        environments: vec![component("guess", &[]), component("tools", &[]), component("command", &["command"])],
+        environments: vec![
+            component("guess", &[]),
+            component("tools", &[]),
+            component("command", &["command"]),
+        ],
     }
 }
 
