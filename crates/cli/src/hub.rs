@@ -188,7 +188,7 @@ mod tests {
             type = "ppo"
             data.train = ["org/more"]
             ppo.ptx = ["org/text"]
-            objective.params.ptx_coef = 0.1
+            objective.ptx_coef = 0.1
         "#;
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("r.toml");

@@ -172,7 +172,7 @@ mod tests {
                     "silence" => Ok(Answer { text: " ".to_owned(), ..Answer::default() }),
                     _ => Ok(Answer {
                         is_truncated: text == "long",
-                        text: match options.temperature > 0.0 && ask.seed % 2 == 0 {
+                        text: match options.temperature > 0.0 && ask.seed.is_multiple_of(2) {
                             true => format!("{text} {text}"),
                             false => text,
                         },

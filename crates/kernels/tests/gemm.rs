@@ -136,7 +136,7 @@ fn blocks_are_what_each_is_alone(precision: Precision) {
         let ld = widths.iter().sum::<usize>() + 3;
         let (a, residual) = (matrix("a", m, k), matrix("r", m, ld));
         let right: Vec<_> = widths.iter().map(|n| to_bf16(&matrix("b", *n, k))).collect();
-        let bias = vec![0.5; 33];
+        let bias = [0.5; 33];
         let packed = pack_left(&Operand::k_inner(Values::F32(&a), k), m, k, precision);
         let epilogue = |i: usize| Epilogue {
             bias: (i == 2).then_some(&bias[..]),

@@ -235,6 +235,8 @@ fn trial(doc: &KeyDoc, dir: &Path) -> Trial {
             trial.beside.push("stage.0.data.train=[\"generated:guess?n=40&form=prompt_only\"]".to_owned());
             trial.change = set("guess");
         }
+        // Samples are compared with others than those they are scaled by otherwise.
+        "stage.rollout.baseline" => trial.beside.push("stage.0.rollout.scale_rewards=none".to_owned()),
         "stage.server.key_file" => trial.change = set(&file("key.txt", "secret")),
         "stage.eval.samples" => trial.beside.push("stage.1.eval.temperature=0.7".to_owned()),
         path if path.starts_with("stage.eval.") => trial.text = Some(format!("{}{SFT}", on_base())),

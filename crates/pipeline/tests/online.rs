@@ -178,7 +178,7 @@ fn only_group_advantages_are_replayed() {
     let dir = tempdir();
     let out = dir.path().join("run");
     let scorer = "\n[[stage]]\ntype = \"reward\"\ndata.train = [\"generated:sum?level=1&n=8&seed=5&form=preference\"]\n\
-                  train.steps = 1\n";
+                  train.steps = 1\neval.n = 8\n";
     let grpo = online("grpo", "train.steps = 2\nobjective.type = \"grpo\"\nobjective.beta = 0.1\n");
     let text = grpo.replacen("\n[[stage]]", &format!("{scorer}\n[[stage]]"), 1);
     finish(&text, &[], &out);

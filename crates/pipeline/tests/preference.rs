@@ -492,7 +492,7 @@ fn models_of_the_other_kind_are_refused_as_rewards() {
     let error = ProcessScorer::open(&out.join(&reports[0].output), None).unwrap_err();
     let text = format!("{error:?} {error}");
     assert!(text.contains("token classifier of two classes"), "{text}");
-    let error = ProcessScorer::open(&base_model(), None).unwrap_err();
+    let error = ProcessScorer::open(base_model(), None).unwrap_err();
     assert!(error.to_string().contains("without a score head"), "{error}");
 }
 

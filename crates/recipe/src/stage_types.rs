@@ -425,14 +425,14 @@ pub const WORK_TYPES: &[WorkType] = &[
     },
     WorkType {
         name: "merge",
-        title: "merge",
+        title: "merged model",
         doc: "several models fused into one, or an adapter folded into its model",
         product: Product::Model,
         sections: &["merge"],
     },
     WorkType {
         name: "export",
-        title: "export",
+        title: "exported model",
         doc: "a model for other programs, read again and held against its source",
         product: Product::Nothing,
         sections: &["export"],

@@ -263,7 +263,7 @@ pub(crate) fn is_of_eval_stages(path: &str) -> bool {
 pub(crate) fn is_of_works(path: &str) -> bool {
     let is_section =
         |name: &&str| path.strip_prefix("stage.").is_some_and(|rest| rest.starts_with(&format!("{name}.")));
-    is_of_eval_stages(path) || SECTIONS_OF_WORKS.iter().any(|name| is_section(&name))
+    is_of_eval_stages(path) || SECTIONS_OF_WORKS.iter().any(is_section)
 }
 
 /// The sections that only stages that train nothing read.

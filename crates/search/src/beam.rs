@@ -73,6 +73,10 @@ pub struct Searched {
 ///
 /// # Panics
 /// If `width` is 0 or above `n`, or not everything is answered.
+#[expect(
+    clippy::type_complexity,
+    reason = "the two callbacks are the whole interface: what they take and give is best read here"
+)]
 pub fn beam_search<E>(
     questions: &[(usize, u64)],
     splitter: &Splitter,

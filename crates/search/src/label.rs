@@ -68,6 +68,10 @@ pub struct Labelled {
 ///
 /// # Panics
 /// If a solution has no steps, or `write` or `judge` does not answer everything.
+#[expect(
+    clippy::type_complexity,
+    reason = "the two callbacks are the whole interface: what they take and give is best read here"
+)]
 pub fn label_steps<E>(
     solutions: &[Solution],
     splitter: &Splitter,

@@ -84,7 +84,7 @@ fn trainer(objective: &str, mode: &str, dtype: Dtype, steps: u64) -> Trainer {
     }
     let mut optimiser = toml::Table::new();
     match mode {
-        "lora" => drop(model.attach_lora(&lora(), 1).expect("a valid adapter")),
+        "lora" => model.attach_lora(&lora(), 1).expect("a valid adapter"),
         "full" => {
             model.train_all().expect("a model in floating point");
             if dtype == Dtype::Bf16 {

@@ -159,6 +159,7 @@ impl Args {
         })
     }
 
+    #[expect(clippy::result_large_err, reason = "the error of a loader is pt-export's own, and made once")]
     fn publish(&self, source: &Source, context: &Context, text: &str) -> anyhow::Result<Proof> {
         let state =
             |error: anyhow::Error| ExportError::from(ModelError::State { problem: format!("{error:#}") });

@@ -200,7 +200,10 @@ fn environments() -> Vec<Entry> {
 }
 
 fn tools() -> Vec<Entry> {
-    pt_environments::TOOLS.iter().map(|info| Entry::new(info.name, info.summary)).collect()
+    pt_environments::TOOLS
+        .iter()
+        .map(|info| Entry::new(info.name, info.summary).with("named by", "environment.tools"))
+        .collect()
 }
 
 fn stages() -> Vec<Entry> {

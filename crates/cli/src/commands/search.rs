@@ -337,6 +337,7 @@ impl Search<'_> {
     }
 
     /// A score for each reply, and those of its steps; none for a reply without steps, or one that the scorer cannot read.
+    #[expect(clippy::type_complexity, reason = "a pair of what was scored, named once")]
     fn scores(
         &self,
         scorer: &Judged,

@@ -26,8 +26,8 @@ impl StageKind for Curate {
         let section = &section.curate;
         let curation = curation(section, around.recipe.seed, Path::new(""))?;
         pt_curate::check(&curation, &given(around.surroundings))?;
-        let mut planning = Planning::default();
-        planning.files = around.source_files(section.sources.as_deref().unwrap_or_default())?;
+        let files = around.source_files(section.sources.as_deref().unwrap_or_default())?;
+        let mut planning = Planning { files, ..Planning::default() };
         for path in section.file.iter().map(PathBuf::from).chain(files_of_steps(&curation)) {
             planning.files.push(planned_file(&path)?);
         }

@@ -43,6 +43,7 @@ impl StageKind for Export {
         Ok(planning)
     }
 
+    #[expect(clippy::result_large_err, reason = "the error of a loader is pt-export's own, and made once")]
     fn run(&self, section: &StageSection, work: &mut Work<'_>) -> Result<Option<Done>> {
         let export = &section.export;
         let loaded = work.load(model(export))?;

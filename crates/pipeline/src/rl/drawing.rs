@@ -143,6 +143,9 @@ fn draw_episodes(
     })
 }
 
+/// What is written so far, and the episode unless it is with a worker or there is none.
+type Playing<'e> = (Play<'e>, Option<Box<dyn Episode + 'e>>);
+
 /// Samples under way, each at its place: group by group.
 struct Drawing<'d, 'e> {
     policy: &'d mut dyn Policy,
@@ -150,7 +153,7 @@ struct Drawing<'d, 'e> {
     stage: &'e Stage,
     prompts: &'d [Prompt<'d>],
     masker: Masker<'d>,
-    plays: Vec<Option<(Play<'e>, Option<Box<dyn Episode + 'e>>)>>,
+    plays: Vec<Option<Playing<'e>>>,
     /// What each request is for: the first turns of a group, or the next turn of the sample at a place.
     tickets: Vec<Ticket>,
     results: Vec<Option<Drawn>>,
@@ -453,8 +456,9 @@ mod tests {
     fn an_episode_ends_for_a_reason_that_is_kept() {
         let thought = ("<think>hm</think>9", END);
         type Change = fn(&mut PlannedEnvironment);
+        type Said = Vec<(&'static str, Option<&'static str>)>;
         let plain: Change = |_| {};
-        let cases: [(&str, &str, &str, Change, Vec<(&'static str, Option<&'static str>)>, End, usize); 7] = [
+        let cases: [(&str, &str, &str, Change, Said, End, usize); 7] = [
             ("answers", "tools", CHATML, plain, vec![("It is 144.", END)], End::Stop, 1),
             ("cut", "tools", CHATML, plain, vec![(CALL, None)], End::Length, 1),
             ("turns", "tools", CHATML, |e| e.max_turns = 2, vec![(CALL, END), (CALL, END)], End::MaxTurns, 2),

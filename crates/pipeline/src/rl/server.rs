@@ -165,6 +165,9 @@ fn check(planned: &PlannedServer, rollout: &PlannedRollout) -> Result<()> {
 /// Stands for the folder of the weights.
 const PATH: &str = "{path}";
 
+/// A request with what it is for.
+type Asked = (usize, Arc<SamplingParams>, pt_client::Request);
+
 /// An answer, or why there is none, with what it is for.
 type Answered = (usize, Arc<SamplingParams>, std::result::Result<Completion, ClientError>);
 
@@ -173,8 +176,8 @@ pub(super) struct Remote<'s> {
     server: &'s Server,
     tokenizer: &'s Tokenizer,
     model: String,
-    jobs: Sender<(usize, Arc<SamplingParams>, pt_client::Request)>,
-    queue: Arc<Mutex<Receiver<(usize, Arc<SamplingParams>, pt_client::Request)>>>,
+    jobs: Sender<Asked>,
+    queue: Arc<Mutex<Receiver<Asked>>>,
     done: Sender<Answered>,
     answers: Receiver<Answered>,
     n_threads: usize,

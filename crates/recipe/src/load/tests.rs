@@ -11,7 +11,11 @@ fn catalogue() -> Catalogue {
         keys: keys.iter().map(|key| (*key).to_owned()).collect(),
     };
     Catalogue {
-        objectives: vec![component("cross_entropy", &["label_smoothing"]), component("dft", &[])],
+        objectives: vec![
+            component("cross_entropy", &["label_smoothing"]),
+            component("dft", &[]),
+            component("grpo", &["beta"]),
+        ],
         optimizers: vec![
             component("adamw", &["betas", "eps", "weight_decay"]),
             component("muon", &["momentum"]),
