@@ -113,7 +113,7 @@ section! {
             "Most questions of each benchmark, taken evenly from its categories.";
         few_shot: Option<u64>, Int { min: 0, max: 1000 }, Derived { rule: "the benchmark's own", example: "5" }, "2",
             "Worked examples before each question of a benchmark.";
-        chat: Option<bool>, Bool, Derived { rule: "`true` for `tasks` where the model has a chat template; `false` for `benchmarks`", example: "true" }, "true",
+        chat: Option<bool>, Bool, Derived { rule: "`true` for `tasks` where the model has a chat template; `false` for `benchmarks`", example: "true" }, "false",
             "Whether an eval stage asks through the chat template.";
         samples: u64, Int { min: 1, max: 10_000 }, Value("1"), "2",
             "Replies to each question of an eval stage, for pass@k and majority votes; give a `temperature` with more than one.";
