@@ -152,12 +152,12 @@ fn file_name(block: &Block) -> Option<&str> {
     if block.info == "sh" { None } else { block.remark("file").or_else(first) }
 }
 
-fn write_file(dir: &Path, name: &str, block: &Block) {
+fn write_file(dir: &Path, name: &str, block: &Block, server: &str) {
     let path = dir.join(name);
     fs::create_dir_all(path.parent().unwrap()).unwrap();
     let is_recipe = block.info == "toml" && block.text.contains("[[stage]]");
     let text = if is_recipe { reduce(&block.text, dir, SMALL) } else { block.text.clone() };
-    fs::write(path, text).unwrap();
+    fs::write(path, text.replace(SERVER, server)).unwrap();
 }
 
 /// The commands of a block, at a reduced size, asking the test's own server.
@@ -235,7 +235,7 @@ fn follow(page: &Path, world: &World) -> Count {
             assert!(reason.len() > 10, "{place} has no reason not to be run");
             count.not_run.push(format!("{place}: {reason}"));
         } else if let Some(file) = file_name(&block) {
-            write_file(dir.path(), file, &block);
+            write_file(dir.path(), file, &block, &world.server.url);
         } else if block.info == "sh" {
             let began = std::time::Instant::now();
             let commands = small_commands(&block.text, &world.server.url);

@@ -1,5 +1,6 @@
 //! `posttrain verify`: a verifier over a file of replies, against what people say of them.
 
+use std::borrow::Cow;
 use std::io::Write;
 
 use anyhow::{Context as _, bail};
@@ -13,7 +14,8 @@ use crate::ui::{self, Style};
 
 const HELP: &str = "\
 Each row has a reply and what the verifier reads beside it (see `posttrain list verifiers`). A column may be a path into \
-nested columns; where it leads to a list, every item is a reply, with the item of the same place in the label's list.
+nested columns, and through a list into each of its items (`samples.text` of what `posttrain generate` writes); where it leads to a list, \
+every item is a reply, with the item of the same place in the label's list.
 
 With --label the verdicts are counted against the labels: how often the verifier accepts what is right and rejects what \
 is wrong, and where they disagree. A skip is a reply that could not be judged, for example because the right answer \
@@ -22,10 +24,12 @@ cannot be read; it counts on neither side.
 Examples:
   posttrain verify --verifier math --data solutions.jsonl --reply solution --gold answer --label is_correct
   posttrain verify --verifier math --data math_cot_100.jsonl.gz --reply response --gold answer --label score
+  posttrain verify --verifier task --data samples.jsonl --reply samples.text
   posttrain verify --verifier length --set unit=words --set max=20 --data replies.jsonl";
 
-/// The columns that are looked at for the reply and for the right answer, in this order.
-const REPLIES: &[&str] = &["reply", "completion", "response", "solution", "output"];
+/// The columns that are looked at for the reply and for the right answer, in this order. Rows that `generate` wrote may have the data's
+/// own reply, too.
+const REPLIES: &[&str] = &["samples.text", "reply", "completion", "response", "solution", "output"];
 const GOLDS: &[&str] = &["answer", "ground_truth", "gold", "target"];
 /// The columns of the prompt.
 const PROMPTS: &[&str] = &["prompt", "question", "input", "problem"];
@@ -43,7 +47,7 @@ pub(crate) struct Args {
     /// Rows with replies
     #[arg(long, value_name = "FILE")]
     data: String,
-    /// The column of the reply [default: the first of reply, completion, response, solution, output]
+    /// The column of the reply [default: the first of samples.text, reply, completion, response, solution, output]
     #[arg(long, value_name = "COLUMN")]
     reply: Option<String>,
     /// The column of the right answer [default: the first of answer, ground_truth, gold, target]
@@ -122,13 +126,20 @@ pub(crate) fn options_of(sets: &[String]) -> anyhow::Result<toml::Table> {
     Ok(options)
 }
 
-/// What is under a dotted path of columns.
-fn at<'v>(row: &'v Map<String, Value>, path: &str) -> Option<&'v Value> {
+/// What is under a dotted path of columns; through a list, what each of its items has there.
+fn at<'v>(row: &'v Map<String, Value>, path: &str) -> Option<Cow<'v, Value>> {
     if let Some(value) = row.get(path) {
-        return Some(value);
+        return Some(Cow::Borrowed(value));
     }
     let (first, rest) = path.split_once('.')?;
-    at(row.get(first)?.as_object()?, rest)
+    match row.get(first)? {
+        Value::Object(inner) => at(inner, rest),
+        Value::Array(items) => {
+            let of_item = |item: &Value| Some(at(item.as_object()?, rest)?.into_owned());
+            items.iter().map(of_item).collect::<Option<_>>().map(|all| Cow::Owned(Value::Array(all)))
+        }
+        _ => None,
+    }
 }
 
 /// The column that was named, which must be there, or the first of the usual ones.
@@ -136,9 +147,9 @@ fn column<'v>(
     row: &'v Map<String, Value>,
     named: Option<&String>,
     usual: &[&str],
-) -> anyhow::Result<Option<&'v Value>> {
+) -> anyhow::Result<Option<Cow<'v, Value>>> {
     match named {
-        None => Ok(usual.iter().find_map(|name| row.get(*name))),
+        None => Ok(usual.iter().find_map(|name| at(row, name))),
         Some(name) => match at(row, name) {
             Some(value) => Ok(Some(value)),
             None => {
@@ -159,9 +170,10 @@ fn cases_of(args: &Args, place: String, row: &Map<String, Value>) -> anyhow::Res
         Some(_) => column(row, args.label.as_ref(), &[])?,
         None => None,
     };
-    let prompt = column(row, None, PROMPTS)?.and_then(Value::as_str).unwrap_or_default();
-    let replies: Vec<&Value> = reply.as_array().map_or_else(|| vec![reply], |list| list.iter().collect());
-    let labels: Vec<Option<&Value>> = match label {
+    let prompt = column(row, None, PROMPTS)?;
+    let prompt = prompt.as_deref().and_then(Value::as_str).unwrap_or_default();
+    let replies: Vec<&Value> = reply.as_array().map_or_else(|| vec![&*reply], |list| list.iter().collect());
+    let labels: Vec<Option<&Value>> = match label.as_deref() {
         Some(Value::Array(list)) if reply.is_array() => list.iter().map(Some).collect(),
         one => vec![one; replies.len()],
     };
@@ -175,7 +187,7 @@ fn cases_of(args: &Args, place: String, row: &Map<String, Value>) -> anyhow::Res
             place: if n == 1 { place.clone() } else { format!("{place}, reply {}", i + 1) },
             prompt: prompt.to_owned(),
             reply: reply.to_owned(),
-            gold: gold.cloned(),
+            gold: gold.as_deref().cloned(),
             row: row.clone(),
             label: label.map(label_of).transpose()?,
         })
@@ -345,6 +357,18 @@ mod tests {
             Some("x.solution"),
             Some("x.is_correct"),
             "a|Some(false)",
+        );
+        check(
+            json!({"solution": "known", "samples": [{"text": "a", "right": true}, {"text": "b", "right": false}]}),
+            None,
+            Some("samples.right"),
+            "a|Some(true) b|Some(false)",
+        );
+        check(
+            json!({"samples": [{"text": "a"}, {}]}),
+            Some("samples.text"),
+            None,
+            "no column `samples.text`; the row has samples",
         );
         check(json!({"response": ["a", "b"], "ok": [1]}), None, Some("ok"), "2 replies and 1 labels");
         check(json!({"reply": 3}), None, None, "the reply is 3");
