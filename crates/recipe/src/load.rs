@@ -33,6 +33,7 @@ impl Recipe {
         let errors = |problems| RecipeErrors { file: file.to_owned(), problems };
         let mut root = tree::parse(text).map_err(errors)?;
         let problems = tree::apply_sets(&mut root, sets);
+        replace_alternatives(&mut root);
         name_objectives(&mut root);
         let mut reader = Reader { catalogue, problems, inside: root.at.clone() };
         let recipe = RecipeFile::from_table(&mut reader, "", Some(&root));
@@ -44,6 +45,29 @@ impl Recipe {
                 Ok(Recipe::of_file(recipe, &root))
             }
             _ => Err(errors(reader.problems)),
+        }
+    }
+}
+
+/// Keys of a stage that say the same in two ways; one of the two is written.
+const ALTERNATIVES: &[(&str, &str)] = &[
+    ("train.epochs", "train.steps"),
+    ("train.rows_per_step", "train.tokens_per_step"),
+    ("schedule.warmup_steps", "schedule.warmup_ratio"),
+    ("data.eval", "data.eval_fraction"),
+];
+
+/// What is set on the command line takes the place of what the file says in the other way.
+fn replace_alternatives(root: &mut Node) {
+    let Some(NodeValue::List(stages)) = root.get_mut("stage").map(|stages| &mut stages.value) else { return };
+    for stage in stages {
+        for (one, other) in ALTERNATIVES {
+            let is_set = |key: &str| stage.find(key).map(|node| matches!(node.at, Location::Set(_)));
+            match (is_set(one), is_set(other)) {
+                (Some(true), Some(false)) => stage.remove(other),
+                (Some(false), Some(true)) => stage.remove(one),
+                _ => {}
+            }
         }
     }
 }
@@ -142,12 +166,7 @@ impl Checks<'_, '_> {
     }
 
     fn stage(&mut self, stage: &str) {
-        for (one, other) in [
-            ("train.epochs", "train.steps"),
-            ("train.rows_per_step", "train.tokens_per_step"),
-            ("schedule.warmup_steps", "schedule.warmup_ratio"),
-            ("data.eval", "data.eval_fraction"),
-        ] {
+        for (one, other) in ALTERNATIVES {
             let (one, other) = (format!("{stage}.{one}"), format!("{stage}.{other}"));
             if self.has(&one) && self.has(&other) {
                 self.at(

@@ -148,6 +148,29 @@ impl KeyDoc {
             path if path.starts_with("stage.curate.") => {
                 &["type=curate", "curate.sources=generated:letters?level=1&n=9"]
             }
+            "stage.feedback.model" => &["type=feedback", "feedback.sources=generated:letters?level=1&n=9"],
+            "stage.feedback.respond" => &[
+                "type=feedback",
+                "feedback.sources=generated:letters?level=1&n=9",
+                "feedback.server=http://127.0.0.1:8000/v1",
+                "feedback.task=judge",
+            ],
+            "stage.feedback.respond_temperature" | "stage.feedback.respond_max_new_tokens" => &[
+                "type=feedback",
+                "feedback.sources=generated:letters?level=1&n=9",
+                "feedback.server=http://127.0.0.1:8000/v1",
+                "feedback.task=judge",
+                "feedback.respond=[\"model\"]",
+            ],
+            "stage.feedback.votes"
+            | "stage.feedback.swap"
+            | "stage.feedback.principles"
+            | "stage.feedback.tie_margin" => &[
+                "type=feedback",
+                "feedback.sources=generated:letters?level=1&n=9",
+                "feedback.server=http://127.0.0.1:8000/v1",
+                "feedback.task=judge",
+            ],
             path if path.starts_with("stage.feedback.") => &[
                 "type=feedback",
                 "feedback.sources=generated:letters?level=1&n=9",

@@ -422,3 +422,45 @@ fn every_documented_key_is_read_and_its_examples_are_true() {
     }
     assert_eq!(n_checked, SECTIONS.iter().map(|section| section.keys.len()).sum::<usize>());
 }
+
+/// What is set in one way takes the place of what the file says in the other; two that are set, or written, stay a mistake.
+#[test]
+fn a_set_replaces_what_the_file_says_in_another_way() {
+    let with = |key: &str| format!("{MINIMAL}[stage.train]\n{key}\n");
+    let train = |text: &str, sets: &[&str]| parse(text, sets).unwrap().stage.remove(0).train;
+    let found = train(&with("epochs = 2.0"), &["stage.0.train.steps=5"]);
+    assert_eq!((found.epochs, found.steps), (None, Some(5)));
+    let found = train(&with("steps = 5"), &["stage.sft.train.epochs=2"]);
+    assert_eq!((found.epochs, found.steps), (Some(2.0), None));
+    let found = train(&with("rows_per_step = 4"), &["stage.0.train.tokens_per_step=512"]);
+    assert_eq!((found.rows_per_step, found.tokens_per_step), (None, Some(512)));
+    let both = ["stage.0.train.steps=5", "stage.0.train.epochs=2"];
+    check_errors(MINIMAL, &both, &["`stage.0.train.epochs` is given too and says the same"]);
+    let written = with("epochs = 2.0\nsteps = 5");
+    check_errors(&written, &[], &["`stage.0.train.epochs` is given too and says the same"]);
+}
+
+#[test]
+fn keys_of_feedback_that_its_task_does_not_read_are_refused() {
+    let stage = |keys: &str| {
+        format!(
+            "{MINIMAL}[[stage]]\ntype = \"feedback\"\n[stage.feedback]\nsources = [\"a.jsonl\"]\nmodel = \"stage:sft\"\n{keys}\n"
+        )
+    };
+    for (task, key, because) in [
+        ("revise", "votes = 2", "task = \"revise\""),
+        ("revise", "swap = false", "task = \"revise\""),
+        ("judge", "rounds = 2", "task = \"judge\""),
+        ("judge", "keep_truncated = true", "task = \"judge\""),
+        ("both", "respond = [\"model\"]", "task = \"both\""),
+        ("judge", "respond_temperature = 0.5", "no `respond`"),
+        ("revise", "parallel = 4", "no `server`"),
+        ("revise", "api_key_file = \"k\"", "no `server`"),
+        ("revise", "server = \"http://127.0.0.1:1/v1\"", "`model`"),
+    ] {
+        check_errors(&stage(&format!("task = {task:?}\n{key}")), &[], &[because]);
+    }
+    for (task, key) in [("both", "votes = 2\nrounds = 2"), ("judge", "respond = [\"model\"]\nvotes = 2")] {
+        parse(&stage(&format!("task = {task:?}\n{key}")), &[]).unwrap();
+    }
+}

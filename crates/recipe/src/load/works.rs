@@ -4,7 +4,8 @@ use super::{Checks, stage_names};
 use crate::keys::RecipeFile;
 use crate::recipe::{Reference, references_in};
 use crate::stage_types::{Product, StageType, WorkType, product_of};
-use crate::work_keys::{SECTIONS_OF_WORKS, is_of_eval_stages};
+use crate::tree::Node;
+use crate::work_keys::{FeedbackTask, SECTIONS_OF_WORKS, is_of_eval_stages};
 
 /// For each section, keys of which at least one must be written, and what to write.
 const NEEDED: &[(&str, &[&str], &str)] = &[
@@ -13,6 +14,18 @@ const NEEDED: &[(&str, &[&str], &str)] = &[
     ("feedback", &["model", "server"], "feedback.model = \"stage:NAME\" or feedback.server = \"URL\""),
     ("eval", &["benchmarks", "tasks"], "eval.benchmarks = [\"gsm8k\"] or eval.tasks = [\"generated:sum\"]"),
     ("merge", &["models"], "merge.models = [\"stage:A\", \"stage:B\"]"),
+];
+
+/// Keys of `[stage.feedback]` that only some tasks read, and those tasks.
+const OF_TASKS: &[(&[&str], &[FeedbackTask])] = &[
+    (&["rounds", "keep_truncated"], &[FeedbackTask::Revise, FeedbackTask::Both]),
+    (&["votes", "swap", "principles", "tie_margin"], &[FeedbackTask::Judge, FeedbackTask::Both]),
+    (&["respond"], &[FeedbackTask::Judge]),
+];
+/// Keys of `[stage.feedback]` that belong to another one.
+const OF_OTHERS: &[(&[&str], &str)] = &[
+    (&["server_model", "api_key_file", "parallel"], "server"),
+    (&["respond_temperature", "respond_max_new_tokens"], "respond"),
 ];
 
 impl Checks<'_, '_> {
@@ -46,6 +59,9 @@ impl Checks<'_, '_> {
                 self.at(&first, &first, &message);
             }
         }
+        if work.sections[0] == "feedback" {
+            self.feedback(stage);
+        }
         if self.has(&format!("{stage}.gate")) && !self.has(&format!("{stage}.gate.max_loss")) {
             let key = format!("{stage}.gate.max_loss");
             self.at(
@@ -56,6 +72,29 @@ impl Checks<'_, '_> {
         }
     }
 
+    /// Keys of feedback that have no effect as the rest is written.
+    fn feedback(&mut self, stage: &str) {
+        let section = format!("{stage}.feedback");
+        let task = self.root.find(&format!("{section}.task")).and_then(Node::str);
+        let task = task.unwrap_or(FeedbackTask::Revise.as_str()).to_owned();
+        let of_tasks = OF_TASKS.iter().filter(|(_, tasks)| !tasks.iter().any(|read| read.as_str() == task));
+        let mut useless: Vec<(&str, String)> = of_tasks
+            .flat_map(|(keys, _)| keys.iter().map(|key| (*key, format!("`task = {task:?}`"))))
+            .collect();
+        for (keys, other) in OF_OTHERS.iter().filter(|(_, other)| !self.has(&format!("{section}.{other}"))) {
+            useless.extend(keys.iter().map(|key| (*key, format!("no `{other}`"))));
+        }
+        if self.has(&format!("{section}.model")) {
+            useless.push(("server", "`model`, which answers in its place".to_owned()));
+        }
+        for (key, because) in useless {
+            let key = format!("{section}.{key}");
+            if self.has(&key) {
+                self.at(&key, &key, &format!("has no effect with {because}; change that, or remove it"));
+            }
+        }
+    }
+
     fn refuse_useless(&mut self, key: &str, kind: &str) {
         if self.has(key) {
             self.at(key, key, &format!("has no effect with `type = {kind:?}`; change that, or remove it"));
@@ -63,7 +102,7 @@ impl Checks<'_, '_> {
     }
 
     fn keys_of(&self, path: &str) -> Vec<String> {
-        let table = self.root.find(path).and_then(crate::tree::Node::table);
+        let table = self.root.find(path).and_then(Node::table);
         table.map(|table| table.0.iter().map(|(key, ..)| key.clone()).collect()).unwrap_or_default()
     }
 
