@@ -395,13 +395,15 @@ impl Journal {
         Ok(())
     }
 
-    /// Writes the output and removes the journal.
+    /// Writes the output, if there is any, and removes the journal.
     fn finish(self, out: &str) -> anyhow::Result<Counts> {
         let mut counts = Counts::default();
         self.done.iter().for_each(|done| counts.add(&done.counts));
-        ui::write_json_lines(out, |lines| {
-            self.done.iter().flat_map(|done| &done.rows).try_for_each(|row| lines.write(row))
-        })?;
+        if counts.solutions > 0 {
+            ui::write_json_lines(out, |lines| {
+                self.done.iter().flat_map(|done| &done.rows).try_for_each(|row| lines.write(row))
+            })?;
+        }
         std::fs::remove_file(&self.path).with_context(|| format!("cannot remove {}", self.path.display()))?;
         Ok(counts)
     }
@@ -464,6 +466,12 @@ mod tests {
         assert_eq!(counts.solutions, 6);
         let text = std::fs::read_to_string(&out).unwrap();
         assert_eq!(text, "{\"n\":1}\n{\"n\":2}\n{\"n\":3}\n");
+        assert!(!Path::new(&path).exists());
+        // Where nothing could be labelled, the older file stays.
+        let mut journal = Journal::open(&out, false, "key").unwrap();
+        journal.add(vec![Done::default()]).unwrap();
+        assert_eq!(journal.finish(&out).unwrap(), Counts::default());
+        assert_eq!(std::fs::read_to_string(&out).unwrap(), text);
         assert!(!Path::new(&path).exists());
         // What was begun anew forgets.
         let mut journal = Journal::open(&out, false, "key").unwrap();

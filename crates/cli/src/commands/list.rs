@@ -69,15 +69,7 @@ struct Entry {
     summary: String,
     /// More about it: a label and a text.
     details: Vec<(&'static str, String)>,
-    options: Vec<Choice>,
-}
-
-/// An option of an entry.
-struct Choice {
-    name: &'static str,
-    kind: String,
-    default: String,
-    doc: &'static str,
+    options: &'static [OptionInfo],
 }
 
 pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<()> {
@@ -110,22 +102,18 @@ fn entries(kind: Listed) -> Vec<Entry> {
 }
 
 fn objectives() -> Vec<Entry> {
-    let choice = |o: &OptionInfo| Choice::new(o.name, o.kind, o.default, o.doc);
     let entry = |info: &pt_objectives::ObjectiveInfo| {
         Entry::new(info.name, info.summary)
             .with("loss", info.equation)
             .with("source", info.source)
-            .with_options(info.options.iter().map(choice))
+            .with_options(info.options)
     };
     OBJECTIVES.iter().map(entry).collect()
 }
 
 fn optimizers() -> Vec<Entry> {
-    let choice = |o: &OptionInfo| Choice::new(o.name, o.kind, o.default, o.doc);
     let entry = |info: &pt_optim::OptimiserInfo| {
-        Entry::new(info.name, info.summary)
-            .with("source", info.source)
-            .with_options(info.options.iter().map(choice))
+        Entry::new(info.name, info.summary).with("source", info.source).with_options(info.options)
     };
     OPTIMISERS.iter().map(entry).collect()
 }
@@ -174,27 +162,19 @@ fn tasks() -> Vec<Entry> {
 }
 
 fn verifiers() -> Vec<Entry> {
-    let choice = |o: &OptionInfo| Choice::new(o.name, o.kind, o.default, o.doc);
     let entry = |info: &pt_verify::VerifierInfo| {
-        Entry::new(info.name, info.summary)
-            .with("reads", info.reads)
-            .with_options(info.options.iter().map(choice))
+        Entry::new(info.name, info.summary).with("reads", info.reads).with_options(info.options)
     };
     let local = |info: &pt_pipeline::rl::LocalVerifier| {
-        Entry::new(info.name, info.summary)
-            .with("reads", info.reads)
-            .with_options(info.options.iter().map(choice))
+        Entry::new(info.name, info.summary).with("reads", info.reads).with_options(info.options)
     };
     let all = pt_verify::VERIFIERS.iter().map(entry);
     all.chain(pt_pipeline::rl::LOCAL_VERIFIERS.iter().map(local)).collect()
 }
 
 fn environments() -> Vec<Entry> {
-    let choice = |o: &OptionInfo| Choice::new(o.name, o.kind, o.default, o.doc);
     let entry = |info: &pt_environments::EnvironmentInfo| {
-        Entry::new(info.name, info.summary)
-            .with("reads", info.reads)
-            .with_options(info.options.iter().map(choice))
+        Entry::new(info.name, info.summary).with("reads", info.reads).with_options(info.options)
     };
     pt_environments::ENVIRONMENTS.iter().map(entry).collect()
 }
@@ -270,7 +250,7 @@ fn isas() -> Vec<Entry> {
 
 impl Entry {
     fn new(name: impl Into<String>, summary: impl Into<String>) -> Entry {
-        Entry { name: name.into(), summary: summary.into(), details: Vec::new(), options: Vec::new() }
+        Entry { name: name.into(), summary: summary.into(), details: Vec::new(), options: &[] }
     }
 
     fn with(mut self, label: &'static str, text: impl Into<String>) -> Entry {
@@ -278,9 +258,8 @@ impl Entry {
         self
     }
 
-    fn with_options(mut self, options: impl Iterator<Item = Choice>) -> Entry {
-        self.options.extend(options);
-        self
+    fn with_options(self, options: &'static [OptionInfo]) -> Entry {
+        Entry { options, ..self }
     }
 
     /// Details of one label are a text, of a label that comes again a list.
@@ -304,12 +283,6 @@ impl Entry {
             map.insert("options".to_owned(), options.collect());
         }
         Value::Object(map)
-    }
-}
-
-impl Choice {
-    fn new(name: &'static str, kind: &str, default: &str, doc: &'static str) -> Choice {
-        Choice { name, kind: kind.to_owned(), default: default.to_owned(), doc }
     }
 }
 
@@ -337,7 +310,7 @@ fn to_text(entries: &[Entry], width: usize, style: Style) -> String {
         }
         if !entry.options.is_empty() {
             let mut table = Table::new(left + 4);
-            for o in &entry.options {
+            for o in entry.options {
                 let default =
                     if o.default.is_empty() { String::new() } else { format!(" [default: {}]", o.default) };
                 table.row(o.name, format!("{} ({}){default}", o.doc, o.kind));

@@ -265,8 +265,8 @@ struct Part {
     /// Replies of each question: the greedy one, and those that are chosen from.
     greedy: Vec<Candidate>,
     drawn: Vec<Vec<Candidate>>,
-    /// By budget: what a beam found for each question.
-    beams: HashMap<usize, Vec<Option<Candidate>>>,
+    /// By budget: what a beam found for each question, and the tokens it drew.
+    beams: HashMap<usize, Vec<(Option<Candidate>, usize)>>,
 }
 
 impl Search<'_> {
@@ -371,7 +371,11 @@ impl Search<'_> {
         }
     }
 
-    fn beam(&self, rows: std::ops::Range<usize>, n: usize) -> anyhow::Result<Vec<Option<Candidate>>> {
+    fn beam(
+        &self,
+        rows: std::ops::Range<usize>,
+        n: usize,
+    ) -> anyhow::Result<Vec<(Option<Candidate>, usize)>> {
         let Some(Judged::Steps(scorer)) = &self.scorer else { unreachable!("beams are of process scorers") };
         let options = BeamOptions {
             n,
@@ -400,9 +404,15 @@ impl Search<'_> {
         let verdicts = self.judge.verdicts(&replies);
         let candidate =
             |((searched, (_, text)), right): ((pt_search::Searched, (usize, String)), Option<bool>)| {
-                let found = searched.found?;
-                let (score, step_scores) = (Some(found.score), Some(found.step_scores));
-                Some(Candidate { text, score, step_scores, right, n_tokens: searched.n_tokens })
+                let n_tokens = searched.n_tokens;
+                let candidate = searched.found.map(|found| Candidate {
+                    text,
+                    score: Some(found.score),
+                    step_scores: Some(found.step_scores),
+                    right,
+                    n_tokens,
+                });
+                (candidate, n_tokens)
             };
         Ok(searched.into_iter().zip(replies).zip(verdicts).map(candidate).collect())
     }
@@ -420,7 +430,7 @@ impl Search<'_> {
             let first = &drawn[..n];
             way.tokens += match way.method {
                 Method::Greedy => part.greedy[i].n_tokens,
-                Method::Beam => part.beams[&way.n][i].as_ref().map_or(0, |found| found.n_tokens),
+                Method::Beam => part.beams[&way.n][i].1,
                 _ => first.iter().map(|candidate| candidate.n_tokens).sum(),
             };
             let scores: Vec<Option<f64>> = first.iter().map(|candidate| candidate.score).collect();
@@ -435,7 +445,7 @@ impl Search<'_> {
             way.right.push(match way.method {
                 Method::Greedy => part.greedy[i].right,
                 // A search that found nothing has no right reply, if there is one at all.
-                Method::Beam => match &part.beams[&way.n][i] {
+                Method::Beam => match &part.beams[&way.n][i].0 {
                     Some(found) => found.right,
                     None => part.greedy[i].right.map(|_| false),
                 },
@@ -468,7 +478,7 @@ impl Search<'_> {
             match method {
                 Method::Greedy | Method::Any => {}
                 Method::Beam => {
-                    picks.insert(format!("beam@{n}"), json!(part.beams[n][i]));
+                    picks.insert(format!("beam@{n}"), json!(part.beams[n][i].0));
                 }
                 method => {
                     picks.insert(format!("{}@{n}", method.name()), json!(pick));
