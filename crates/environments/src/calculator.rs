@@ -19,7 +19,7 @@ const NAME: &str = "calculator";
 /// Places after the point of a result.
 const MAX_DECIMALS: u32 = 12;
 /// The greatest exponent.
-const MAX_EXPONENT: i128 = 64;
+const MAX_EXPONENT: u128 = 64;
 /// The deepest nesting of parentheses and signs.
 const MAX_DEPTH: usize = 64;
 
@@ -109,11 +109,11 @@ impl Fraction {
     }
 
     fn power(self, exponent: Fraction) -> Result<Fraction, String> {
-        if exponent.denominator != 1 || exponent.numerator.abs() > MAX_EXPONENT {
+        if exponent.denominator != 1 || exponent.numerator.unsigned_abs() > MAX_EXPONENT {
             return Err(format!("an exponent is no whole number from -{MAX_EXPONENT} to {MAX_EXPONENT}"));
         }
         let base = if exponent.numerator < 0 { self.inverse()? } else { self };
-        (0..exponent.numerator.abs())
+        (0..exponent.numerator.unsigned_abs())
             .try_fold(Fraction { numerator: 1, denominator: 1 }, |p, _| p.times(base))
     }
 }
@@ -282,6 +282,7 @@ mod tests {
         check("0 ^ -1", Err("division by zero"));
         check("2 ^ 0.5", Err("no whole number"));
         check("10 ^ 64", Err("too large"));
+        check("2 ^ (-170141183460469231731687303715884105727 - 1)", Err("no whole number"));
         check("1 +", Err("an operand is missing"));
         check("", Err("an operand is missing"));
         check("(1", Err("not closed"));

@@ -3,17 +3,18 @@
 //! Every line that goes to the process is answered by one line, in order:
 //!
 //! ```text
-//! {"event": "start", "episode": "3.1", "seed": 81, "row": {...}, "messages": [...]}      answered by {}
-//! {"event": "turn", "episode": "3.1", "turn": 0, "is_last": false, "text": "...", "content": "...",
+//! {"event": "start", "episode": "31", "seed": 81, "row": {...}, "messages": [...]}      answered by {}
+//! {"event": "turn", "episode": "31", "turn": 0, "is_last": false, "text": "...", "content": "...",
 //!  "tool_calls": [{"name": "f", "arguments": {...}}]}
 //!     answered by {"message": "..."}                 another user turn
 //!              or {"tools": ["...", ...]}            results of the calls, in order
 //!              or {"messages": [{"role": ..., "content": ...}, ...]}
 //!              or {"done": true}                     with "score", "reason" and "parts" if it judges
-//! {"event": "end", "episode": "3.1", "reason": "length"}      answered by {} or a "score"
+//! {"event": "end", "episode": "31", "reason": "length"}      answered by {} or a "score"
 //! ```
 //!
-//! `end` comes only where the process did not say `done` itself: the turn was cut, or was the last that is allowed. An answer
+//! `end` comes only where the process did not say `done` itself: the turn was cut (`length`), was the last that is allowed
+//! (`max_turns`), or the chat template cannot go on after it (`rewritten`). An answer
 //! `{"error": "..."}`, no answer in time, a crash, or a line that is none of these ends the episode without a verdict: the sample is
 //! counted and does not train. Other episodes of a process that ended are lost with it; it is started anew for those that begin
 //! later, and given up after some failures in a row. It runs with the rights of whoever started the training.
@@ -21,9 +22,9 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use pt_core::catalogue::{CatalogueError, OptionInfo, parse};
+use pt_core::catalogue::{CatalogueError, parse};
 use pt_text::Message;
-use pt_verify::{Command, Part, Process, Verdict};
+use pt_verify::{Command, Process, Verdict, complaint_of, verdict_of};
 use serde_json::{Map, Value, json};
 
 use crate::catalogue::{EnvironmentInfo, KIND};
@@ -31,39 +32,15 @@ use crate::environment::{Environment, Episode, Outcome, Reaction, Start, Turn, u
 use crate::tools::tool_message;
 
 const NAME: &str = "command";
+/// Who judges, in the reasons of verdicts.
+const WHO: &str = "environment";
 
 /// The catalogue's entry.
 pub(crate) const INFO: EnvironmentInfo = EnvironmentInfo {
     name: NAME,
     summary: "your own program, in any language, over JSON lines",
     reads: "whatever it wants of the prompt and the row",
-    options: &[
-        OptionInfo {
-            name: "command",
-            kind: "array of texts",
-            default: "",
-            doc: "the program and its arguments, such as [\"python3\", \"game.py\"]",
-        },
-        OptionInfo {
-            name: "timeout_s",
-            kind: "number",
-            default: "10.0",
-            doc: "the longest wait for an answer",
-        },
-        OptionInfo {
-            name: "startup_s",
-            kind: "number",
-            default: "60.0",
-            doc: "what is added to that for the first answer of a new process",
-        },
-        OptionInfo {
-            name: "max_restarts",
-            kind: "integer",
-            default: "3",
-            doc: "how often in a row it may fail and be started again",
-        },
-        OptionInfo { name: "n_processes", kind: "integer", default: "1", doc: "how many run side by side" },
-    ],
+    options: &Command::options("the program and its arguments, such as [\"python3\", \"game.py\"]"),
     build: |options| Ok(Box::new(External::new(parse::<Command>(KIND, NAME, options)?)?)),
 };
 
@@ -180,17 +157,16 @@ impl Episode for Dialogue<'_> {
 
     fn end(&mut self, reason: &str) -> Option<Verdict> {
         let line = json!({"event": "end", "episode": self.episode, "reason": reason});
-        verdict_of(&self.ask(&line).ok()?).ok().flatten()
+        verdict_of(&self.ask(&line).ok()?, WHO).ok().flatten()
     }
 }
 
 fn outcome_of(answer: &Map<String, Value>, turn: &Turn<'_>) -> Result<Outcome, String> {
-    if let Some(error) = answer.get("error").filter(|error| !error.is_null()) {
-        let error = error.as_str().map_or_else(|| error.to_string(), str::to_owned);
-        return Err(format!("the command says: {error}"));
+    if let Some(complaint) = complaint_of(answer) {
+        return Err(complaint);
     }
     if answer.get("done").and_then(Value::as_bool) == Some(true) {
-        return Ok(Outcome::End(verdict_of(answer)?));
+        return Ok(Outcome::End(verdict_of(answer, WHO)?));
     }
     let messages = messages_of(answer, turn)?;
     match messages.is_empty() {
@@ -234,27 +210,6 @@ fn messages_of(answer: &Map<String, Value>, turn: &Turn<'_>) -> Result<Vec<Messa
     Ok(messages)
 }
 
-/// The verdict of an answer, if it has one.
-fn verdict_of(answer: &Map<String, Value>) -> Result<Option<Verdict>, String> {
-    let number = |value: &Value| match value {
-        Value::Bool(truth) => Some(f64::from(u8::from(*truth))),
-        other => other.as_f64().filter(|score| score.is_finite()),
-    };
-    let reason = answer.get("reason").and_then(Value::as_str);
-    let Some(score) = answer.get("score") else { return Ok(None) };
-    let verdict = match (score, number(score)) {
-        (Value::Null, _) => Verdict::skip(reason.unwrap_or("the environment gave no score")),
-        (_, Some(score)) => Verdict::scored(
-            score,
-            reason.map_or_else(|| format!("the environment gave {score}"), str::to_owned),
-        ),
-        (other, None) => return Err(format!("its score is {other}, expected a finite number")),
-    };
-    let parts = answer.get("parts").and_then(Value::as_object).into_iter().flatten();
-    let parts = parts.filter_map(|(name, score)| Some(Part { name: name.clone(), score: number(score)? }));
-    Ok(Some(verdict.with_parts(parts.collect())))
-}
-
 #[cfg(all(test, unix))]
 mod tests {
     use pt_text::tools::Reply;
@@ -267,7 +222,7 @@ mod tests {
         options.insert("command".to_owned(), vec!["/bin/sh", "-c", script].into());
         let environment = crate::build(NAME, &options).unwrap();
         let row = Map::from_iter([("answer".to_owned(), json!("yes"))]);
-        let mut episode = environment.begin(&Start { messages: &[], row: &row, seed: 7 });
+        let mut episode = environment.begin(&Start { messages: &[], row: &row, tools: &[], seed: 7 });
         let shown = |(index, text): (usize, &&str)| {
             if let Some(reason) = text.strip_prefix("END ") {
                 return format!("end {:?}", episode.end(reason).and_then(|verdict| verdict.score));
@@ -338,7 +293,7 @@ mod tests {
             toml::Table::from_iter([("command".to_owned(), vec!["/bin/sh", "-c", SCRIPT].into())]);
         let environment = crate::build(NAME, &options).unwrap();
         let row = Map::new();
-        let start = Start { messages: &[], row: &row, seed: 0 };
+        let start = Start { messages: &[], row: &row, tools: &[], seed: 0 };
         std::thread::scope(|scope| {
             for i in 0..8 {
                 let (environment, start) = (&environment, &start);

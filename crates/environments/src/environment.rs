@@ -10,8 +10,10 @@ use serde_json::{Map, Value};
 pub struct Start<'a> {
     /// The prompt's messages.
     pub messages: &'a [Message],
-    /// All columns of the row.
+    /// The row's columns, but for those that make its prompt.
     pub row: &'a Map<String, Value>,
+    /// The tools that the prompt shows.
+    pub tools: &'a [Value],
     /// The same whenever this sample of this prompt is drawn by this recipe: what an environment draws at random it draws from it.
     pub seed: u64,
 }
@@ -106,8 +108,8 @@ pub trait Episode: Send {
     /// What follows a turn of the model that ended by itself. Never panics on any text.
     fn react(&mut self, turn: &Turn<'_>) -> Reaction;
 
-    /// The episode is over without a word of the environment's: the last turn was cut (`length`), or there may be no more of them
-    /// (`max_turns`). Some environments judge it.
+    /// The episode is over without a word of the environment's: the last turn was cut (`length`), there may be no more of them
+    /// (`max_turns`), or the template cannot go on after what was said (`rewritten`). Some environments judge it.
     fn end(&mut self, reason: &str) -> Option<Verdict> {
         let _ = reason;
         None

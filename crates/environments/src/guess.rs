@@ -92,7 +92,7 @@ mod tests {
         let row = Map::from_iter([("check".to_owned(), "{\"kind\":\"number\",\"value\":5}".into())]);
         assert_eq!(environment.check(&row, &[]), Ok(()));
         assert!(environment.check(&Map::new(), &[]).unwrap_err().contains("`check`"));
-        let mut game = environment.begin(&Start { messages: &[], row: &row, seed: 0 });
+        let mut game = environment.begin(&Start { messages: &[], row: &row, tools: &[], seed: 0 });
         let reply = Reply::default();
         let mut said = |text: &str| {
             let reaction = game.react(&Turn { index: 1, text, reply: &reply, first_call: 0, is_last: false });

@@ -160,9 +160,7 @@ impl Environment for Tools {
     }
 
     fn begin(&self, start: &Start<'_>) -> Box<dyn Episode + '_> {
-        let offered = start.row.get("tools").and_then(Value::as_array).filter(|tools| !tools.is_empty());
-        let offered = offered.unwrap_or(&self.schemas);
-        let names = offered.iter().filter_map(name_of).map(str::to_owned).collect();
+        let names = start.tools.iter().filter_map(name_of).map(str::to_owned).collect();
         Box::new(Calls { environment: self, names })
     }
 }
@@ -242,8 +240,8 @@ mod tests {
     #[test]
     fn calls_are_answered_in_order_and_a_turn_without_one_is_the_end() {
         let environment = tools("");
-        let row = Map::new();
-        let mut episode = environment.begin(&Start { messages: &[], row: &row, seed: 0 });
+        let (row, schemas) = (Map::new(), environment.tools());
+        let mut episode = environment.begin(&Start { messages: &[], row: &row, tools: &schemas, seed: 0 });
         let mut first_call = 0;
         let mut check = |text: &str, expected: &[(&str, &str)], n_failures: usize| {
             let reply = Reply::parse(text);
@@ -280,8 +278,8 @@ mod tests {
         assert_eq!(environment.check(&row, &schemas[..1]), Ok(()));
         let other = json!({"type": "function", "function": {"name": "search"}});
         assert!(environment.check(&row, &[other]).unwrap_err().contains("offers `search`"));
-        let row = Map::from_iter([("tools".to_owned(), json!(schemas[..1]))]);
-        let mut episode = environment.begin(&Start { messages: &[], row: &row, seed: 0 });
+        let mut episode =
+            environment.begin(&Start { messages: &[], row: &row, tools: &schemas[..1], seed: 0 });
         let text = "<tool_call>{\"name\": \"python\", \"arguments\": {\"code\": \"print(1)\"}}</tool_call>";
         let reply = Reply::parse(text);
         let reaction = episode.react(&Turn { index: 0, text, reply: &reply, first_call: 0, is_last: false });

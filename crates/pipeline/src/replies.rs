@@ -332,14 +332,16 @@ fn steps(masker: &Masker<'_>, record: &Record, options: &TokeniseOptions<'_>) ->
     let origin: Arc<str> = Arc::from(record.origin.to_string());
     let prompt = masker.prompt_text(&text_origin(record), prompt)?.token_ids;
     let mut reply = Reply::default();
-    let limit = options.max_length.unwrap_or(usize::MAX).saturating_sub(prompt.len());
-    for (ids, label) in step_token_ids(masker.tokenizer, completions)?.into_iter().zip(labels) {
+    let max_length = options.max_length.unwrap_or(usize::MAX);
+    let limit = max_length.saturating_sub(prompt.len());
+    let steps = step_token_ids(masker.tokenizer, completions)?;
+    let n_tokens = prompt.len() + steps.iter().map(Vec::len).sum::<usize>();
+    for (ids, label) in steps.into_iter().zip(labels) {
         if reply.token_ids.len() + ids.len() > limit {
             match options.truncation {
                 Truncation::Drop => return Ok(Converted::Excluded(TOO_LONG)),
                 Truncation::Error | Truncation::KeepEnd => {
-                    let (tokens, max_length) = (reply.token_ids.len() + ids.len() + prompt.len(), limit);
-                    return Err(PipelineError::TooLong { origin: origin.to_string(), tokens, max_length });
+                    return Err(too_long(&origin, "solution", n_tokens, max_length, "keep_start or drop"));
                 }
                 Truncation::KeepStart => {
                     reply.is_truncated = true;
@@ -378,16 +380,31 @@ pub(crate) fn step_token_ids(tokenizer: &Tokenizer, steps: &[String]) -> Result<
 /// A prompt to sample replies to. Rows with replies give their prompt.
 fn prompt(masker: &Masker<'_>, record: &Record, options: &TokeniseOptions<'_>) -> Result<Converted> {
     let origin: Arc<str> = Arc::from(record.origin.to_string());
-    let prompt = example::prompt(masker, record, options)?;
+    let mut prompt = example::prompt(masker, record, options)?;
     let max_length = options.max_length.unwrap_or(usize::MAX);
     if prompt.len() > max_length {
         match options.truncation {
             Truncation::Drop => return Ok(Converted::Excluded("the prompt is longer than `max_length`")),
-            _ => {
-                let tokens = prompt.len();
-                return Err(PipelineError::TooLong { origin: origin.to_string(), tokens, max_length });
+            Truncation::KeepEnd => drop(prompt.drain(..prompt.len() - max_length)),
+            // Without its end a prompt asks nothing, and no reply begins after it.
+            Truncation::KeepStart | Truncation::Error => {
+                return Err(too_long(&origin, "prompt", prompt.len(), max_length, "keep_end or drop"));
             }
         }
     }
     Ok(Converted::Examples(vec![Example::prompt(prompt, Vec::new(), 0, origin)]))
+}
+
+/// What cannot be cut as the recipe says, and how it can be.
+fn too_long(
+    origin: &str,
+    part: &str,
+    n_tokens: usize,
+    max_length: usize,
+    truncations: &str,
+) -> PipelineError {
+    PipelineError::Unsupported {
+        what: format!("{origin}: the {part} has {n_tokens} tokens, more than max_length = {max_length}"),
+        advice: format!("raise it, or set truncation to {truncations}"),
+    }
 }

@@ -12,13 +12,13 @@
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, TryLockError};
 
-use pt_core::catalogue::{CatalogueError, OptionInfo, parse};
+use pt_core::catalogue::{CatalogueError, parse};
 use serde_json::Value;
 
 use crate::catalogue::{KIND, VerifierInfo};
-use crate::process::{Command, Process};
+use crate::process::{Command, Process, complaint_of, number_of, verdict_of};
 use crate::text::shortened;
-use crate::{Part, Question, Verdict, Verifier};
+use crate::{Question, Verdict, Verifier};
 
 const NAME: &str = "command";
 
@@ -27,33 +27,7 @@ pub(crate) const INFO: VerifierInfo = VerifierInfo {
     name: NAME,
     summary: "your own program, in any language, over JSON lines",
     reads: "whatever it wants of the prompt, the reply and the row",
-    options: &[
-        OptionInfo {
-            name: "command",
-            kind: "array of texts",
-            default: "",
-            doc: "the program and its arguments, such as [\"python3\", \"reward.py\"]",
-        },
-        OptionInfo {
-            name: "timeout_s",
-            kind: "number",
-            default: "10.0",
-            doc: "the longest wait for an answer",
-        },
-        OptionInfo {
-            name: "startup_s",
-            kind: "number",
-            default: "60.0",
-            doc: "what is added to that for the first answer of a new process",
-        },
-        OptionInfo {
-            name: "max_restarts",
-            kind: "integer",
-            default: "3",
-            doc: "how often in a row it may fail and be started again",
-        },
-        OptionInfo { name: "n_processes", kind: "integer", default: "1", doc: "how many run side by side" },
-    ],
+    options: &Command::options("the program and its arguments, such as [\"python3\", \"reward.py\"]"),
     examples: include_str!("command.md"),
     build: |options| Ok(Box::new(External::new(parse::<Command>(KIND, NAME, options)?)?)),
 };
@@ -207,34 +181,19 @@ fn read_answer(line: &str) -> Result<Answer, String> {
         )
     };
     let value: Value = serde_json::from_str(line).map_err(|_| garbage())?;
-    let plain = |value: &Value| match value {
-        Value::Bool(truth) => Some(f64::from(u8::from(*truth))),
-        other => other.as_f64().filter(|score| score.is_finite()),
-    };
     let Value::Object(fields) = &value else {
-        let score = plain(&value).ok_or_else(garbage)?;
+        let score = number_of(&value).ok_or_else(garbage)?;
         return Ok(Answer { id: None, verdict: Verdict::scored(score, format!("the command gave {score}")) });
     };
     let id = match fields.get("id") {
         None | Some(Value::Null) => None,
         Some(id) => Some(id.as_u64().ok_or_else(garbage)?),
     };
-    let reason = fields.get("reason").and_then(Value::as_str);
-    let verdict = match (fields.get("error"), fields.get("score")) {
-        (Some(error), _) if !error.is_null() => {
-            let error = error.as_str().map_or_else(|| error.to_string(), str::to_owned);
-            Verdict::skip(format!("the command says: {error}"))
-        }
-        (_, Some(Value::Null)) => Verdict::skip(reason.unwrap_or("the command gave no score")),
-        (_, Some(score)) => {
-            let score = plain(score).ok_or_else(garbage)?;
-            Verdict::scored(score, reason.map_or_else(|| format!("the command gave {score}"), str::to_owned))
-        }
-        (_, None) => return Err(garbage()),
+    let verdict = match complaint_of(fields) {
+        Some(complaint) => Verdict::skip(complaint),
+        None => verdict_of(fields, "command")?.ok_or_else(garbage)?,
     };
-    let parts = fields.get("parts").and_then(Value::as_object).into_iter().flatten();
-    let parts = parts.filter_map(|(name, score)| Some(Part { name: name.clone(), score: plain(score)? }));
-    Ok(Answer { id, verdict: verdict.with_parts(parts.collect()) })
+    Ok(Answer { id, verdict })
 }
 
 #[cfg(all(test, unix))]
@@ -242,6 +201,7 @@ mod tests {
     use serde_json::Map;
 
     use super::*;
+    use crate::Part;
 
     /// Asks a shell script about each reply.
     fn ask(script: &str, extra: &str, replies: &[&str]) -> Vec<Verdict> {

@@ -3,9 +3,12 @@
 
 use std::time::{Duration, Instant};
 
+use pt_core::catalogue::OptionInfo;
 use serde::Deserialize;
+use serde_json::{Map, Value};
 
 use crate::child::{Heard, LineChild};
+use crate::{Part, Verdict};
 
 /// How the program is run.
 #[derive(Clone, Debug, Deserialize)]
@@ -41,6 +44,30 @@ fn one() -> usize {
 }
 
 impl Command {
+    /// Its options for a catalogue; `program` says what `command` is.
+    pub const fn options(program: &'static str) -> [OptionInfo; 5] {
+        const fn info(
+            name: &'static str,
+            kind: &'static str,
+            default: &'static str,
+            doc: &'static str,
+        ) -> OptionInfo {
+            OptionInfo { name, kind, default, doc }
+        }
+        [
+            info("command", "array of texts", "", program),
+            info("timeout_s", "number", "10.0", "the longest wait for an answer"),
+            info(
+                "startup_s",
+                "number",
+                "60.0",
+                "what is added to that for the first answer of a new process",
+            ),
+            info("max_restarts", "integer", "3", "how often in a row it may fail and be started again"),
+            info("n_processes", "integer", "1", "how many run side by side"),
+        ]
+    }
+
     /// Refuses values out of range, in words.
     ///
     /// # Errors
@@ -152,4 +179,37 @@ impl Process {
         self.last_failure.clone_from(&reason);
         reason
     }
+}
+
+/// A score: a finite number, or a truth as 1 or 0.
+pub(crate) fn number_of(value: &Value) -> Option<f64> {
+    match value {
+        Value::Bool(truth) => Some(f64::from(u8::from(*truth))),
+        other => other.as_f64().filter(|score| score.is_finite()),
+    }
+}
+
+/// What an answer's `error` says, if it has one.
+pub fn complaint_of(answer: &Map<String, Value>) -> Option<String> {
+    let error = answer.get("error").filter(|error| !error.is_null())?;
+    let error = error.as_str().map_or_else(|| error.to_string(), str::to_owned);
+    Some(format!("the command says: {error}"))
+}
+
+/// The verdict in an answer's `score`, `reason` and `parts`; none without a `score`, a skip where that is null. `who` gave it.
+///
+/// # Errors
+/// A score that is none.
+pub fn verdict_of(answer: &Map<String, Value>, who: &str) -> Result<Option<Verdict>, String> {
+    let Some(score) = answer.get("score") else { return Ok(None) };
+    let reason = answer.get("reason").and_then(Value::as_str);
+    let or = |other: String| reason.map_or(other, str::to_owned);
+    let verdict = match (score, number_of(score)) {
+        (Value::Null, _) => Verdict::skip(or(format!("the {who} gave no score"))),
+        (_, Some(score)) => Verdict::scored(score, or(format!("the {who} gave {score}"))),
+        (other, None) => return Err(format!("its score is {other}, expected a finite number")),
+    };
+    let parts = answer.get("parts").and_then(Value::as_object).into_iter().flatten();
+    let parts = parts.filter_map(|(name, score)| Some(Part { name: name.clone(), score: number_of(score)? }));
+    Ok(Some(verdict.with_parts(parts.collect())))
 }

@@ -236,6 +236,7 @@ impl<'e> Drawing<'_, 'e> {
         let start = Start {
             messages: &scene.messages,
             row: &prompt.row().extra,
+            tools: prompt.row().tools.as_deref().unwrap_or_default(),
             seed: key_of(self.sampler.params().seed, prompt.key, index, 0),
         };
         (Play::new(scene), Some(self.stage.environment.begin(&start)))
@@ -378,6 +379,17 @@ mod tests {
         planned: impl FnOnce(&mut PlannedEnvironment),
         turns: &[(&'static str, Option<&'static str>)],
     ) -> (Drawn, Vec<Vec<u32>>) {
+        played_with(None, kind, template, planned, turns)
+    }
+
+    /// The same with the tools of the row.
+    fn played_with(
+        tools: Option<Vec<serde_json::Value>>,
+        kind: &str,
+        template: &str,
+        planned: impl FnOnce(&mut PlannedEnvironment),
+        turns: &[(&'static str, Option<&'static str>)],
+    ) -> (Drawn, Vec<Vec<u32>>) {
         let mut environment = PlannedEnvironment {
             r#type: kind.to_owned(),
             max_turns: 4,
@@ -394,7 +406,7 @@ mod tests {
             body: Body::PromptOnly {
                 prompt: Content::Messages(vec![Message::new("user", "What is 12 * 12?")]),
             },
-            tools: None,
+            tools,
             chat_template_kwargs: None,
             extra: serde_json::Map::from_iter([(
                 "check".to_owned(),
@@ -450,6 +462,20 @@ mod tests {
         assert_eq!(episode.messages[1]["tool_call_id"], episode.messages[0]["tool_calls"][0]["id"]);
         let zeros = drawn.logprobs.iter().zip(&drawn.weights).filter(|(logp, _)| **logp == 0.0);
         assert_eq!(zeros.count(), n(between));
+    }
+
+    #[test]
+    fn a_model_may_call_only_what_its_row_offers() {
+        let python = json!({"type": "function", "function": {"name": "python", "parameters": {}}});
+        let both = |e: &mut PlannedEnvironment| e.params = json!({"tools": ["calculator", "python"]});
+        for (tools, result) in [(None, "144"), (Some(vec![python]), "Error: there is no tool `calculator`")] {
+            let turns = [(CALL, END), ("It is 144.", END)];
+            let (drawn, _) = played_with(tools, "tools", CHATML, both, &turns);
+            let episode = drawn.episode.unwrap();
+            let said = episode.messages[1]["content"].as_str().unwrap();
+            assert!(said.starts_with(result), "{said}");
+            assert_eq!(episode.n_failures, usize::from(result != "144"));
+        }
     }
 
     #[test]

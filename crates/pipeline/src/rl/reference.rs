@@ -70,32 +70,20 @@ impl Reference {
         max_tokens: usize,
         examples: &mut [Example],
     ) {
+        let own = self.own_model();
+        let scorer = GroupScorer {
+            model: own.unwrap_or(model),
+            has_adapters: own.is_some(),
+            dtype,
+            temperature,
+            max_tokens,
+        };
         for example in examples {
-            let mut prompt = example.clone();
-            let mut replies = std::mem::take(&mut prompt.replies);
-            replies.iter_mut().for_each(|reply| reply.weights.fill(1.0));
-            let parts = group_examples(&prompt, replies, max_tokens);
-            let logp = parts.into_iter().flat_map(|part| self.logp_of(model, dtype, temperature, part));
-            let mut logp = logp.collect::<Vec<f32>>().into_iter();
+            let mut logp = scorer.logp(example.clone());
             for reply in &mut example.replies {
                 reply.known.reference_logp = logp.by_ref().take(reply.token_ids.len()).collect();
             }
         }
-    }
-
-    /// What it says of every token of a group's replies.
-    fn logp_of(&self, model: &Model, dtype: Dtype, temperature: f32, group: Example) -> Vec<f32> {
-        let micro_batch = MicroBatch::new(vec![group]);
-        let predictions = micro_batch.predictions();
-        if predictions.rows.is_empty() {
-            return Vec::new();
-        }
-        let batch = micro_batch.batch().expect("prompts and replies have tokens");
-        let own = self.own_model();
-        let model = own.unwrap_or(model);
-        let tape = Tape::inference(&model.params, &batch, dtype);
-        let tape = if own.is_some() { tape } else { tape.without_adapters() };
-        score_with(tape, model, temperature, &predictions).logp
     }
 
     /// The reference as a model, where it is one of its own.
@@ -105,5 +93,38 @@ impl Reference {
             Reference::Frozen(model) => Some(model),
             Reference::Following(following) => Some(&following.model),
         }
+    }
+}
+
+/// What a model says of groups.
+pub(super) struct GroupScorer<'m> {
+    pub(super) model: &'m Model,
+    /// Whether its adapters take part.
+    pub(super) has_adapters: bool,
+    pub(super) dtype: Dtype,
+    pub(super) temperature: f32,
+    /// What groups are cut to, as in training.
+    pub(super) max_tokens: usize,
+}
+
+impl GroupScorer<'_> {
+    /// Log-probabilities of every token of a group's replies, also of those that are masked, one reply after the other.
+    pub(super) fn logp(&self, mut group: Example) -> std::vec::IntoIter<f32> {
+        let mut replies = std::mem::take(&mut group.replies);
+        replies.iter_mut().for_each(|reply| reply.weights.fill(1.0));
+        let parts = group_examples(&group, replies, self.max_tokens);
+        parts.into_iter().flat_map(|part| self.logp_of(part)).collect::<Vec<f32>>().into_iter()
+    }
+
+    fn logp_of(&self, part: Example) -> Vec<f32> {
+        let micro_batch = MicroBatch::new(vec![part]);
+        let predictions = micro_batch.predictions();
+        if predictions.rows.is_empty() {
+            return Vec::new();
+        }
+        let batch = micro_batch.batch().expect("prompts and replies have tokens");
+        let tape = Tape::inference(&self.model.params, &batch, self.dtype);
+        let tape = if self.has_adapters { tape } else { tape.without_adapters() };
+        score_with(tape, self.model, self.temperature, &predictions).logp
     }
 }

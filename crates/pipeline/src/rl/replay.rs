@@ -15,7 +15,7 @@ use serde_json::{Map, Value};
 use super::reference::Reference;
 use super::{group_examples, pack_groups};
 use crate::error::{PipelineError, Result};
-use crate::graph::model_folder;
+use crate::graph::{model_folder, path_of};
 use crate::model::{engine_dtype, load_model, locate_model};
 use crate::source::Surroundings;
 
@@ -44,7 +44,8 @@ pub struct Replayed {
 /// Computes loss, gradient norm and metrics of all samples of the round that step `step`, from 1, used.
 ///
 /// # Errors
-/// A step without samples, a stage whose samples train otherwise than by group advantages, an adapter without `model`, options that are not understood.
+/// A step without samples, a stage whose samples train otherwise than by group advantages, an adapter without `model`, a reference that
+/// has moved, options that are not understood.
 pub fn replay(
     run: &Path,
     plan: &Plan,
@@ -105,10 +106,9 @@ pub fn replay(
     let max_tokens = stage.train.tokens_per_micro_batch as usize;
     let mut groups = examples_of(&records, rollout.mask_truncated);
     if needs.reference_logp {
-        let input =
-            load_model(&input_folder(run, plan, stage, surroundings)?, Some(engine_dtype(plan.model.dtype)))?;
         let dtype = engine_dtype(plan.model.dtype);
-        Reference::Frozen(Box::new(input)).fill(&trainer.model, dtype, temperature, max_tokens, &mut groups);
+        let model = load_model(&reference_folder(run, plan, stage, surroundings)?, Some(dtype))?;
+        Reference::Frozen(Box::new(model)).fill(&trainer.model, dtype, temperature, max_tokens, &mut groups);
     }
     let cut = groups.into_iter().flat_map(|mut whole| {
         let replies = std::mem::take(&mut whole.replies);
@@ -199,6 +199,26 @@ fn input_folder(
             what: "the stage began with a model from nothing, which was not kept".to_owned(),
             advice: "name a model with --model".to_owned(),
         }),
+    }
+}
+
+/// The folder of the stage's reference: the one that it names, or the model that it began with.
+fn reference_folder(
+    run: &Path,
+    plan: &Plan,
+    stage: &PlannedStage,
+    surroundings: &Surroundings,
+) -> Result<PathBuf> {
+    if stage.reference.as_ref().is_some_and(|reference| reference.sync_steps.is_some()) {
+        return Err(PipelineError::Unsupported {
+            what: format!("the reference of stage `{}` follows the policy, and was not kept", stage.name),
+            advice: "choose an objective that reads no reference, such as one with beta = 0".to_owned(),
+        });
+    }
+    match stage.reference.as_ref().and_then(|reference| reference.model.as_deref()) {
+        None => input_folder(run, plan, stage, surroundings),
+        Some(named) if stage_of(named).is_some() => path_of(run, plan, named),
+        Some(named) => locate_model(named, "main", surroundings),
     }
 }
 

@@ -1,8 +1,8 @@
 //! Advantages of tokens, by a value head or a critic: PPO.
 //!
 //! A value head reads the policy's own hidden states and trains with the policy; a critic is a model of its own with such a head,
-//! which takes a step of its own in every step of the policy, at its own learning rate, and is part of every checkpoint. Either's its value for a token is read before the token, where it was chosen. Values are
-//! those of the weights that sampled, so they are kept in the rollouts file with the advantages and returns made of them (see
+//! which takes a step of its own in every step of the policy, at its own learning rate, and is part of every checkpoint. The value
+//! of a token is read before the token, where it was chosen. Values are those of the weights that sampled, so they are kept in the rollouts file with the advantages and returns made of them (see
 //! [`pt_rl::ppo`]). The coefficient of the divergence is fixed or follows a target; its state is part of every checkpoint.
 
 use std::collections::BTreeMap;
