@@ -152,10 +152,10 @@ impl Ppo {
         let total = *step.totals().get(SCORE_TOTAL).ok_or(missing)?;
         let (coef, range) = (self.0.config().vf_coef, self.0.config().cliprange_value);
         let part = value_part(scores, range);
-        if total > 0.0 {
-            output.loss += coef * part.sum / total;
-        }
-        output.d_scores = Some(part.slopes.iter().map(|slope| (coef * slope / total) as f32).collect());
+        // A step none of whose rows counts has a total of 0, and a gradient of zeros.
+        let share = |of: f64| if total > 0.0 { coef * of / total } else { 0.0 };
+        output.loss += share(part.sum);
+        output.d_scores = Some(part.slopes.iter().map(|&slope| share(slope) as f32).collect());
         output.metrics.extend(part.metrics);
         Ok(())
     }

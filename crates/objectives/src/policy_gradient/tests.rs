@@ -339,6 +339,20 @@ fn one_token_empty_and_masked_completions_work() {
     }
 }
 
+/// Tokens train, and no value counts.
+#[test]
+fn scored_rows_of_no_weight_have_gradients_of_zero() {
+    let objective = build("ppo", &toml::Table::new()).unwrap();
+    let batch = Owned::random(LENGTHS, 7);
+    let none = vec![0.0; batch.logp.len()];
+    let scores = batch.view().scores.map(|scores| Scores { weights: &none, ..scores });
+    let view = || TokenBatch { scores, ..batch.view() };
+    let step = Normaliser::of_step(&*objective, std::iter::once(view())).unwrap();
+    let output = objective.evaluate(&view(), &step).unwrap();
+    assert!(output.loss.is_finite() && output.d_logp.iter().any(|d| *d != 0.0));
+    assert_eq!(output.d_scores, Some(none.clone()));
+}
+
 #[test]
 fn extreme_probabilities_stay_finite() {
     for (what, objective) in cases() {
