@@ -89,7 +89,7 @@ pub fn load(dir: &Path, options: &LoadOptions) -> Result<Model> {
         let (values, bias) = checkpoint.score_head(head)?;
         model.add_score_head(head.kind, &values)?;
         if let Some(bias) = bias {
-            model.add_score_bias(&bias);
+            model.set_score_bias(&bias);
         }
         model.freeze();
     }

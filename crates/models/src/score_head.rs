@@ -121,7 +121,7 @@ impl Model {
     }
 
     /// Adds a score head of these values, `[n_outputs, hidden]`, that trains; one that is there already is replaced by it if
-    /// kind and shape are the same.
+    /// kind and shape are the same, and its bias, if it has one, by zeros.
     ///
     /// # Errors
     /// [`ModelError::State`] if transformers has no such classifier of this architecture, so that it could not be written; if
@@ -143,13 +143,9 @@ impl Model {
             return Err(ModelError::State { problem });
         }
         let weight = Weight::from_f32(values);
-        let id = match self.score_head {
-            Some((ScoreWeights { weight: id, bias }, found)) => {
-                if let Some(bias) = bias {
-                    let param = self.params.get_mut(bias);
-                    param.weight = Weight::from_f32(&vec![0.0; param.len()]);
-                }
-                let param = self.params.get_mut(id);
+        let head = match self.score_head {
+            Some((head, found)) => {
+                let param = self.params.get_mut(head.weight);
                 if found != kind || param.shape != shape {
                     let problem = format!(
                         "the model has a {found:?} score head of {} outputs, which cannot become a {kind:?} one of {}; \
@@ -160,13 +156,18 @@ impl Model {
                 }
                 param.set_weight(weight);
                 param.trainable = true;
-                id
+                head
             }
-            None => self.params.add(Param { name: SCORE_HEAD.to_owned(), shape, weight, trainable: true }),
+            None => {
+                let param = Param { name: SCORE_HEAD.to_owned(), shape, weight, trainable: true };
+                ScoreWeights { weight: self.params.add(param), bias: None }
+            }
         };
-        let bias = self.score_head.and_then(|(head, _)| head.bias);
-        self.score_head = Some((ScoreWeights { weight: id, bias }, kind));
-        Ok(id)
+        self.score_head = Some((head, kind));
+        if head.bias.is_some() {
+            self.set_score_bias(&vec![0.0; values.len() / width]);
+        }
+        Ok(head.weight)
     }
 
     /// The score head's weight and bias as they are, where there is one.
@@ -192,34 +193,30 @@ impl Model {
             *kind = ScoreHeadKind::Value;
         }
         self.add_score_head(ScoreHeadKind::Value, &values.weight)?;
-        match (self.score_head.and_then(|(head, _)| head.bias), &values.bias) {
-            (Some(id), Some(bias)) => {
-                let param = self.params.get_mut(id);
-                param.set_weight(Weight::from_f32(bias));
-                param.trainable = true;
-            }
-            (None, Some(bias)) => self.add_score_bias(bias),
-            (_, None) => {}
+        if let Some(bias) = &values.bias {
+            self.set_score_bias(bias);
         }
         Ok(())
     }
 
-    /// Gives the score head a bias, `[n_outputs]`, that trains as the head does.
+    /// Gives the score head a bias, `[n_outputs]`, in place of the one it may have; it trains as the head does.
     ///
     /// # Panics
-    /// If there is no score head, one with a bias already, or not one value for each output.
-    pub fn add_score_bias(&mut self, values: &[f32]) {
+    /// If there is no score head, or not one value for each output.
+    pub fn set_score_bias(&mut self, values: &[f32]) {
         let (head, kind) = self.score_head.expect("a score head");
-        let weight = self.params.get(head.weight);
-        assert_eq!(values.len(), weight.shape[0], "a value for each output");
-        assert!(head.bias.is_none(), "the score head has a bias");
-        let param = Param {
-            name: SCORE_BIAS.to_owned(),
-            shape: vec![values.len()],
-            weight: Weight::from_f32(values),
-            trainable: weight.trainable,
-        };
-        let bias = Some(self.params.add(param));
+        let Param { shape, trainable, .. } = self.params.get(head.weight);
+        let trainable = *trainable;
+        assert_eq!(values.len(), shape[0], "a value for each output");
+        let weight = Weight::from_f32(values);
+        if let Some(bias) = head.bias {
+            let param = self.params.get_mut(bias);
+            param.set_weight(weight);
+            param.trainable = trainable;
+            return;
+        }
+        let (name, shape) = (SCORE_BIAS.to_owned(), vec![values.len()]);
+        let bias = Some(self.params.add(Param { name, shape, weight, trainable }));
         self.score_head = Some((ScoreWeights { bias, ..head }, kind));
     }
 }

@@ -146,7 +146,7 @@ fn a_bias_goes_through_files() {
         // One addition in another precision.
         let close = |found: Vec<f32>| found.iter().zip(&expected).all(|(a, b)| (a - b).abs() < 1e-6);
         let mut model = with_head("llama", kind, n_outputs);
-        model.add_score_bias(&bias);
+        model.set_score_bias(&bias);
         assert!(close(scores(&model, &tokens, kind)), "{kind:?}");
         let dir = tempfile::tempdir().unwrap();
         save(&model, &dir.path().join("whole"), &SaveOptions::default(), |_| Ok(())).unwrap();
@@ -157,7 +157,7 @@ fn a_bias_goes_through_files() {
         let lora: LoraConfig = serde_json::from_value(serde_json::json!({"rank": 2, "alpha": 4.0})).unwrap();
         adapted.attach_lora(&lora, 5).unwrap();
         adapted.add_score_head(kind, &numbers::<f32>(&heads()["heads"][n_outputs.to_string()])).unwrap();
-        adapted.add_score_bias(&bias);
+        adapted.set_score_bias(&bias);
         let folder = dir.path().join("adapter");
         std::fs::create_dir(&folder).unwrap();
         adapted.save_peft(&folder, None).unwrap();
@@ -167,8 +167,20 @@ fn a_bias_goes_through_files() {
         again.merge_adapter(Dtype::F32).unwrap();
         assert!(close(scores(&again, &tokens, kind)), "{kind:?}, merged");
 
+        // The adapter's head takes the place of the one its base has, bias and all, and trains.
+        let mut based = load_golden("models/llama", Dtype::F32);
+        based.add_score_head(kind, &vec![0.5; n_outputs * based.config.hidden_size]).unwrap();
+        based.set_score_bias(&vec![9.0; n_outputs]);
+        based.freeze();
+        based.attach_peft(&folder).unwrap();
+        assert_eq!(scores(&based, &tokens, kind), scores(&adapted, &tokens, kind));
+        let head = based.score_head().unwrap();
+        assert!(
+            [Some(head.weight), head.bias].into_iter().flatten().all(|id| based.params.get(id).trainable)
+        );
+
         let mut zero = with_head("llama", kind, n_outputs);
-        zero.add_score_bias(&vec![0.0; n_outputs]);
+        zero.set_score_bias(&vec![0.0; n_outputs]);
         save(&zero, &dir.path().join("zero"), &SaveOptions::default(), |_| Ok(())).unwrap();
         assert!(read_scorer(&dir.path().join("zero")).score_head().unwrap().bias.is_none());
     }

@@ -60,7 +60,7 @@ impl Model {
         if let Some((kind, (values, bias))) = head {
             self.add_score_head(kind, &values)?;
             if let Some(bias) = bias {
-                self.add_score_bias(&bias);
+                self.set_score_bias(&bias);
             }
         }
         self.adapter = Some(Adapter { config: config.lora, pissa: Vec::new() });
