@@ -13,6 +13,11 @@ use pt_engine::Dtype;
 use pt_models::{Model, NewModel};
 use pt_rollout::{Engine, Event, Request, SamplingParams};
 
+use process::{cpu_s, median, peak_rss_bytes};
+
+#[path = "../../../bench/process.rs"]
+mod process;
+
 const VOCABULARY: usize = 49_152;
 
 struct Call {
@@ -39,7 +44,8 @@ fn main() {
     let calls: Vec<Call> = (0..rounds).map(|_| generate(&model, dtype, &requests, samples, n_new)).collect();
     let sequences = requests.len() * samples;
     let speeds: Vec<f64> = calls.iter().map(|call| (sequences * n_new) as f64 / call.elapsed_s).collect();
-    let pass_s = median(calls.iter().flat_map(|call| call.decode_s.clone()).collect());
+    let passes: Vec<f64> = calls.iter().flat_map(|call| call.decode_s.clone()).collect();
+    let pass_s = median(&passes);
     let weights = model
         .params
         .iter()
@@ -49,13 +55,13 @@ fn main() {
     println!(
         "{}",
         serde_json::json!({
-            "median_tokens_per_s": median(speeds.clone()),
+            "median_tokens_per_s": median(&speeds),
             "tokens_per_s": speeds,
-            "prefill_s": median(calls.iter().map(|call| call.prefill_s).collect()),
+            "prefill_s": median(&calls.iter().map(|call| call.prefill_s).collect::<Vec<_>>()),
             "processor_s": calls.iter().map(|call| call.processor_s).collect::<Vec<_>>(),
             "prefilled_tokens": calls[0].prefilled_tokens,
             "decode_s": pass_s,
-            "decode_best_s": calls.iter().flat_map(|call| call.decode_s.clone()).fold(f64::MAX, f64::min),
+            "decode_best_s": passes.iter().copied().fold(f64::MAX, f64::min),
             "decode_tokens_per_s": sequences as f64 / pass_s,
             "read_gb_per_s": model.weight_bytes() as f64 / pass_s / 1e9,
             "gflop_per_s": 2.0 * (weights * sequences) as f64 / pass_s / 1e9,
@@ -92,24 +98,4 @@ fn generate(model: &Model, dtype: Dtype, requests: &[Request], samples: usize, n
         decode_s,
         prefilled_tokens: engine.stats().prefilled_tokens,
     }
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
-}
-
-/// The most memory the process has held, where Linux tells; otherwise 0.
-fn peak_rss_bytes() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find(|line| line.starts_with("VmHWM:"));
-    line.and_then(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok()).map_or(0, |kib| kib * 1024)
-}
-
-/// Processor time of this process so far, where Linux tells: user and system ticks of a hundredth of a second.
-fn cpu_s() -> f64 {
-    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
-    let after_name = stat.rsplit(')').next().unwrap_or_default();
-    let ticks = after_name.split_whitespace().skip(11).take(2);
-    ticks.map(|t| t.parse::<f64>().unwrap_or(0.0)).sum::<f64>() / 100.0
 }

@@ -12,10 +12,15 @@ use std::time::Instant;
 
 use pt_core::rng::Stream;
 use pt_engine::{Dtype, Logprobs, Profile, Tape};
-use pt_models::{LoraConfig, LoraInit, Model, NewModel, ScoreHeadKind, Targets};
+use pt_models::{Model, NewModel, ScoreHeadKind};
 use pt_objectives::CompletionKind;
-use pt_optim::{Groups, ScheduleConfig};
-use pt_train::{Example, MicroBatch, Reply, ScoredToken, Trainer, TrainerOptions, score, score_with};
+use pt_train::{Example, MicroBatch, Reply, ScoredToken, Trainer, score, score_with};
+
+use process::{cpu_s, median, peak_rss_bytes};
+
+mod common;
+#[path = "../../../bench/process.rs"]
+mod process;
 
 const VOCABULARY: usize = 49_152;
 
@@ -82,43 +87,7 @@ fn trainer(objective: &str, mode: &str, dtype: Dtype, steps: u64) -> Trainer {
         let values: Vec<f32> = (0..model.config.hidden_size).map(|i| (i as f32).sin() / 30.0).collect();
         model.add_score_head(ScoreHeadKind::Sequence, &values).expect("as wide as the model");
     }
-    let mut optimiser = toml::Table::new();
-    match mode {
-        "lora" => model.attach_lora(&lora(), 1).expect("a valid adapter"),
-        "full" => {
-            model.train_all().expect("a model in floating point");
-            if dtype == Dtype::Bf16 {
-                optimiser.insert("bf16_params".into(), "stochastic".into());
-                optimiser.insert("state".into(), "bf16".into());
-            }
-        }
-        other => panic!("MODE is {other}, expected full or lora"),
-    }
-    let objective = pt_objectives::build(objective, &toml::Table::new()).expect("a known objective");
-    let optimiser = pt_optim::build("adamw", &optimiser, 1).expect("valid options");
-    let schedule = ScheduleConfig::default().resolve(steps + 1).expect("a valid schedule");
-    let options = TrainerOptions {
-        dtype,
-        learning_rate: 1e-6,
-        recompute: false,
-        max_grad_norm: Some(1.0),
-        seed: 1,
-        groups: Groups::default(),
-        temperature: 1.0,
-    };
-    Trainer::new(model, objective, optimiser.as_ref(), schedule, options).expect("something trains")
-}
-
-fn lora() -> LoraConfig {
-    LoraConfig {
-        rank: 16,
-        alpha: 32.0,
-        dropout: 0.0,
-        targets: Targets::default(),
-        rslora: false,
-        dora: false,
-        init: LoraInit::Default,
-    }
+    common::trainer(model, objective, mode, dtype, 1e-6, steps)
 }
 
 fn pair(objective: &str, key: u64, shape: &Shape) -> Example {
@@ -153,24 +122,4 @@ fn fill_reference(policy: &Model, other: Option<&Model>, dtype: Dtype, examples:
     for reply in examples.iter_mut().flat_map(|example| &mut example.replies) {
         reply.known.reference_logp = logp.by_ref().take(reply.token_ids.len()).collect();
     }
-}
-
-fn median(values: &[f64]) -> f64 {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    sorted[sorted.len() / 2]
-}
-
-/// Processor time of this process so far, where Linux tells: user and system ticks of a hundredth of a second.
-fn cpu_s() -> f64 {
-    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
-    let after_name = stat.rsplit(')').next().unwrap_or_default();
-    let ticks = after_name.split_whitespace().skip(11).take(2);
-    ticks.map(|t| t.parse::<f64>().unwrap_or(0.0)).sum::<f64>() / 100.0
-}
-
-fn peak_rss_bytes() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap_or_default();
-    line.split_whitespace().nth(1).and_then(|kib| kib.parse::<u64>().ok()).unwrap_or(0) * 1024
 }

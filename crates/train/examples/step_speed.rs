@@ -10,9 +10,14 @@ use std::time::Instant;
 
 use pt_core::rng::Stream;
 use pt_engine::{Dtype, Profile};
-use pt_models::{LoraConfig, LoraInit, NewModel, Quantise, Targets};
-use pt_optim::{Groups, ScheduleConfig};
-use pt_train::{Example, MicroBatch, Trainer, TrainerOptions};
+use pt_models::NewModel;
+use pt_train::{Example, MicroBatch};
+
+use process::{cpu_s, median, peak_rss_bytes};
+
+mod common;
+#[path = "../../../bench/process.rs"]
+mod process;
 
 const VOCABULARY: usize = 49_152;
 
@@ -24,7 +29,8 @@ fn main() {
     let sequences: usize = arg(3, "4").parse().expect("SEQUENCES is a number");
     let length: usize = arg(4, "256").parse().expect("LENGTH is a number");
     let dtype = if dtype_name == "f32" { Dtype::F32 } else { Dtype::Bf16 };
-    let mut trainer = trainer(&mode, dtype, steps);
+    let model = NewModel::smollm2_135m().build(dtype, 1).expect("a valid model");
+    let mut trainer = common::trainer(model, "cross_entropy", &mode, dtype, 1e-4, steps);
     let (mut rates, mut profile) = (Vec::new(), Profile::default());
     let (mut losses, mut core_share) = (Vec::new(), Vec::new());
     for step in 0..=steps {
@@ -41,8 +47,6 @@ fn main() {
             profile.merge(&step_profile);
         }
     }
-    let mut sorted = rates.clone();
-    sorted.sort_by(f64::total_cmp);
     let total: f64 = profile.rows().iter().map(|row| row.2.as_secs_f64()).sum();
     let operations: Vec<_> = profile
         .rows()
@@ -58,7 +62,7 @@ fn main() {
     let report = serde_json::json!({
         "mode": mode, "dtype": dtype_name, "tokens": sequences * length,
         "isa": pt_kernels::isa::current().name(),
-        "tokens_per_s": rates, "median_tokens_per_s": sorted[sorted.len() / 2],
+        "tokens_per_s": rates, "median_tokens_per_s": median(&rates),
         "core_share": core_share,
         "peak_rss_bytes": peak_rss_bytes(), "peak_buffer_bytes": pt_kernels::buffer::peak_bytes(),
         "losses": losses, "operations": operations,
@@ -66,65 +70,8 @@ fn main() {
     println!("{report:#}");
 }
 
-fn trainer(mode: &str, dtype: Dtype, steps: u64) -> Trainer {
-    let mut model = NewModel::smollm2_135m().build(dtype, 1).expect("a valid model");
-    let mut optimiser = toml::Table::new();
-    match mode {
-        "full" => {
-            model.train_all().expect("a model in floating point");
-            if dtype == Dtype::Bf16 {
-                optimiser.insert("bf16_params".into(), "stochastic".into());
-                optimiser.insert("state".into(), "bf16".into());
-            }
-        }
-        "lora" | "qlora" => {
-            if mode == "qlora" {
-                model.quantise(Quantise::Nf4 { double: true }).expect("finite weights");
-            }
-            let config = LoraConfig {
-                rank: 16,
-                alpha: 32.0,
-                dropout: 0.0,
-                targets: Targets::default(),
-                rslora: false,
-                dora: false,
-                init: LoraInit::Default,
-            };
-            model.attach_lora(&config, 1).expect("a valid adapter");
-        }
-        other => panic!("MODE is {other}, expected full, lora or qlora"),
-    }
-    let objective = pt_objectives::build("cross_entropy", &toml::Table::new()).expect("a known objective");
-    let optimiser = pt_optim::build("adamw", &optimiser, 1).expect("valid options");
-    let schedule = ScheduleConfig::default().resolve(steps + 1).expect("a valid schedule");
-    let options = TrainerOptions {
-        dtype,
-        learning_rate: 1e-4,
-        recompute: false,
-        max_grad_norm: Some(1.0),
-        seed: 1,
-        groups: Groups::default(),
-        temperature: 1.0,
-    };
-    Trainer::new(model, objective, optimiser.as_ref(), schedule, options).expect("something trains")
-}
-
 fn example(key: u64, length: usize) -> Example {
     let mut draws = Stream::new(9, "bench").at(key);
     let token_ids = (0..length).map(|_| draws.below(VOCABULARY) as u32).collect();
     Example::sequence(token_ids, vec![1.0; length], key, Arc::from("bench"))
-}
-
-/// Processor time of this process so far, where Linux tells: user and system ticks of a hundredth of a second.
-fn cpu_s() -> f64 {
-    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
-    let after_name = stat.rsplit(')').next().unwrap_or_default();
-    let ticks = after_name.split_whitespace().skip(11).take(2);
-    ticks.map(|t| t.parse::<f64>().unwrap_or(0.0)).sum::<f64>() / 100.0
-}
-
-fn peak_rss_bytes() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap_or_default();
-    line.split_whitespace().nth(1).and_then(|kib| kib.parse::<u64>().ok()).unwrap_or(0) * 1024
 }
