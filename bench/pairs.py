@@ -1,5 +1,6 @@
 """Side-by-side cases that need one figure each: what measures the peer, what measures us, and what of both is compared."""
 
+import atexit
 import dataclasses
 import pathlib
 import statistics
@@ -87,7 +88,9 @@ def generation(args) -> list:
 
 def llama(args) -> list:
     """Decoding of one sequence; the whole call's prompt is left out on both sides."""
-    folder = pathlib.Path(tempfile.mkdtemp())
+    temporary = tempfile.TemporaryDirectory()
+    atexit.register(temporary.cleanup)  # over a gigabyte of files
+    folder = pathlib.Path(temporary.name)
     cases, figure = [], lambda reading: 1 / reading["decode_s"]
     # F16 is what llama.cpp's users take for 16 bits; ours has no f16, and reads as many bytes in bf16.
     for theirs, ours in (("bf16", "bf16"), ("f16", "bf16"), ("f32", "f32")):
