@@ -4,9 +4,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 use clap::ValueEnum;
-use pt_engine::{Dtype, Storage};
+use pt_engine::Dtype;
 use pt_models::{Model, PeftConfig};
 use pt_pipeline::model::{chat_template, load_model, locate_model, tokenizer_at};
+use pt_pipeline::own_dtype;
 use pt_pipeline::scorer::{Scorer, is_scorer, load_scorer};
 use pt_text::{ChatTemplate, Tokenizer};
 
@@ -84,14 +85,6 @@ impl Loaded {
 /// Token ids a model has embeddings for.
 pub(crate) fn vocabulary(model: &Model) -> usize {
     model.params.get(model.arch.head()).shape[0]
-}
-
-/// The type that activations have when nothing is said: that of the output layer, which is never quantised.
-pub(crate) fn own_dtype(model: &Model) -> Dtype {
-    match model.params.get(model.arch.head()).weight.storage() {
-        Storage::Bf16 => Dtype::Bf16,
-        _ => Dtype::F32,
-    }
 }
 
 impl TextArgs {

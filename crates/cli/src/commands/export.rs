@@ -12,7 +12,7 @@ use pt_text::Tokenizer;
 
 use super::merge::{check_empty, write_tokenizer};
 use crate::Context;
-use crate::loading::{ModelArgs, TextArgs, own_dtype};
+use crate::loading::{ModelArgs, TextArgs};
 use crate::ui;
 
 const MB: u64 = 1_000_000;
@@ -194,7 +194,7 @@ impl Source {
     fn load(args: &Args, context: &Context, merged: bool) -> anyhow::Result<Source> {
         let folder = args.model.locate(&context.environment)?;
         let mut loaded = args.model.load(&args.text, &context.environment)?;
-        let dtype = own_dtype(&loaded.model);
+        let dtype = pt_pipeline::own_dtype(&loaded.model);
         if merged && loaded.model.adapter().is_some() {
             loaded.model.merge_adapter(dtype)?;
         }

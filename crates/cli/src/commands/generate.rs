@@ -139,14 +139,7 @@ impl SamplingArgs {
 
 /// The tokens that end a reply: the tokenizer's, the template's, and those of the generation config.
 pub(crate) fn stop_tokens(loaded: &Loaded) -> Vec<u32> {
-    let mut ids = pt_pipeline::stop_token_ids(&loaded.tokenizer, loaded.template.as_ref());
-    let listed = loaded.model.generation_config.as_ref().map(|config| &config["eos_token_id"]);
-    let one = |value: &serde_json::Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
-    ids.extend(listed.and_then(one));
-    ids.extend(listed.and_then(|value| value.as_array()).into_iter().flatten().filter_map(one));
-    ids.sort_unstable();
-    ids.dedup();
-    ids
+    pt_pipeline::stop_tokens(&loaded.model, &loaded.tokenizer, loaded.template.as_ref())
 }
 
 /// A row of the output.

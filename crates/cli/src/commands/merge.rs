@@ -7,11 +7,12 @@ use pt_core::atomic_file;
 use pt_engine::{Batch, Dtype, SegmentTable, Tape};
 use pt_models::{LoadOptions, Model, SaveOptions};
 use pt_pipeline::model::load_model;
+use pt_pipeline::own_dtype;
 use pt_text::Tokenizer;
 
 use crate::Context;
 use crate::hub::ensure_model;
-use crate::loading::{DtypeName, own_dtype, vocabulary};
+use crate::loading::{DtypeName, vocabulary};
 use crate::ui;
 
 /// Tokens of the prompt that both models are compared on.
