@@ -7,21 +7,10 @@ use std::path::Path;
 
 use common::*;
 use pt_pipeline::RunOutcome;
-use pt_rl::{RolloutRecord, RolloutsFolder};
+use pt_rl::RolloutRecord;
 
 /// A guessing game of at most three turns.
-const GUESS: &str = "
-[[stage]]
-type = \"grpo\"
-data.train = [\"generated:guess?level=1&n=40&seed=5&form=prompt_only\"]
-train.rows_per_step = 3
-train.steps = 4
-train.log_every = 1
-optimizer.learning_rate = 5e-3
-schedule.type = \"constant\"
-rollout.n = 4
-rollout.max_new_tokens = 12
-rollout.alarms = \"off\"
+const GUESS: &str = "\
 environment.type = \"guess\"
 environment.max_turns = 3
 environment.max_tokens = 90
@@ -29,15 +18,13 @@ eval.n = 2
 eval.max_new_tokens = 4
 ";
 const BY_ENVIRONMENT: &str = "[[stage.reward]]\ntype = \"environment\"\n";
-const BY_DIGITS: &str = "[[stage.reward]]\ntype = \"contains\"\nrequired = [\"a\", \"e\"]\npartial = true\n";
 
 fn guess(more: &str, rewards: &str) -> String {
-    format!("{}{GUESS}{more}{rewards}", on_base())
+    format!("{}{}{GUESS}{more}{rewards}", on_base(), grpo_on("guess", 4))
 }
 
 fn rollouts(run: &Path) -> Vec<RolloutRecord> {
-    let folder = RolloutsFolder::open(run.join("stages/01-grpo/rollouts"), true).unwrap();
-    folder.steps().unwrap().into_iter().flat_map(|step| folder.read(step).unwrap().unwrap()).collect()
+    rollouts_of(run, "01-grpo").concat()
 }
 
 fn values(run: &Path, key: &str) -> Vec<f64> {
@@ -57,7 +44,7 @@ fn only_what_was_sampled_trains_in_the_tokens_it_was_sampled_in() {
         let dir = tempdir();
         let out = dir.path().join("run");
         let dtype = if case == "bf16" { "bf16" } else { "f32" };
-        finish(&guess(more, BY_DIGITS), &[&format!("model.dtype={dtype}")], &out);
+        finish(&guess(more, A_OR_E), &[&format!("model.dtype={dtype}")], &out);
         assert_eq!(values(&out, "sampling/sampling_logp_difference/max"), [0.0; 4], "{case}");
         assert!(values(&out, "grad_norm").iter().any(|norm| *norm > 0.0), "{case}");
         let records = rollouts(&out);
@@ -120,7 +107,7 @@ fn left(run: &Path) -> Vec<(std::path::PathBuf, Vec<u8>)> {
 #[test]
 fn samples_do_not_depend_on_when_the_environment_answers_nor_on_where_a_run_was_interrupted() {
     let more = "train.save_every = 1\nrollout.passes = 2\n";
-    let text = guess(more, BY_DIGITS);
+    let text = guess(more, A_OR_E);
     let dir = tempdir();
     let whole = dir.path().join("whole");
     finish(&text, &["stage.0.environment.parallel=1"], &whole);

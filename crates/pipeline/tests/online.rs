@@ -9,7 +9,7 @@ use common::*;
 use pt_pipeline::catalogue;
 use pt_pipeline::rl::{ReplayOptions, replay};
 use pt_recipe::Recipe;
-use pt_rl::{RolloutRecord, RolloutsFolder};
+use pt_rl::RolloutRecord;
 use pt_run::{Difference, compare_runs};
 
 const ONLINE: &str = "
@@ -22,11 +22,10 @@ rollout.alarms = \"off\"
 eval.n = 1
 eval.max_new_tokens = 1
 ";
-const REWARD: &str = "[[stage.reward]]\ntype = \"contains\"\nrequired = [\"a\", \"e\"]\npartial = true\n";
 const STAGE: &str = "01-sft";
 
 fn online(kind: &str, more: &str) -> String {
-    format!("{}\n[[stage]]\ntype = \"{kind}\"\nname = \"sft\"{ONLINE}{more}{REWARD}", on_base())
+    format!("{}\n[[stage]]\ntype = \"{kind}\"\nname = \"sft\"{ONLINE}{more}{A_OR_E}", on_base())
 }
 
 fn values(run: &Path, key: &str) -> Vec<f64> {
@@ -34,8 +33,7 @@ fn values(run: &Path, key: &str) -> Vec<f64> {
 }
 
 fn rollouts(run: &Path) -> Vec<Vec<RolloutRecord>> {
-    let folder = RolloutsFolder::open(run.join("stages").join(STAGE).join("rollouts"), true).unwrap();
-    folder.steps().unwrap().into_iter().map(|step| folder.read(step).unwrap().unwrap()).collect()
+    rollouts_of(run, STAGE)
 }
 
 fn mean(values: &[f64]) -> f64 {
@@ -165,7 +163,7 @@ fn only_group_advantages_are_replayed() {
     for kind in ["ppo", "online_dpo", "xpo", "nash_md", "rejection", "distillation"] {
         let more = "train.steps = 2\nrollout.n = 2\n";
         let text = match kind {
-            "distillation" => online(kind, &format!("{more}{teacher}")).replace(REWARD, ""),
+            "distillation" => online(kind, &format!("{more}{teacher}")).replace(A_OR_E, ""),
             _ => online(kind, more),
         };
         let refused = replayed(&text, 0, Path::new("nowhere")).unwrap_err().to_string();
@@ -224,7 +222,7 @@ fn a_second_model_is_part_of_the_planned_memory() {
         ("distillation", teacher.as_str(), Some("teacher")),
     ] {
         let text = online(kind, &format!("train.steps = 1\nrollout.n = 2\n{more}"));
-        let text = if kind == "distillation" { text.replace(REWARD, "") } else { text };
+        let text = if kind == "distillation" { text.replace(A_OR_E, "") } else { text };
         let memory = &prepared(&text, &[]).plan.stages[0].memory;
         let bytes = |name: &str| memory.iter().find(|part| part.part == name).map(|part| part.bytes);
         let found = ["reference", "teacher"].into_iter().find(|name| bytes(name).is_some());

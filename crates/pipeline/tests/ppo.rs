@@ -39,8 +39,7 @@ fn values(run: &Path, key: &str) -> Vec<f64> {
 }
 
 fn rollouts(run: &Path) -> Vec<Vec<RolloutRecord>> {
-    let folder = RolloutsFolder::open(run.join("stages").join(STAGE).join("rollouts"), true).unwrap();
-    folder.steps().unwrap().into_iter().map(|step| folder.read(step).unwrap().unwrap()).collect()
+    rollouts_of(run, STAGE)
 }
 
 fn mean(values: &[f64]) -> f64 {

@@ -11,7 +11,7 @@ use common::*;
 use pt_engine::Profile;
 use pt_pipeline::{RunOptions, RunOutcome, StageReport, Watch, run};
 use pt_recipe::PlannedStage;
-use pt_rl::{RolloutRecord, RolloutsFolder};
+use pt_rl::RolloutRecord;
 use pt_run::{Difference, compare_runs};
 use pt_train::{Alarm, EvalStats, StepStats, Watcher};
 
@@ -31,9 +31,6 @@ eval.n = 1
 eval.max_new_tokens = 1
 ";
 
-/// Half of all replies or so pass.
-const A_REWARD: &str = "[[stage.reward]]\ntype = \"contains\"\nrequired = [\"a\", \"e\"]\npartial = true\n";
-
 fn grpo(more: &str, reward: &str) -> String {
     format!("{}{GRPO}{more}{reward}", on_base())
 }
@@ -45,8 +42,7 @@ fn values(run: &Path, key: &str) -> Vec<f64> {
 }
 
 fn rollouts(run: &Path) -> Vec<Vec<RolloutRecord>> {
-    let folder = RolloutsFolder::open(run.join("stages").join(STAGE).join("rollouts"), true).unwrap();
-    folder.steps().unwrap().into_iter().map(|step| folder.read(step).unwrap().unwrap()).collect()
+    rollouts_of(run, STAGE)
 }
 
 /// A run of [`GRPO`] with more keys, to its end.
@@ -71,7 +67,7 @@ fn what_was_sampled_has_the_trainers_log_probabilities_to_the_bit() {
         let dir = tempdir();
         let out = dir.path().join("run");
         let dtype = if case == "bf16" { "bf16" } else { "f32" };
-        finish(&grpo(&more, A_REWARD), &[&format!("model.dtype={dtype}")], &out);
+        finish(&grpo(&more, A_OR_E), &[&format!("model.dtype={dtype}")], &out);
         let difference = values(&out, "sampling/sampling_logp_difference/max");
         assert_eq!(difference, [0.0; 6], "{case}");
         // The weights did change between the rounds, and there was something to learn.
@@ -136,7 +132,7 @@ fn check_resume(text: &str, steps: &[u64]) {
 
 #[test]
 fn interrupted_or_crashed_anywhere_it_ends_the_same() {
-    check_resume(&grpo("train.save_every = 2\n", A_REWARD), &[1, 3, 5]);
+    check_resume(&grpo("train.save_every = 2\n", A_OR_E), &[1, 3, 5]);
 }
 
 /// What replies are for, and what they may not have too much of.
@@ -182,12 +178,12 @@ fn interrupted_in_the_middle_of_a_round_it_ends_the_same() {
     let more = "train.save_every = 1\ntrain.method = \"lora\"\nlora.rank = 4\nlora.dropout = 0.1\nobjective.type = \"grpo\"\nobjective.beta = 0.05\n\
         rollout.mini_batches = 2\nrollout.passes = 2\nrollout.top_k = 40\nrollout.curriculum = true\n\
         rollout.sampling_rounds = 3\nrollout.mask_truncated = true\n";
-    check_resume(&grpo(more, A_REWARD).replace("steps = 6", "steps = 10"), &[2, 3, 5, 8]);
+    check_resume(&grpo(more, A_OR_E).replace("steps = 6", "steps = 10"), &[2, 3, 5, 8]);
 }
 
 #[test]
 fn groups_without_signal_are_replaced() {
-    ran("rollout.sampling_rounds = 8\n", A_REWARD, |run, _| {
+    ran("rollout.sampling_rounds = 8\n", A_OR_E, |run, _| {
         let rounds = rollouts(run);
         let sampled = values(run, "dynamic_sampling/groups_sampled");
         let n_rounds = values(run, "dynamic_sampling/rounds");
@@ -210,7 +206,7 @@ fn groups_without_signal_are_replaced() {
 #[test]
 fn a_step_whose_samples_are_all_masked_changes_nothing() {
     let more = "rollout.mask_truncated = true\ntrain.save_every = 1\noptimizer.weight_decay = 0.1\n";
-    let text = grpo(more, A_REWARD)
+    let text = grpo(more, A_OR_E)
         .replace("max_new_tokens = 6", "max_new_tokens = 1")
         .replace("train.steps = 6", "train.steps = 2");
     let dir = tempdir();
@@ -223,7 +219,7 @@ fn a_step_whose_samples_are_all_masked_changes_nothing() {
     assert!(weights(base_model()) == weights(&out.join(&reports[0].output)), "weights are as they were");
     check_resume(&text, &[1]);
     // Where only some are, the others train.
-    ran("rollout.mask_truncated = true\n", A_REWARD, |run, _| {
+    ran("rollout.mask_truncated = true\n", A_OR_E, |run, _| {
         assert!(values(run, "skipped_step").contains(&0.0));
         assert!(values(run, "grad_norm").iter().any(|norm| *norm > 0.0));
     });
@@ -293,7 +289,7 @@ impl Watch for Sabotage {
 
 #[test]
 fn rollouts_that_cannot_be_written_are_an_error_and_the_run_can_go_on() {
-    let text = grpo("train.save_every = 1\n", A_REWARD);
+    let text = grpo("train.save_every = 1\n", A_OR_E);
     let dir = tempdir();
     let (whole, out) = (dir.path().join("whole"), dir.path().join("run"));
     finish(&text, &[], &whole);
@@ -315,7 +311,7 @@ fn the_reference_is_the_model_the_stage_began_with() {
     let lora = "train.method = \"lora\"\nlora.rank = 4\n";
     let masked = "rollout.mask_truncated = true\nrollout.reward_kl = 0.1\n";
     for more in [String::new(), lora.to_owned(), masked.to_owned(), format!("{lora}rollout.passes = 2\n")] {
-        ran(&format!("objective.type = \"grpo\"\nobjective.beta = 0.1\n{more}"), A_REWARD, |run, _| {
+        ran(&format!("objective.type = \"grpo\"\nobjective.beta = 0.1\n{more}"), A_OR_E, |run, _| {
             let kl = values(run, "kl");
             assert_eq!(kl[0], 0.0, "{more}: {kl:?}");
             assert!(kl[2..].iter().all(|kl| *kl > 0.0 && kl.is_finite()), "{more}: {kl:?}");
@@ -337,7 +333,7 @@ fn dr_grpo_divides_by_the_limit_of_the_samples() {
             20,
         ),
     ] {
-        let plan = prepared(&grpo("", A_REWARD), sets).plan;
+        let plan = prepared(&grpo("", A_OR_E), sets).plan;
         let params = &plan.stages[0].objective.params;
         assert_eq!(params["max_completion_length"], expected, "{params}");
     }
@@ -356,15 +352,15 @@ fn settings_without_effect_are_refused() {
         ("stage.0.rollout.scale_rewards=none", "rollout.scale_rewards is part of none"),
     ] {
         let other = "stage.0.reward.1.type=exact";
-        let message = refusal(&grpo("", A_REWARD), &[sum, set, other]);
+        let message = refusal(&grpo("", A_OR_E), &[sum, set, other]);
         assert!(message.contains(expected), "{message}");
     }
-    let message = refusal(&grpo("", A_REWARD), &["stage.0.rollout.overlong_cache=7"]);
+    let message = refusal(&grpo("", A_OR_E), &["stage.0.rollout.overlong_cache=7"]);
     assert!(message.contains('7') && message.contains('6'), "{message}");
     // A group's spread is no unit of what is compared with anything else.
     for baseline in ["batch", "none"] {
         let set = format!("stage.0.rollout.baseline={baseline}");
-        let message = refusal(&grpo("", A_REWARD), &[&set]);
+        let message = refusal(&grpo("", A_OR_E), &[&set]);
         assert!(message.contains("scale_rewards") && message.contains(baseline), "{message}");
     }
 }
@@ -449,7 +445,7 @@ fn an_alarm_takes_the_weights_back_to_before_it_began() {
     // The learning rate grows until the policy runs away from its reference.
     let more = "objective.type = \"grpo\"\nobjective.beta = 1e-9\ntrain.save_every = 1\ntrain.keep_last = 40\nschedule.warmup_ratio = 1.0\n\
         train.max_grad_norm = 0.0\n";
-    let text = grpo(more, A_REWARD)
+    let text = grpo(more, A_OR_E)
         .replace("steps = 6", "steps = 40")
         .replace("learning_rate = 5e-3", "learning_rate = 0.2")
         .replace("schedule.type = \"constant\"\n", "");
@@ -484,7 +480,7 @@ fn every_type_of_stage_that_samples_learns() {
     for kind in ["grpo", "dapo", "dr_grpo", "bnpo", "gspo", "cispo", "sapo", "rloo", "reinforce_pp"] {
         let dir = tempdir();
         let out = dir.path().join("run");
-        let text = grpo("", A_REWARD)
+        let text = grpo("", A_OR_E)
             .replace("steps = 6", "steps = 24")
             .replace("rows_per_step = 4", "rows_per_step = 8");
         let text = text.replace("type = \"grpo\"", &format!("type = \"{kind}\""));
@@ -502,7 +498,7 @@ fn a_recorded_step_can_be_replayed_under_another_objective() {
     use pt_pipeline::rl::{ReplayOptions, replay};
     let dir = tempdir();
     let out = dir.path().join("run");
-    let text = grpo("train.save_every = 1\ntrain.keep_last = 10\n", A_REWARD);
+    let text = grpo("train.save_every = 1\ntrain.keep_last = 10\n", A_OR_E);
     finish(&text, &[], &out);
     let plan = prepared(&text, &[]).plan;
     let again = |step: u64, objective: Option<&str>, options: &str| {

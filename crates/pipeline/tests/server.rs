@@ -10,35 +10,15 @@ use std::sync::Arc;
 
 use common::*;
 use pt_engine::Dtype;
-use pt_rl::{RolloutRecord, RolloutsFolder};
+use pt_rl::RolloutRecord;
 use pt_rollout::EngineOptions;
 use pt_serve::{EngineBackend, Server, ServerOptions, TextSide};
 use pt_text::Tokenizer;
 
-const GRPO: &str = "
-[[stage]]
-type = \"grpo\"
-data.train = [\"generated:letters?level=1&n=40&seed=5&form=prompt_only\"]
-train.rows_per_step = 3
-train.steps = 3
-train.log_every = 1
-optimizer.learning_rate = 5e-3
-schedule.type = \"constant\"
-rollout.n = 4
-rollout.max_new_tokens = 12
-rollout.alarms = \"off\"
-server.model = \"base\"
-eval.n = 1
-eval.max_new_tokens = 1
-[[stage.reward]]
-type = \"contains\"
-required = [\"a\", \"e\"]
-partial = true
-";
-
 fn recipe_for(url: &str, more: &str) -> String {
-    let stage = GRPO.replace("[[stage.reward]]", &format!("server.url = \"{url}\"\n{more}[[stage.reward]]"));
-    format!("{}{stage}", on_base())
+    let server = format!("server.model = \"base\"\nserver.url = \"{url}\"\n");
+    let eval = "eval.n = 1\neval.max_new_tokens = 1\n";
+    format!("{}{}{server}{eval}{more}{A_OR_E}", on_base(), grpo_on("letters", 3))
 }
 
 /// `posttrain serve` over the base model.
@@ -69,8 +49,7 @@ fn values(run: &Path, key: &str) -> Vec<f64> {
 }
 
 fn rollouts(run: &Path) -> Vec<RolloutRecord> {
-    let folder = RolloutsFolder::open(run.join("stages/01-grpo/rollouts"), true).unwrap();
-    folder.steps().unwrap().into_iter().flat_map(|step| folder.read(step).unwrap().unwrap()).collect()
+    rollouts_of(run, "01-grpo").concat()
 }
 
 const F32: &str = "model.dtype=f32";

@@ -11,6 +11,7 @@ use pt_pipeline::{
     Prepared, Result, RunOptions, RunOutcome, StageReport, Surroundings, Watch, catalogue, prepare, run,
 };
 use pt_recipe::{PlannedStage, Recipe};
+use pt_rl::{RolloutRecord, RolloutsFolder};
 use pt_train::{EvalStats, StepStats, Watcher};
 use tempfile::TempDir;
 
@@ -49,6 +50,28 @@ eval.tasks = [\"generated:letters?level=1\"]
 eval.n = 6
 eval.max_new_tokens = 8
 ";
+
+/// Half of all short replies or so pass.
+pub const A_OR_E: &str = "[[stage.reward]]\ntype = \"contains\"\nrequired = [\"a\", \"e\"]\npartial = true\n";
+
+/// A short stage of grpo on the prompts of a generated task, without its rewards.
+pub fn grpo_on(task: &str, steps: u64) -> String {
+    format!(
+        "
+[[stage]]
+type = \"grpo\"
+data.train = [\"generated:{task}?level=1&n=40&seed=5&form=prompt_only\"]
+train.rows_per_step = 3
+train.steps = {steps}
+train.log_every = 1
+optimizer.learning_rate = 5e-3
+schedule.type = \"constant\"
+rollout.n = 4
+rollout.max_new_tokens = 12
+rollout.alarms = \"off\"
+"
+    )
+}
 
 /// A folder that goes away; in memory where there is such a file system, so that no test waits for a disk.
 pub fn tempdir() -> TempDir {
@@ -251,6 +274,12 @@ pub fn metric(run: &Path, stage: &str, key: &str) -> Vec<(u64, f64)> {
         .filter(|line| line["stage"] == stage)
         .filter_map(|line| Some((line["step"].as_u64()?, line[key].as_f64()?)))
         .collect()
+}
+
+/// The samples of a stage, round by round.
+pub fn rollouts_of(run: &Path, stage: &str) -> Vec<Vec<RolloutRecord>> {
+    let folder = RolloutsFolder::open(run.join("stages").join(stage).join("rollouts"), true).unwrap();
+    folder.steps().unwrap().into_iter().map(|step| folder.read(step).unwrap().unwrap()).collect()
 }
 
 /// The held-out loss of a model as the stage measures it.
