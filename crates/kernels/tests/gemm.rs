@@ -98,8 +98,6 @@ fn every_layout_shape_and_instruction_set_agrees_with_f64() {
         check_layouts(Precision::Bf16);
         rows_do_not_depend_on_company(Precision::F32);
         rows_do_not_depend_on_company(Precision::Bf16);
-        blocks_are_what_each_is_alone(Precision::F32);
-        blocks_are_what_each_is_alone(Precision::Bf16);
         accumulation_continues_the_chain(Precision::F32);
         accumulation_continues_the_chain(Precision::Bf16);
         epilogues_add_what_they_say();
@@ -127,38 +125,6 @@ fn rows_do_not_depend_on_company(precision: Precision) {
         assert_eq!(whole[row * n..(row + 1) * n], product(row..row + 1, 2), "row {row} alone");
     }
     assert_eq!(whole[5 * n..23 * n], product(5..23, 2));
-}
-
-/// Few rows, where blocks share their tasks, and many, where they do not; work below and above what stays on a thread.
-fn blocks_are_what_each_is_alone(precision: Precision) {
-    for (m, k) in [(1, 64), (1, 300), (4, 300), (9, 300), (14, 66), (20, 66)] {
-        let widths = [960, 1, 33, 320];
-        let ld = widths.iter().sum::<usize>() + 3;
-        let (a, residual) = (matrix("a", m, k), matrix("r", m, ld));
-        let right: Vec<_> = widths.iter().map(|n| to_bf16(&matrix("b", *n, k))).collect();
-        let bias = [0.5; 33];
-        let packed = pack_left(&Operand::k_inner(Values::F32(&a), k), m, k, precision);
-        let epilogue = |i: usize| Epilogue {
-            bias: (i == 2).then_some(&bias[..]),
-            residual: (i == 0).then_some(Residual::F32(&residual, ld)),
-            scale: (i == 3).then_some(2.0),
-            ..Epilogue::default()
-        };
-        let parts: Vec<Vec<Part<'_>>> = right
-            .iter()
-            .map(|b| vec![Part { a: &packed, b: Right::Operand(Operand::k_inner(Values::Bf16(b), k)) }])
-            .collect();
-        let (mut together, mut apart) = (vec![7.0; m * ld], vec![7.0; m * ld]);
-        let block = |i: usize| Block { n: widths[i], parts: parts[i].clone(), epilogue: epilogue(i) };
-        let blocks: Vec<Block<'_>> = (0..widths.len()).map(block).collect();
-        gemm_side_by_side(m, &blocks, Output::F32(&mut together, ld), precision);
-        let mut col = 0;
-        for (i, n) in widths.into_iter().enumerate() {
-            gemm(m, n, &parts[i], Output::F32(&mut apart[col..], ld), epilogue(i), precision);
-            col += n;
-        }
-        assert_eq!(together, apart, "{precision:?}, {m} rows, {k} steps");
-    }
 }
 
 fn accumulation_continues_the_chain(precision: Precision) {

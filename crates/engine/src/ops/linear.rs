@@ -13,9 +13,7 @@ use std::time::Instant;
 
 use pt_core::rng::Stream;
 use pt_kernels::elem::Elem;
-use pt_kernels::gemm::{
-    Block, Epilogue, Operand, Output, Packed, Part, Right, gemm, gemm_side_by_side, pack_left,
-};
+use pt_kernels::gemm::{Epilogue, Operand, Output, Packed, Part, Right, gemm, pack_left};
 
 use super::{for_columns, for_rows};
 use crate::device::{DeviceRef, Kernel};
@@ -121,8 +119,7 @@ impl Kernel for LinearBackward<'_, '_, '_> {
         let mut d_x_parts = Vec::new();
         let mut d_x_dropped = Vec::new();
         for layer in &op.layers {
-            let scaled = op.layer_backward(layer, d_out, ctx, &mut d_x_parts, &mut d_x_dropped);
-            debug_assert!(scaled <= d_out.cols());
+            op.layer_backward(layer, d_out, ctx, &mut d_x_parts, &mut d_x_dropped);
         }
         self.d_x = op.x_needs_grad.then(|| op.d_x(&d_x_parts, d_x_dropped, ctx));
     }
@@ -135,7 +132,7 @@ struct DxPart {
 }
 
 impl LinearOp {
-    /// Parameter gradients of one layer, and its terms of `dx`. Returns the end of its columns.
+    /// Parameter gradients of one layer, and its terms of `dx`.
     fn layer_backward(
         &self,
         layer: &Saved,
@@ -143,7 +140,7 @@ impl LinearOp {
         ctx: &mut Backward<'_, '_>,
         d_x_parts: &mut Vec<DxPart>,
         d_x_dropped: &mut Vec<(Tensor, Dropout)>,
-    ) -> usize {
+    ) {
         let (n_tokens, precision) = (d_group.rows(), ctx.mode.dtype.precision());
         let (params, n) = (ctx.params, layer.n_out);
         if let Some(bias) = layer.bias.filter(|&id| params.trains(id)) {
@@ -209,7 +206,6 @@ impl LinearOp {
         if let (true, Some(left)) = (self.x_needs_grad, by_row) {
             d_x_parts.push(DxPart { left, weight: layer.weight });
         }
-        layer.col + n
     }
 
     fn d_x(&self, parts: &[DxPart], dropped: Vec<(Tensor, Dropout)>, ctx: &Backward<'_, '_>) -> Tensor {
@@ -398,67 +394,36 @@ impl Kernel for LinearForward<'_> {
     fn cpu(&mut self) {
         let (n_tokens, n_in, precision) = (self.x.rows(), self.x.cols(), self.mode.dtype.precision());
         let left = pack_left(&Operand::k_inner(self.x.values(), n_in), n_tokens, n_in, precision);
-        let adapted: Vec<_> = self.layers.iter().map(|layer| self.adapted(&left, layer)).collect();
-        let (params, residual) = (self.params, self.residual);
-        let pairs = self.layers.iter().zip(&adapted);
-        let blocks: Vec<Block<'_>> =
-            pairs.map(|(layer, adapted)| adapted.block(params, &left, layer, residual)).collect();
-        gemm_side_by_side(n_tokens, &blocks, self.out.output_from(0), precision);
-        drop(blocks);
         let mut col = 0;
-        for (layer, Adapted { lora, .. }) in self.layers.iter().zip(adapted) {
+        for layer in self.layers {
+            assert_eq!(layer.n_in, n_in, "{} takes {} inputs", layer.name, layer.n_in);
+            let adapter = layer.lora.as_ref().filter(|_| self.mode.adapters);
+            let lora = adapter.map(|lora| self.lora_forward(&left, layer, lora));
+            let left_h = lora.as_ref().map(|saved| {
+                pack_left(&Operand::k_inner(saved.h.values(), saved.rank), n_tokens, saved.rank, precision)
+            });
+            let weight = Operand::k_inner(self.params.get(layer.weight).weight.open().values(), n_in);
+            let mut parts = vec![Part { a: &left, b: Right::Operand(weight) }];
+            if let (Some(lora), Some(left_h)) = (&lora, &left_h) {
+                let b = Operand::k_inner(self.params.get(lora.b).weight.open().values(), lora.rank);
+                parts.push(Part { a: left_h, b: Right::Operand(b) });
+            }
+            let bias = layer.bias.map(|id| self.params.vector(id));
+            let dora = lora.as_ref().and_then(|lora| lora.dora.as_ref());
+            let epilogue = Epilogue {
+                bias: bias.as_deref(),
+                residual: self.residual.map(Tensor::as_residual),
+                col_scale: dora.map(|dora| dora.col_scale.open().f32s()),
+                ..Default::default()
+            };
+            gemm(n_tokens, layer.n_out, &parts, self.out.output_from(col), epilogue, precision);
             self.saved.push(Saved { weight: layer.weight, bias: layer.bias, n_out: layer.n_out, col, lora });
             col += layer.n_out;
         }
     }
 }
 
-/// What of a layer is computed before its product.
-struct Adapted {
-    lora: Option<SavedLora>,
-    /// The adapter's `h` as a left operand.
-    left_h: Option<Packed>,
-    bias: Option<Vec<f32>>,
-}
-
-impl Adapted {
-    /// The layer's product, its adapter's joined to the same sum.
-    fn block<'b>(
-        &'b self,
-        params: &'b Params,
-        left: &'b Packed,
-        layer: &Linear,
-        residual: Option<&'b Tensor>,
-    ) -> Block<'b> {
-        let weight = Operand::k_inner(params.get(layer.weight).weight.open().values(), layer.n_in);
-        let mut parts = vec![Part { a: left, b: Right::Operand(weight) }];
-        if let (Some(saved), Some(a)) = (&self.lora, &self.left_h) {
-            let b = Operand::k_inner(params.get(saved.b).weight.open().values(), saved.rank);
-            parts.push(Part { a, b: Right::Operand(b) });
-        }
-        let dora = self.lora.as_ref().and_then(|lora| lora.dora.as_ref());
-        let epilogue = Epilogue {
-            bias: self.bias.as_deref(),
-            residual: residual.map(Tensor::as_residual),
-            col_scale: dora.map(|dora| dora.col_scale.open().f32s()),
-            ..Default::default()
-        };
-        Block { n: layer.n_out, parts, epilogue }
-    }
-}
-
 impl LinearForward<'_> {
-    fn adapted(&self, left: &Packed, layer: &Linear) -> Adapted {
-        let (n_tokens, n_in, precision) = (self.x.rows(), self.x.cols(), self.mode.dtype.precision());
-        assert_eq!(layer.n_in, n_in, "{} takes {} inputs", layer.name, layer.n_in);
-        let adapter = layer.lora.as_ref().filter(|_| self.mode.adapters);
-        let lora = adapter.map(|lora| self.lora_forward(left, layer, lora));
-        let left_h = lora.as_ref().map(|saved| {
-            pack_left(&Operand::k_inner(saved.h.values(), saved.rank), n_tokens, saved.rank, precision)
-        });
-        Adapted { lora, left_h, bias: layer.bias.map(|id| self.params.vector(id)) }
-    }
-
     /// `h = s x A^T`, of the input the adapter sees.
     fn lora_forward(&self, left: &Packed, layer: &Linear, lora: &Lora) -> SavedLora {
         let (x, device, dtype) = (self.x, self.x.device(), self.mode.dtype);

@@ -85,73 +85,6 @@ pub fn gemm_mapped(
     for_each_tile(m, n, parts, precision, &sink);
 }
 
-/// A product that shares its rows, and its output's, with others; see [`gemm_side_by_side`].
-pub struct Block<'a> {
-    /// Columns.
-    pub n: usize,
-    /// As in [`gemm`].
-    pub parts: Vec<Part<'a>>,
-    /// As in [`gemm`]; a residual begins at this block's first column.
-    pub epilogue: Epilogue<'a>,
-}
-
-/// Each block as [`gemm`] computes it, next to the one before in `out`, `[m, sum of n]`.
-///
-/// Where there are few rows the threads meet once for all blocks, not once for each: half of what short products cost in
-/// decoding is waiting for each other.
-///
-/// # Panics
-/// As [`gemm`].
-pub fn gemm_side_by_side(m: usize, blocks: &[Block<'_>], out: Output<'_>, precision: Precision) {
-    let micro = Micro::of(precision);
-    let sinks = sink::Store::side_by_side(m, blocks.iter().map(|block| (block.n, block.epilogue)), out);
-    if m > micro.mr || blocks.len() == 1 {
-        for (block, sink) in blocks.iter().zip(&sinks) {
-            for_each_tile(m, block.n, &block.parts, precision, sink);
-        }
-        return;
-    }
-    blocks.iter().for_each(|block| check_parts(m, block.n, &block.parts, micro));
-    if m == 0 {
-        return;
-    }
-    let panels = |block: &Block<'_>| block.n.div_ceil(micro.nr);
-    let is_direct = blocks.iter().flat_map(|block| &block.parts).all(|part| is_direct(part, m, micro));
-    let threads = rayon::current_num_threads();
-    let even = blocks.iter().map(panels).sum::<usize>().div_ceil(threads * TASKS_PER_THREAD).max(1);
-    let group = if is_direct { even } else { even.min(GROUP_MAX) };
-    let tasks = |(index, block): (usize, &Block<'_>)| {
-        let panels = panels(block);
-        (0..panels).step_by(group).map(move |first| (index, first..(first + group).min(panels)))
-    };
-    let tasks: Vec<_> = blocks.iter().enumerate().flat_map(tasks).collect();
-    let run = |(index, panels): (usize, std::ops::Range<usize>)| {
-        let block = &blocks[index];
-        run_panels(panels, 0..1, m, block.n, &block.parts, micro, &sinks[index]);
-    };
-    let work: usize = blocks.iter().map(|block| m * block.n * k_total(&block.parts)).sum();
-    if threads == 1 || work <= SERIAL_WORK {
-        tasks.into_iter().for_each(run);
-    } else {
-        tasks.into_par_iter().with_max_len(1).for_each(run);
-    }
-}
-
-fn k_total(parts: &[Part<'_>]) -> usize {
-    parts.iter().map(|part| part.a.k()).sum()
-}
-
-fn check_parts(m: usize, n: usize, parts: &[Part<'_>], micro: Micro) {
-    assert!(!parts.is_empty(), "a product has at least one part");
-    for part in parts {
-        part.a.check(m, micro.mr, micro.precision);
-        if let Right::Packed(b) = part.b {
-            b.check(n, micro.nr, micro.precision);
-            assert_eq!(b.k(), part.a.k(), "both packed operands share the reduction");
-        }
-    }
-}
-
 /// Below this many multiply-adds a product runs on the calling thread.
 const SERIAL_WORK: usize = 1 << 17;
 /// Enough tasks that two threads of uneven speed finish together.
@@ -160,13 +93,20 @@ const TASKS_PER_THREAD: usize = 4;
 /// Computes every tile of the product and hands it to `sink`, in parallel over panels.
 pub fn for_each_tile(m: usize, n: usize, parts: &[Part<'_>], precision: Precision, sink: &impl TileSink) {
     let micro = Micro::of(precision);
-    check_parts(m, n, parts, micro);
+    assert!(!parts.is_empty(), "a product has at least one part");
+    for part in parts {
+        part.a.check(m, micro.mr, precision);
+        if let Right::Packed(b) = part.b {
+            b.check(n, micro.nr, precision);
+            assert_eq!(b.k(), part.a.k(), "both packed operands share the reduction");
+        }
+    }
     if m == 0 || n == 0 {
         return;
     }
     let panels = n.div_ceil(micro.nr);
     let row_panels = m.div_ceil(micro.mr);
-    let k_total = k_total(parts);
+    let k_total: usize = parts.iter().map(|part| part.a.k()).sum();
     let threads = rayon::current_num_threads();
     let group = if parts.iter().all(|part| is_direct(part, m, micro)) {
         // Long runs of neighbouring panels: each asks for the next one's memory.

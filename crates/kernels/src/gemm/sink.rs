@@ -60,20 +60,6 @@ enum Raw {
     Bf16(*mut bf16),
 }
 
-impl Raw {
-    /// # Safety
-    /// The element lies within the output, or just past it.
-    unsafe fn add(&self, first: usize) -> Raw {
-        // SAFETY: as the caller promises.
-        unsafe {
-            match self {
-                Raw::F32(out) => Raw::F32(out.add(first)),
-                Raw::Bf16(out) => Raw::Bf16(out.add(first)),
-            }
-        }
-    }
-}
-
 /// Stores tiles through an epilogue.
 pub(super) struct Store<'a> {
     out: Raw,
@@ -87,57 +73,28 @@ unsafe impl Sync for Store<'_> {}
 
 impl<'a> Store<'a> {
     pub(super) fn new(m: usize, n: usize, out: Output<'a>, epilogue: Epilogue<'a>) -> Self {
-        let mut stores = Store::side_by_side(m, [(n, epilogue)], out);
-        stores.pop().expect("one for each block of columns")
-    }
-
-    /// A store for each block of neighbouring columns, given as its width and epilogue.
-    pub(super) fn side_by_side(
-        m: usize,
-        blocks: impl IntoIterator<Item = (usize, Epilogue<'a>)>,
-        out: Output<'a>,
-    ) -> Vec<Store<'a>> {
         let (raw, ld, len) = match out {
             Output::F32(values, ld) => (Raw::F32(values.as_mut_ptr()), ld, values.len()),
             Output::Bf16(values, ld) => (Raw::Bf16(values.as_mut_ptr()), ld, values.len()),
         };
-        let mut end = 0;
-        let blocks: Vec<_> = blocks
-            .into_iter()
-            .map(|(n, epilogue)| {
-                end += n;
-                (end - n, n, epilogue)
-            })
-            .collect();
-        let extent = if m == 0 { 0 } else { (m - 1) * ld + end };
+        let extent = |ld: usize| if m == 0 { 0 } else { (m - 1) * ld + n };
         assert!(
-            ld >= end && len >= extent,
-            "output of {len} elements is too small for [{m}, {end}] at ld {ld}"
+            ld >= n && len >= extent(ld),
+            "output of {len} elements is too small for [{m}, {n}] at ld {ld}"
         );
-        let store = |(first, n, epilogue): (usize, usize, Epilogue<'a>)| {
-            // SAFETY: the block's first element lies within the output, which was checked, or just past it where m is 0.
-            let out = unsafe { raw.add(if m == 0 { 0 } else { first }) };
-            Store::of_block(m, n, out, ld, epilogue)
-        };
-        blocks.into_iter().map(store).collect()
-    }
-
-    /// Stores `[m, n]` at `out`, which was checked.
-    fn of_block(m: usize, n: usize, out: Raw, ld: usize, epilogue: Epilogue<'a>) -> Self {
         if let Some(bias) = epilogue.bias {
             assert_eq!(bias.len(), n, "a bias has one value per column");
         }
         if let Some(scale) = epilogue.col_scale {
             assert_eq!(scale.len(), n, "a column scale has one value per column");
         }
-        let extent = |ld: usize| if m == 0 { 0 } else { (m - 1) * ld + n };
         match epilogue.residual {
             Some(Residual::F32(values, ld)) => assert!(values.len() >= extent(ld)),
             Some(Residual::Bf16(values, ld)) => assert!(values.len() >= extent(ld)),
             None => {}
         }
-        assert!(!epilogue.accumulate || matches!(out, Raw::F32(_)), "only f32 outputs accumulate");
-        Store { out, ld, epilogue, _owner: PhantomData }
+        assert!(!epilogue.accumulate || matches!(raw, Raw::F32(_)), "only f32 outputs accumulate");
+        Store { out: raw, ld, epilogue, _owner: PhantomData }
     }
 }
 
