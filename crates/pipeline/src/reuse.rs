@@ -96,7 +96,11 @@ fn copy_lines(
     label: &str,
     mut log: impl FnMut(u64, Vec<(&str, f64)>) -> pt_run::Result<()>,
 ) -> Result<()> {
-    let Ok(text) = fs::read_to_string(path) else { return Ok(()) };
+    let text = match fs::read_to_string(path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(source) => return Err(PipelineError::Io { action: "read", path: path.to_owned(), source }),
+    };
     for line in text.lines() {
         let Ok(serde_json::Value::Object(line)) = serde_json::from_str(line) else { continue };
         if line.get("stage").and_then(|label| label.as_str()) != Some(label) {

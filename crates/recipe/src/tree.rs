@@ -91,8 +91,8 @@ impl Node {
     /// Takes the entry under a dotted path of tables away.
     pub fn remove(&mut self, path: &str) {
         let (around, key) = path.rsplit_once('.').unwrap_or(("", path));
-        let parts = around.split('.').filter(|part| !part.is_empty());
-        let table = parts.fold(Some(self), |node, part| node?.get_mut(part));
+        let mut parts = around.split('.').filter(|part| !part.is_empty());
+        let table = parts.try_fold(self, |node, part| node.get_mut(part));
         if let Some(NodeValue::Table(table)) = table.map(|node| &mut node.value) {
             table.0.retain(|(name, ..)| name != key);
         }

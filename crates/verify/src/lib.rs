@@ -32,6 +32,7 @@ mod verdict;
 
 pub use catalogue::{VERIFIERS, VerifierInfo, build};
 pub use code::{PythonRunner, Ran};
+pub use math::boxed;
 pub use process::{Command, Process, complaint_of, verdict_of};
 pub use rewards::{RewardError, RewardSpec, Rewards, Scored};
 pub use verdict::{Part, Question, Verdict, Verifier};

@@ -36,7 +36,7 @@ use serde_json::Value;
 use self::compare::Comparer;
 pub use self::compare::Percent;
 use self::expr::Expr;
-pub use self::extract::Method;
+pub use self::extract::{Method, boxed};
 use self::number::Rational;
 use crate::catalogue::{KIND, VerifierInfo};
 use crate::{Question, Verdict, Verifier};

@@ -195,7 +195,8 @@ impl Args {
     ) -> anyhow::Result<Model> {
         let models: Vec<Model> =
             folders.iter().map(|folder| self.load(folder)).collect::<anyhow::Result<_>>()?;
-        let base = base.map(|base| load_model(base, Some(Dtype::F32))).transpose()?;
+        // In the models' own type: rounding must not look like a difference from the base.
+        let base = base.map(|base| self.load(base)).transpose()?;
         let options = FuseOptions {
             method: self.method.parse()?,
             weights: weights.to_vec(),

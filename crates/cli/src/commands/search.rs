@@ -492,23 +492,10 @@ impl Search<'_> {
 
 /// The answer of a reply: after `####`, in the last `\boxed{}`, or the last line that is not blank.
 fn answer(reply: &str) -> Option<String> {
-    let boxed = || {
-        let (_, rest) = reply.rsplit_once("\\boxed{")?;
-        let mut depth = 1;
-        let end = rest.char_indices().find(|(_, c)| {
-            depth += match c {
-                '{' => 1,
-                '}' => -1,
-                _ => 0,
-            };
-            depth == 0
-        });
-        end.map(|(end, _)| rest[..end].to_owned())
-    };
     let line = || reply.lines().rev().map(str::trim).find(|line| !line.is_empty()).map(str::to_owned);
     pt_tasks::final_answer(reply)
         .map(str::to_owned)
-        .or_else(boxed)
+        .or_else(|| pt_verify::boxed(reply))
         .or_else(line)
         .filter(|text| !text.is_empty())
 }

@@ -211,8 +211,7 @@ impl Watch for TrainingView {
         }
         let style = self.style;
         note(&format!("{} {}: {}", style.good("done"), style.bold(&stage.name), stage.title));
-        report.measures.iter().for_each(|measure| note(&measure_line(measure)));
-        report.contrasts.iter().for_each(|contrast| note(&contrast_line(contrast, style)));
+        measured_lines(report, style).iter().for_each(|line| note(line));
         report.lines.iter().for_each(|line| note(&format!("  {line}")));
     }
 
@@ -247,19 +246,34 @@ fn profile_table(profile: &Profile) -> String {
     rows.iter().map(line).collect::<Vec<_>>().join("\n")
 }
 
-/// `sft       generated:sum acc 0.625 (95 % 0.567 to 0.661), 200 questions`.
+/// What an eval stage found: each benchmark by its whole name, its models below it, then how every two of them differ.
+fn measured_lines(report: &StageReport, style: Style) -> Vec<String> {
+    let mut benchmarks: Vec<&str> = Vec::new();
+    for measure in &report.measures {
+        if !benchmarks.contains(&measure.benchmark.as_str()) {
+            benchmarks.push(&measure.benchmark);
+        }
+    }
+    let mut lines = Vec::new();
+    for benchmark in benchmarks {
+        lines.push(format!("  {}", style.dim(benchmark)));
+        let measures = report.measures.iter().filter(|measure| measure.benchmark == benchmark);
+        lines.extend(measures.map(measure_line));
+        let contrasts = report.contrasts.iter().filter(|contrast| contrast.benchmark == benchmark);
+        lines.extend(contrasts.map(|contrast| contrast_line(contrast, style)));
+    }
+    lines
+}
+
+/// `sft        acc 0.625 (95 % 0.567 to 0.661), 200 questions`.
 fn measure_line(measure: &pt_pipeline::Measure) -> String {
     let interval =
         measure.interval95.map_or_else(String::new, |(low, high)| format!(" (95 % {low:.3} to {high:.3})"));
-    let (model, benchmark, metric) = (&measure.model, &measure.benchmark, &measure.metric);
-    format!(
-        "  {model:10} {benchmark} {metric} {:.3}{interval}, {} questions",
-        measure.value,
-        count(measure.n)
-    )
+    let (model, metric) = (&measure.model, &measure.metric);
+    format!("    {model:10} {metric} {:.3}{interval}, {} questions", measure.value, count(measure.n))
 }
 
-/// `base -> sft  generated:sum gained +0.615 (95 % +0.567 to +0.661)`.
+/// `base -> sft  gained +0.615 (95 % +0.567 to +0.661)`.
 fn contrast_line(contrast: &pt_pipeline::Contrast, style: Style) -> String {
     let (low, high) = contrast.gain95;
     let gain = format!("{:+.3}", contrast.gain);
@@ -270,8 +284,8 @@ fn contrast_line(contrast: &pt_pipeline::Contrast, style: Style) -> String {
     } else {
         gain
     };
-    let (base, model, benchmark) = (&contrast.base, &contrast.model, &contrast.benchmark);
-    format!("  {base} -> {model}  {benchmark} gained {gain} (95 % {low:+.3} to {high:+.3})")
+    let pair = format!("{} -> {}", contrast.base, contrast.model);
+    format!("    {pair:20} gained {gain} (95 % {low:+.3} to {high:+.3})")
 }
 
 /// `accuracy 1.0 % -> 62.5 % (+61.5 points, 95 % interval 56.7 to 66.1, p = 1e-60, 400 problems)`.

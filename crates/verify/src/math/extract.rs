@@ -95,7 +95,7 @@ pub(super) fn hashes(text: &str) -> Option<String> {
 }
 
 /// The content of the last box, joined with those before it that belong to it.
-pub(super) fn boxed(text: &str) -> Option<String> {
+pub fn boxed(text: &str) -> Option<String> {
     let mut boxes: Vec<(usize, usize, &str)> = Vec::new();
     let mut end = text.len();
     let mut n_tries = 0;
