@@ -106,10 +106,19 @@ fn without_code(line: &str) -> String {
 
 /// The number at the beginning of `text`, and its length.
 fn number(text: &str) -> Option<(f64, usize)> {
-    let end = text.find(|c: char| !(c.is_ascii_digit() || "+-.e".contains(c))).unwrap_or(text.len());
+    let is_part = |(at, c): (usize, char)| {
+        c.is_ascii_digit() || "+-.e".contains(c) || (c == ',' && is_thousands(&text[at + 1..]))
+    };
+    let end = text.char_indices().find(|part| !is_part(*part)).map_or(text.len(), |(at, _)| at);
     (1..=end).rev().find_map(|end| {
-        Some((text.get(..end)?.trim_end_matches('.').parse().ok()?, text[..end].trim_end_matches('.').len()))
+        let digits = text.get(..end)?.trim_end_matches('.');
+        Some((digits.replace(',', "").parse().ok()?, digits.len()))
     })
+}
+
+/// Whether three digits follow, and no fourth: what stands behind the comma of `1,500`.
+fn is_thousands(text: &str) -> bool {
+    text.chars().take_while(char::is_ascii_digit).count() == 3
 }
 
 /// Where a template stands in a page, and the numbers there.
@@ -223,6 +232,10 @@ fn numbers_and_figures_are_found() {
     let found: Vec<&str> = figures(page).into_iter().map(|(_, figure)| figure).collect();
     assert_eq!(found, ["3", "5", "4.5", "1.5e-7", "2.0"]);
     assert_eq!(place(page, "gave {}, {} points").unwrap().numbers, [1.5e-7, 2.0]);
+    assert_eq!(
+        place("of 1,500 rows, 12, 3 left", "of {} rows, {}, {} left").unwrap().numbers,
+        [1500.0, 12.0, 3.0]
+    );
     assert!(place(page, "{} min {} s").is_ok() && place(page, "{} rows took").is_err());
 }
 

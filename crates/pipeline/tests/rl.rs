@@ -522,3 +522,54 @@ fn a_recorded_step_can_be_replayed_under_another_objective() {
         assert_eq!(value(&kl, "kl") == 0.0, step == 1, "{kl:?}");
     }
 }
+
+#[test]
+fn a_replay_compares_with_the_reference_of_the_stage() {
+    use pt_pipeline::rl::{ReplayOptions, replay};
+    let dir = tempdir();
+    let other = dir.path().join("other");
+    let (reports, _) = finish(&grpo("", A_OR_E), &["stage.0.train.steps=2"], &other);
+    let other = other.join(&reports[0].output).display().to_string();
+    let out = dir.path().join("run");
+    let text = grpo(&format!("reference.model = {other:?}\nobjective.beta = 0.1\ntrain.steps = 1\n"), A_OR_E)
+        .replacen("train.steps = 6\n", "", 1);
+    finish(&text, &[], &out);
+    let plan = prepared(&text, &[]).plan;
+    let options = ReplayOptions::default();
+    let found = replay(&out, &plan, &plan.stages[0], 1, &options, &nothing_around()).unwrap();
+    let kl = found.values.iter().find(|(name, _)| name == "kl").map(|(_, value)| *value).unwrap();
+    let trained = values(&out, "kl")[0];
+    assert!(trained > 0.0 && (kl - trained).abs() < 1e-6 * trained.max(1.0), "{kl}, trained with {trained}");
+    let mut moving = plan.stages[0].clone();
+    moving.reference.as_mut().unwrap().sync_steps = Some(1);
+    let refused = replay(&out, &plan, &moving, 1, &options, &nothing_around()).unwrap_err().to_string();
+    assert!(refused.contains("follows the policy"), "{refused}");
+}
+
+/// A long prompt keeps its end, where it asks and the reply begins, or is left out, or refused; never cut there.
+#[test]
+fn long_prompts_keep_their_end_or_are_refused() {
+    let text = grpo("", A_OR_E);
+    let whole = prompts_of(&text, &[]);
+    let longest = whole.iter().map(Vec::len).max().unwrap();
+    let limit = format!("stage.0.data.max_length={}", longest - 1);
+    let cut = prompts_of(&text, &[&limit, "stage.0.data.truncation=keep_end"]);
+    let expected: Vec<&[u32]> =
+        whole.iter().map(|ids| &ids[ids.len().saturating_sub(longest - 1)..]).collect();
+    assert_eq!(cut, expected);
+    for truncation in ["keep_start", "error"] {
+        let found = refusal(&text, &[&limit, &format!("stage.0.data.truncation={truncation}")]);
+        assert!(found.contains("more than max_length") && found.contains("to keep_end or drop"), "{found}");
+    }
+    let dropped = prompts_of(&text, &[&limit, "stage.0.data.truncation=drop"]);
+    assert!(dropped.iter().all(|ids| ids.len() < longest));
+}
+
+/// The prompts of the first round, without their repetitions.
+fn prompts_of(text: &str, sets: &[&str]) -> Vec<Vec<u32>> {
+    let dir = tempdir();
+    let sets = [sets, &["stage.0.train.steps=1", "stage.0.train.rows_per_step=40"]].concat();
+    finish(text, &sets, &dir.path().join("run"));
+    let round = rollouts(&dir.path().join("run")).remove(0);
+    round.into_iter().filter(|record| record.sample == 0).map(|record| record.prompt_ids).collect()
+}
