@@ -3,12 +3,16 @@
 //! A fresh multi-megabyte allocation costs a page fault per 4 KiB; a step makes hundreds. Dropped
 //! buffers therefore go to a pool keyed by their rounded size, and the pool counts what is live:
 //! that count is what `plan` predicts and what a run reports as its peak.
+//!
+//! Small buffers go back to the thread that drops them first: a panel that one thread packs and another thread's panel
+//! is written over would travel between the cores' caches at every task.
 
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Mutex, OnceLock};
+use std::sync::{Mutex, MutexGuard, OnceLock};
 
 use half::bf16;
 
@@ -16,6 +20,8 @@ const ALIGN: usize = 64;
 /// The pool never holds more idle memory than this share of the live peak.
 const IDLE_SHARE: f64 = 0.25;
 const IDLE_FLOOR_BYTES: usize = 64 << 20;
+/// What a thread keeps to itself: what is likely still in its second-level cache.
+const OWN_BYTES: usize = 1 << 20;
 
 /// A type whose every bit pattern is a value, so that recycled memory may be read as it.
 ///
@@ -53,13 +59,55 @@ struct Pool {
     idle_bytes: usize,
 }
 
+impl Pool {
+    fn take(&mut self, class_bytes: usize) -> Option<Idle> {
+        let found = self.idle.get_mut(&class_bytes).and_then(Vec::pop);
+        if found.is_some() {
+            self.idle_bytes -= class_bytes;
+        }
+        found
+    }
+
+    /// Gives `memory` back where it would be more than `limit` bytes.
+    fn put(&mut self, class_bytes: usize, memory: Idle, limit: usize) -> Result<(), Idle> {
+        if self.idle_bytes + class_bytes > limit {
+            return Err(memory);
+        }
+        self.idle_bytes += class_bytes;
+        self.idle.entry(class_bytes).or_default().push(memory);
+        Ok(())
+    }
+
+    fn release(&mut self) {
+        for (class_bytes, list) in self.idle.drain() {
+            for idle in list {
+                // SAFETY: allocated by `fresh` with this layout; only the pool held it.
+                unsafe { dealloc(idle.0.as_ptr(), layout_of(class_bytes)) };
+            }
+        }
+        self.idle_bytes = 0;
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        self.release();
+    }
+}
+
+thread_local! {
+    /// The last dropped buffers of this thread, at most [`OWN_BYTES`].
+    static OWN: RefCell<Pool> = RefCell::new(Pool::default());
+}
+
 static POISON: AtomicBool = AtomicBool::new(false);
 static LIVE_BYTES: AtomicUsize = AtomicUsize::new(0);
 static PEAK_BYTES: AtomicUsize = AtomicUsize::new(0);
 
-fn pool() -> &'static Mutex<Pool> {
+fn shared() -> MutexGuard<'static, Pool> {
     static POOL: OnceLock<Mutex<Pool>> = OnceLock::new();
-    POOL.get_or_init(|| Mutex::new(Pool::default()))
+    let pool = POOL.get_or_init(|| Mutex::new(Pool::default()));
+    pool.lock().expect("the pool's lock is never poisoned: no code in it panics")
 }
 
 /// Sizes are rounded up to an eighth of their power of two, so that near sizes share memory.
@@ -80,15 +128,9 @@ impl<T: Plain> Buffer<T> {
         let bytes = len.checked_mul(size_of::<T>()).filter(|&bytes| bytes <= isize::MAX as usize / 2);
         let class_bytes =
             class_of(bytes.unwrap_or_else(|| panic!("a buffer of {len} elements has no address space")));
-        let recycled = {
-            let mut pool = pool().lock().expect("the pool's lock is never poisoned: no code in it panics");
-            let found = pool.idle.get_mut(&class_bytes).and_then(Vec::pop);
-            if found.is_some() {
-                pool.idle_bytes -= class_bytes;
-            }
-            found
-        };
-        let memory = recycled.map_or_else(|| fresh(class_bytes), |idle| idle.0);
+        // A thread that ends has no pool of its own any more.
+        let own = OWN.try_with(|own| own.borrow_mut().take(class_bytes)).ok().flatten();
+        let memory = own.or_else(|| shared().take(class_bytes)).map_or_else(|| fresh(class_bytes), |idle| idle.0);
         let live = LIVE_BYTES.fetch_add(class_bytes, Ordering::Relaxed) + class_bytes;
         PEAK_BYTES.fetch_max(live, Ordering::Relaxed);
         if POISON.load(Ordering::Relaxed) {
@@ -124,16 +166,13 @@ fn fresh(class_bytes: usize) -> NonNull<u8> {
 impl<T: Plain> Drop for Buffer<T> {
     fn drop(&mut self) {
         LIVE_BYTES.fetch_sub(self.class_bytes, Ordering::Relaxed);
+        let idle = Idle(self.memory.cast());
+        let keep = |idle| OWN.with(|own| own.borrow_mut().put(self.class_bytes, idle, OWN_BYTES));
         let limit = IDLE_FLOOR_BYTES.max((PEAK_BYTES.load(Ordering::Relaxed) as f64 * IDLE_SHARE) as usize);
-        let memory = self.memory.cast::<u8>();
-        {
-            let mut pool = pool().lock().expect("the pool's lock is never poisoned: no code in it panics");
-            if pool.idle_bytes + self.class_bytes <= limit {
-                pool.idle_bytes += self.class_bytes;
-                pool.idle.entry(self.class_bytes).or_default().push(Idle(memory));
-                return;
-            }
-        }
+        // A thread that ends has no pool of its own any more.
+        let is_own = OWN.try_with(|_| ()).is_ok();
+        let left = if is_own { keep(idle) } else { Err(idle) };
+        let Err(Idle(memory)) = left.or_else(|idle| shared().put(self.class_bytes, idle, limit)) else { return };
         // SAFETY: allocated by `fresh` with this very layout, and not in the pool.
         unsafe { dealloc(memory.as_ptr(), layout_of(self.class_bytes)) };
     }
@@ -187,16 +226,11 @@ pub fn reset_peak() {
     PEAK_BYTES.store(live_bytes(), Ordering::Relaxed);
 }
 
-/// Gives all idle memory back to the system, as between two stages of different shape.
+/// Gives idle memory back to the system, as between two stages of different shape: all but what other threads keep to
+/// themselves, which is little.
 pub fn release_idle() {
-    let mut pool = pool().lock().expect("the pool's lock is never poisoned: no code in it panics");
-    for (class_bytes, list) in pool.idle.drain() {
-        for idle in list {
-            // SAFETY: allocated by `fresh` with this layout; only the pool held it.
-            unsafe { dealloc(idle.0.as_ptr(), layout_of(class_bytes)) };
-        }
-    }
-    pool.idle_bytes = 0;
+    shared().release();
+    OWN.with(|own| own.borrow_mut().release());
 }
 
 #[cfg(test)]

@@ -1,19 +1,21 @@
 //! Products of a few rows with a matrix that is read where it lies.
 //!
 //! In decoding every weight is used once per pass, and the time is that of reading it. Packing it first would write and
-//! read it again. Here sixteen rows of weights are transposed sixteen words at a time in registers, and multiplied at
-//! once: per element the chain of operations is that of the packed micro-kernels, so the bits are the same.
+//! read it again. For up to four rows, sixteen rows of weights are transposed sixteen words at a time in registers, and
+//! multiplied at once; for more, see [`lanes`]. Per element the chain of operations is that of the packed micro-kernels,
+//! so the bits are the same.
 
+use super::lanes;
 use super::micro::{Format, Micro, Precision};
-use super::operand::{KAxis, Operand, Values};
+use super::operand::{KAxis, Operand, Packed, Values};
 use crate::isa::Isa;
 
-/// Rows of the left operand up to which packing the right one does not pay.
-const ROWS_MAX: usize = 4;
+/// Rows of the left operand up to which weights are transposed in registers.
+const TRANSPOSED_MAX: usize = 4;
 
 /// Whether a product of `m` rows reads this right operand where it lies.
 pub(super) fn applies(micro: Micro, operand: &Operand<'_>, m: usize, k: usize) -> bool {
-    if m > ROWS_MAX || operand.k_axis != KAxis::Inner || k == 0 {
+    if m > lanes::ROWS_MAX || operand.k_axis != KAxis::Inner || k == 0 {
         return false;
     }
     match (micro.isa(), micro.precision, micro.format, operand.values) {
@@ -23,36 +25,40 @@ pub(super) fn applies(micro: Micro, operand: &Operand<'_>, m: usize, k: usize) -
     }
 }
 
-/// `tile += a b`, or `tile = a b` where `fresh`, for columns `first .. first + cols` of an operand to which this
-/// [`applies`]; `a` is a packed panel of `rows` rows, `tile` is `[rows, nr]`.
+/// `tile += a b`, or `tile = a b` where `fresh`, for `columns` of an operand to which this [`applies`]; `a` is the whole left
+/// operand of `rows` rows, `tile` is `[rows, nr]`.
 pub(super) fn run(
     micro: Micro,
     rows: usize,
-    k: usize,
-    a: &[u32],
+    a: &Packed,
     operand: &Operand<'_>,
     columns: std::ops::Range<usize>,
     tile: &mut [f32],
     fresh: bool,
 ) {
+    let k = a.k();
     assert!(applies(micro, operand, rows, k), "the caller asked");
     assert!(!columns.is_empty() && columns.len() <= micro.nr && micro.nr == 32 && tile.len() >= rows * 32);
     #[cfg(target_arch = "x86_64")]
     {
-        let (start, len, per_word): (*const u32, usize, usize) = match operand.values {
+        let (start, len, per_word): (*const u8, usize, usize) = match operand.values {
             Values::F32(values) => (values.as_ptr().cast(), values.len(), 1),
             Values::Bf16(values) => (values.as_ptr().cast(), values.len(), 2),
             Values::Nf4(_) | Values::Int8(_) => unreachable!("quantised operands are decoded first"),
         };
         assert!(len >= (columns.end - 1) * operand.ld + k, "the operand holds its columns");
-        let words = k / per_word;
+        let (words, ld_bytes) = (k / per_word, operand.ld * 4 / per_word);
+        let start = start.wrapping_add(columns.start * ld_bytes);
+        if rows > TRANSPOSED_MAX {
+            // SAFETY: `applies` checked the instruction set; the extent of the columns was checked.
+            unsafe { lanes::run(micro.format, a, rows, start, ld_bytes, words, columns.len(), tile, fresh) };
+            return;
+        }
+        let a = a.panel(0);
         assert!(a.len() >= words * rows, "the panel holds its words");
-        let row = |column: usize| {
-            let at = column.min(columns.end - 1) * operand.ld;
-            // SAFETY: within the operand, whose extent was checked; an odd leading dimension only unaligns it.
-            unsafe { start.cast::<u16>().add(at * (2 / per_word)).cast::<u32>() }
-        };
-        let pointers: [*const u32; 32] = std::array::from_fn(|i| row(columns.start + i));
+        // A column that does not exist is read as the last one.
+        let column = |i: usize| start.wrapping_add(i.min(columns.len() - 1) * ld_bytes).cast::<u32>();
+        let pointers: [*const u32; 32] = std::array::from_fn(column);
         let ahead = 32 * operand.ld / per_word;
         let is_narrow = columns.len() <= 16;
         macro_rules! by_rows {
@@ -209,7 +215,7 @@ pub(super) fn transpose(r: [std::arch::x86_64::__m512i; 16]) -> [std::arch::x86_
 mod tests {
     use half::bf16;
 
-    use super::super::operand::{Packed, pack_panel, panel_words};
+    use super::super::operand::{pack_panel, panel_words};
     use super::*;
     use crate::isa::current;
 
@@ -242,7 +248,7 @@ mod tests {
                     assert!(current() < Isa::Avx512 || micro.format != Format::Pair);
                     continue;
                 }
-                for (rows, cols, fresh) in (1..=ROWS_MAX)
+                for (rows, cols, fresh) in (1..=lanes::ROWS_MAX)
                     .flat_map(|r| [1, 15, 16, 17, 32].map(|c| (r, c)))
                     .flat_map(|(r, c)| [true, false].map(|fresh| (r, c, fresh)))
                 {
@@ -252,8 +258,11 @@ mod tests {
                     pack_panel(&operand, first, cols, k, micro.nr, precision, &mut panel);
                     let mut expected: Vec<f32> = (0..rows * 32).map(|i| element(i + 7)).collect();
                     let mut found = expected.clone();
-                    micro.run_part(rows, cols, k, left.panel(0), &panel, &mut expected, fresh);
-                    run(micro, rows, k, left.panel(0), &operand, first..n, &mut found, fresh);
+                    for (index, row0) in (0..rows).step_by(micro.mr).enumerate() {
+                        let (n_rows, tile) = (micro.mr.min(rows - row0), &mut expected[row0 * 32..]);
+                        micro.run_part(n_rows, cols, k, left.panel(index), &panel, tile, fresh);
+                    }
+                    run(micro, rows, &left, &operand, first..n, &mut found, fresh);
                     for r in 0..rows {
                         let bits = |tile: &[f32]| {
                             tile[r * 32..r * 32 + cols].iter().map(|v| v.to_bits()).collect::<Vec<u32>>()

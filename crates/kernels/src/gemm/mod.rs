@@ -14,9 +14,12 @@
 //! instead and does what it likes with it (the language-model head never stores one).
 
 mod direct;
+mod lanes;
 pub mod micro;
 pub mod operand;
 mod sink;
+
+use std::ops::Range;
 
 use rayon::prelude::*;
 
@@ -25,8 +28,8 @@ pub use micro::{Micro, Precision};
 pub use operand::{KAxis, Operand, Packed, Values};
 pub use sink::{Epilogue, Output, Residual, TileSink};
 
-/// The largest tile of any micro-kernel, in elements.
-pub const TILE_MAX: usize = 14 * 32;
+/// The largest tile of any kernel, in elements.
+pub const TILE_MAX: usize = lanes::ROWS_MAX * 32;
 
 /// Where the panels of `B` come from.
 #[derive(Clone, Copy)]
@@ -104,11 +107,12 @@ pub fn for_each_tile(m: usize, n: usize, parts: &[Part<'_>], precision: Precisio
     if m == 0 || n == 0 {
         return;
     }
+    let is_direct = parts.iter().all(|part| is_direct(part, m, micro));
     let panels = n.div_ceil(micro.nr);
-    let row_panels = m.div_ceil(micro.mr);
+    let row_panels = if is_direct { 1 } else { m.div_ceil(micro.mr) };
     let k_total: usize = parts.iter().map(|part| part.a.k()).sum();
     let threads = rayon::current_num_threads();
-    let group = if parts.iter().all(|part| is_direct(part, m, micro)) {
+    let group = if is_direct {
         // Long runs of neighbouring panels: each asks for the next one's memory.
         panels.div_ceil(threads * TASKS_PER_THREAD)
     } else {
@@ -116,8 +120,15 @@ pub fn for_each_tile(m: usize, n: usize, parts: &[Part<'_>], precision: Precisio
     };
     let groups = panels.div_ceil(group);
     let group_panels = |g: usize| g * group..((g + 1) * group).min(panels);
+    let run = |panels: Range<usize>, rows: Range<usize>| {
+        if is_direct {
+            run_direct(panels, m, n, parts, micro, sink);
+        } else {
+            run_panels(panels, rows, m, n, parts, micro, sink);
+        }
+    };
     if threads == 1 || m * n * k_total <= SERIAL_WORK {
-        (0..groups).for_each(|g| run_panels(group_panels(g), 0..row_panels, m, n, parts, micro, sink));
+        (0..groups).for_each(|g| run(group_panels(g), 0..row_panels));
         return;
     }
     let row_chunks = (threads * TASKS_PER_THREAD).div_ceil(panels).clamp(1, row_panels);
@@ -125,7 +136,7 @@ pub fn for_each_tile(m: usize, n: usize, parts: &[Part<'_>], precision: Precisio
     (0..groups * row_chunks).into_par_iter().with_max_len(1).for_each(|task| {
         let (g, first) = (task / row_chunks, (task % row_chunks) * chunk);
         if first < row_panels {
-            run_panels(group_panels(g), first..(first + chunk).min(row_panels), m, n, parts, micro, sink);
+            run(group_panels(g), first..(first + chunk).min(row_panels));
         }
     });
 }
@@ -150,10 +161,33 @@ fn group_of(panels: usize, threads: usize, panel_words: usize) -> usize {
     (1..=fits).rev().find(even).unwrap_or(1)
 }
 
+/// All tiles of some panels of `nr` columns, right operands multiplied where they lie.
+fn run_direct(
+    panels: Range<usize>,
+    m: usize,
+    n: usize,
+    parts: &[Part<'_>],
+    micro: Micro,
+    sink: &impl TileSink,
+) {
+    let mut tile = [0.0f32; TILE_MAX];
+    let tile = &mut tile[..m * micro.nr];
+    for panel in panels {
+        let (col0, cols) = (panel * micro.nr, micro.nr.min(n - panel * micro.nr));
+        let mut fresh = !sink.start(0, m, col0, cols, micro.nr, tile);
+        for part in parts {
+            let Right::Operand(b) = part.b else { unreachable!("packed operands are not direct") };
+            direct::run(micro, m, part.a, &b, col0..col0 + cols, tile, fresh);
+            fresh = false;
+        }
+        sink.finish(0, m, col0, cols, micro.nr, tile);
+    }
+}
+
 /// All tiles of some panels of `nr` columns, for a range of row panels.
 fn run_panels(
-    panels: std::ops::Range<usize>,
-    rows: std::ops::Range<usize>,
+    panels: Range<usize>,
+    rows: Range<usize>,
     m: usize,
     n: usize,
     parts: &[Part<'_>],
@@ -165,7 +199,6 @@ fn run_panels(
         .clone()
         .flat_map(|panel| parts.iter().map(move |part| (panel, part)))
         .map(|(panel, part)| match part.b {
-            Right::Operand(_) if is_direct(part, m, micro) => None,
             Right::Operand(operand) => {
                 let (k, precision) = (part.a.k(), micro.precision);
                 let mut words = Buffer::dirty(operand::panel_words(micro.nr, k, precision));
@@ -182,7 +215,7 @@ fn run_panels(
     ) {
         (Right::Packed(packed), _) => packed.panel(panel),
         (_, Some(words)) => words,
-        (Right::Operand(_), None) => unreachable!("operands that are not packed are multiplied directly"),
+        (Right::Operand(_), None) => unreachable!("operands that were not packed are packed above"),
     };
     let mut tile = [0.0f32; TILE_MAX];
     for row_panel in rows {
@@ -194,12 +227,7 @@ fn run_panels(
             let mut fresh = !sink.start(row0, n_rows, col0, cols, micro.nr, tile);
             for (index, part) in parts.iter().enumerate() {
                 let (k, a) = (part.a.k(), part.a.panel(row_panel));
-                match part.b {
-                    Right::Operand(b) if is_direct(part, m, micro) => {
-                        direct::run(micro, n_rows, k, a, &b, col0..col0 + cols, tile, fresh);
-                    }
-                    _ => micro.run_part(n_rows, cols, k, a, words(panel, index), tile, fresh),
-                }
+                micro.run_part(n_rows, cols, k, a, words(panel, index), tile, fresh);
                 fresh = false;
             }
             sink.finish(row0, n_rows, col0, cols, micro.nr, tile);

@@ -110,6 +110,11 @@ impl Packed {
         self.k
     }
 
+    /// Outer indices of a full panel.
+    pub(super) fn width(&self) -> usize {
+        self.width
+    }
+
     /// The words of panel `index`.
     pub fn panel(&self, index: usize) -> &[u32] {
         &self.words[index * self.panel_words..(index + 1) * self.panel_words]
