@@ -5,6 +5,7 @@
 
 use pt_core::catalogue::parse;
 use pt_tasks::Check;
+use pt_tasks::guess::{Answer, answer};
 use pt_verify::Verdict;
 use serde::Deserialize;
 use serde_json::{Map, Value};
@@ -59,11 +60,9 @@ impl Episode for Game {
             Ok(secret) => *secret,
             Err(problem) => return Reaction::of(Outcome::Failed(problem.clone())),
         };
-        match last_number(turn.text) {
-            None => Reaction::say("Say a number."),
-            Some(guess) if guess < secret => Reaction::say("Higher."),
-            Some(guess) if guess > secret => Reaction::say("Lower."),
-            Some(_) => {
+        match answer(secret, turn.text) {
+            Answer::Say(text) => Reaction::say(text),
+            Answer::Found => {
                 let n = turn.index + 1;
                 Reaction::of(Outcome::End(Some(Verdict::pass(format!("found in {n} turns")))))
             }
@@ -73,11 +72,6 @@ impl Episode for Game {
     fn end(&mut self, _: &str) -> Option<Verdict> {
         Some(Verdict::fail("the number was not found"))
     }
-}
-
-/// The last whole number of a text.
-fn last_number(text: &str) -> Option<i64> {
-    text.split(|c: char| !c.is_ascii_digit()).rfind(|part| !part.is_empty())?.parse().ok()
 }
 
 #[cfg(test)]

@@ -6,14 +6,14 @@
 //! - [`problem()`]: one problem by (family, level, seed, split, index). What is held out is decided
 //!   by a hash of the problem itself ([`split_of_key`]), so no seed mixes the splits.
 //! - [`check`](mod@check): judging a reply; [`check_row`] does it from a dataset row alone.
-//! - [`rows`]: problems as `messages`, `prompt`/`completion`, `prompt` or preference rows.
+//! - [`rows`]: problems as `messages`, `prompt`/`completion`, `prompt` or preference rows, games as whole conversations.
 //! - [`raw`]: pre-training text that knows the words and numbers but not the chat format.
 //! - [`source`]: `generated:arithmetic?level=1-2&n=4000&seed=1&split=train` as rows.
 //! - [`stats`]: intervals for a success rate and for a paired gain.
 //!
 //! Texts are short ([`MAX_PROMPT_CHARS`], [`MAX_SOLUTION_CHARS`]) and use few characters
 //! ([`ALPHABET`]), so that a model of a few million parameters can learn them on a CPU in minutes.
-//! Left out: several turns, other languages, anything that needs knowledge of the world.
+//! Left out: other languages, anything that needs knowledge of the world.
 
 pub mod catalogue;
 pub mod check;
@@ -32,6 +32,7 @@ pub use catalogue::{FAMILIES, Family, Level};
 pub use check::{Check, Verdict, final_answer};
 pub use constraint::Constraint;
 pub use error::TaskError;
+pub use families::guess;
 pub use problem::{
     Census, HELD_OUT_ONE_IN, Problem, Split, all_levels, census, check, problem, split_of_key,
 };

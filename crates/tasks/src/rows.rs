@@ -8,6 +8,7 @@ use serde_json::{Map, Value, json};
 
 use crate::check::{ANSWER_MARK, Check, Verdict};
 use crate::error::TaskError;
+use crate::families::guess::{self, Play};
 use crate::problem::Problem;
 
 /// A row of a dataset.
@@ -24,14 +25,18 @@ pub enum Form {
     PromptOnly,
     /// `prompt`, `chosen` and `rejected` as turns; see [`Replies`].
     Preference,
+    /// `messages`: a whole game, played as [`Replies::play`] says, for supervised fine-tuning of what plays in an environment. Of the
+    /// family [`guess`] alone; problems of one turn are as in [`Form::Messages`].
+    Transcript,
 }
 
 impl Form {
     /// The names accepted in a source, in the order of the variants.
     pub const NAMES: &'static [&'static str] =
-        &["messages", "prompt_completion", "prompt_only", "preference"];
+        &["messages", "prompt_completion", "prompt_only", "preference", "transcript"];
 
-    const ALL: [Form; 4] = [Form::Messages, Form::PromptCompletion, Form::PromptOnly, Form::Preference];
+    const ALL: [Form; 5] =
+        [Form::Messages, Form::PromptCompletion, Form::PromptOnly, Form::Preference, Form::Transcript];
 
     /// The form of that name.
     pub fn from_name(name: &str) -> Option<Form> {
@@ -82,6 +87,9 @@ impl Reply {
     }
 }
 
+/// Turns of a game where nothing else is said, as an environment's `max_turns`.
+pub const DEFAULT_TURNS: usize = 8;
+
 /// Which replies a row shows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Replies {
@@ -89,11 +97,15 @@ pub struct Replies {
     pub reply: Reply,
     /// The one that is not preferred, in a [`Form::Preference`].
     pub rejected: Reply,
+    /// How a game is played, in a [`Form::Transcript`].
+    pub play: Play,
+    /// The most guesses of a game there.
+    pub n_turns: usize,
 }
 
 impl Default for Replies {
     fn default() -> Self {
-        Replies { reply: Reply::Worked, rejected: Reply::Wrong }
+        Replies { reply: Reply::Worked, rejected: Reply::Wrong, play: Play::Halving, n_turns: DEFAULT_TURNS }
     }
 }
 
@@ -107,7 +119,10 @@ pub fn row_with(problem: &Problem, form: Form, replies: Replies) -> Row {
     let user = || json!({"role": "user", "content": problem.prompt});
     let assistant = |reply: Reply| json!({"role": "assistant", "content": reply.to(problem)});
     let mut row = match form {
-        Form::Messages => {
+        Form::Transcript if problem.family == guess::NAME => {
+            Row::from_iter([("messages".to_string(), game(problem, replies))])
+        }
+        Form::Messages | Form::Transcript => {
             Row::from_iter([("messages".to_string(), json!([user(), assistant(replies.reply)]))])
         }
         Form::PromptCompletion => Row::from_iter([
@@ -131,6 +146,14 @@ pub fn row_with(problem: &Problem, form: Form, replies: Replies) -> Row {
         row.insert(name.to_string(), value);
     }
     row
+}
+
+/// A whole game as messages, the prompt first.
+fn game(problem: &Problem, replies: Replies) -> Value {
+    let turns = guess::transcript(problem, replies.play, replies.n_turns);
+    let said =
+        std::iter::once(problem.prompt.clone()).chain(turns).zip(["user", "assistant"].into_iter().cycle());
+    said.map(|(text, role)| json!({"role": role, "content": text})).collect()
 }
 
 /// [`row`] as conversation turns, for supervised fine-tuning.
@@ -167,6 +190,7 @@ mod tests {
             (Form::PromptCompletion, vec!["prompt", "completion"]),
             (Form::PromptOnly, vec!["prompt"]),
             (Form::Preference, vec!["prompt", "chosen", "rejected"]),
+            (Form::Transcript, vec!["messages"]),
         ] {
             let expected: Vec<&str> =
                 columns.into_iter().chain(["family", "level", "answer", "check"]).collect();
@@ -179,6 +203,20 @@ mod tests {
             {"role": "assistant", "content": p.solution},
         ]);
         assert_eq!(sft_row(&p)["messages"], expected);
+    }
+
+    #[test]
+    fn a_game_is_one_conversation() {
+        let p = problem("guess", 3, 1, Split::Train, 0).unwrap();
+        let replies = Replies { n_turns: 2, ..Replies::default() };
+        let said = |role: &str, text: &str| json!({"role": role, "content": text});
+        let expected = [
+            said("user", &p.prompt),
+            said("assistant", "8"),
+            said("user", "Higher."),
+            said("assistant", "12"),
+        ];
+        assert_eq!(row_with(&p, Form::Transcript, replies)["messages"], json!(expected));
     }
 
     #[test]
@@ -205,7 +243,7 @@ mod tests {
         ] {
             let taught = row_with(&p, Form::Messages, Replies { reply, ..Replies::default() });
             assert_eq!(taught["messages"][1]["content"], expected);
-            let pair = Replies { reply: Reply::Worked, rejected: reply };
+            let pair = Replies { rejected: reply, ..Replies::default() };
             assert_eq!(text(&row_with(&p, Form::Preference, pair), "rejected"), expected);
             assert_eq!(Reply::from_name(reply.name()), Some(reply));
         }

@@ -2,7 +2,7 @@
 //!
 //! | source | parameters |
 //! | --- | --- |
-//! | `generated:FAMILY` | `level` (`2` or `1-3`; all), `n` (1000), `start` (0), `seed` (0), `split` (`train`, or `heldout`), `form` (`messages`, or `prompt_completion`, `prompt_only`, `preference`), `reply` (`worked`, or `direct`, `wrong`), `rejected` (`wrong`, or `direct`, `worked`; for `preference`), `unique` (`false`) |
+//! | `generated:FAMILY` | `level` (`2` or `1-3`; all), `n` (1000), `start` (0), `seed` (0), `split` (`train`, or `heldout`), `form` (`messages`, or `prompt_completion`, `prompt_only`, `preference`, `transcript`), `reply` (`worked`, or `direct`, `wrong`), `rejected` (`wrong`, or `direct`, `worked`; for `preference`), `play` (`halving`, or `narrowing`, `counting`, `blind`) and `turns` (8) of a `transcript`, `unique` (`false`) |
 //! | `generated:mix` | the same without `level`, and `families`: `sum,letters@1-2:3,chat@2` is each family with its levels and weight (all families but the puzzles, each weight 1) |
 //! | `generated:raw` | `chars` (100000), `seed` (0) |
 //!
@@ -16,6 +16,7 @@ use pt_core::rng::Stream;
 
 use crate::catalogue::{FAMILIES, Family, N_QUICKSTART};
 use crate::error::TaskError;
+use crate::families::guess::{self, Play};
 use crate::problem::{Problem, Split, draw};
 use crate::raw::raw_documents;
 use crate::rows::{Form, Replies, Reply, Row, row_with};
@@ -187,9 +188,16 @@ impl ProblemSource {
     }
 
     fn read(query: &Query, own: &'static str, parts: Vec<Part>) -> Result<ProblemSource, TaskError> {
-        query.allow(&[own, "n", "start", "seed", "split", "form", "reply", "rejected", "unique"])?;
+        let replies = ["reply", "rejected", "play", "turns"];
+        query
+            .allow(&[&[own, "n", "start", "seed", "split", "form", "unique"], replies.as_slice()].concat())?;
         let split = query.choice("split", Split::NAMES, Split::from_name)?;
         let form = query.choice("form", Form::NAMES, Form::from_name)?.unwrap_or(Form::Messages);
+        let is_game = |part: &Part| part.family == guess::NAME;
+        if form == Form::Transcript && !parts.iter().all(is_game) {
+            let expected = format!("another form: only {} is played in several turns", guess::NAME);
+            return Err(query.bad("form", form.name(), &expected));
+        }
         let truth = |text: &str| text.parse::<bool>().ok();
         Ok(ProblemSource {
             parts,
@@ -205,11 +213,19 @@ impl ProblemSource {
 
     /// The replies as parameters, where they differ from the usual ones.
     fn written_replies(&self) -> String {
-        let usual = Replies::default();
-        [("reply", self.replies.reply, usual.reply), ("rejected", self.replies.rejected, usual.rejected)]
+        let written = |replies: Replies| {
+            [
+                ("reply", replies.reply.name().to_owned()),
+                ("rejected", replies.rejected.name().to_owned()),
+                ("play", replies.play.name().to_owned()),
+                ("turns", replies.n_turns.to_string()),
+            ]
+        };
+        written(self.replies)
             .into_iter()
-            .filter(|(_, reply, usual)| reply != usual)
-            .map(|(name, reply, _)| format!("&{name}={}", reply.name()))
+            .zip(written(Replies::default()))
+            .filter(|(own, usual)| own != usual)
+            .map(|((name, value), _)| format!("&{name}={value}"))
             .collect()
     }
 
@@ -235,10 +251,10 @@ impl ProblemSource {
 
 /// The replies a form shows; a parameter that would change nothing is refused.
 fn replies_of(query: &Query, form: Form) -> Result<Replies, TaskError> {
-    let mut replies = Replies::default();
+    let mut replies = game_of(query, form)?;
     let read = |name| query.choice(name, Reply::NAMES, Reply::from_name);
     for (name, place, has_effect) in [
-        ("reply", &mut replies.reply, form != Form::PromptOnly),
+        ("reply", &mut replies.reply, !matches!(form, Form::PromptOnly | Form::Transcript)),
         ("rejected", &mut replies.rejected, form == Form::Preference),
     ] {
         match read(name)? {
@@ -257,6 +273,26 @@ fn replies_of(query: &Query, form: Form) -> Result<Replies, TaskError> {
         return Err(query.bad("rejected", replies.rejected.name(), "another reply than the preferred one"));
     }
     Ok(replies)
+}
+
+/// How games are played; a parameter that would change nothing is refused.
+fn game_of(query: &Query, form: Form) -> Result<Replies, TaskError> {
+    let usual = Replies::default();
+    if form != Form::Transcript {
+        return match ["play", "turns"].into_iter().find_map(|name| Some((name, query.get(name)?))) {
+            Some((name, value)) => {
+                let expected = format!("none: form={} shows no game; form=transcript does", form.name());
+                Err(query.bad(name, value, &expected))
+            }
+            None => Ok(usual),
+        };
+    }
+    let play = query.choice("play", Play::NAMES, Play::from_name)?.unwrap_or(usual.play);
+    let n_turns = query.number("turns", usual.n_turns as u64)? as usize;
+    if n_turns == 0 {
+        return Err(query.bad("turns", "0", "at least 1"));
+    }
+    Ok(Replies { play, n_turns, ..usual })
 }
 
 impl RawSource {
@@ -403,9 +439,11 @@ mod tests {
         };
         assert_eq!(source, expected);
         let pairs = problems("generated:sum?form=preference&rejected=direct").replies;
-        assert_eq!(pairs, Replies { reply: Reply::Worked, rejected: Reply::Direct });
+        assert_eq!(pairs, Replies { rejected: Reply::Direct, ..Replies::default() });
         let direct = problems("generated:sum?reply=direct").replies;
-        assert_eq!(direct, Replies { reply: Reply::Direct, rejected: Reply::Wrong });
+        assert_eq!(direct, Replies { reply: Reply::Direct, ..Replies::default() });
+        let game = problems("generated:guess?form=transcript&play=blind&turns=3").replies;
+        assert_eq!(game, Replies { play: Play::Blind, n_turns: 3, ..Replies::default() });
         let mix = problems("generated:mix?families=sum@2:3,chat&split=heldout&form=prompt_only&unique=true");
         let parts = vec![
             Part { family: "sum", levels: (2, 2), weight: 3 },
@@ -428,6 +466,7 @@ mod tests {
             "generated:mix?families=sum:2,letters@1-3",
             "generated:sum?reply=direct",
             "generated:sum?form=preference&reply=direct&rejected=worked",
+            "generated:guess?level=3&form=transcript&play=counting&turns=5",
             "generated:raw?chars=10",
         ] {
             let source = GeneratedSource::parse(name).unwrap();
@@ -463,6 +502,11 @@ mod tests {
             ),
             ("generated:sum?rejected=direct", vec!["`rejected=direct` is not valid", "form=messages"]),
             ("generated:sum?form=preference&reply=wrong", vec!["another reply than the preferred one"]),
+            ("generated:sum?form=transcript", vec!["`form=transcript` is not valid", "only guess is played"]),
+            ("generated:guess?play=blind", vec!["`play=blind` is not valid", "form=messages shows no game"]),
+            ("generated:guess?form=transcript&play=blnd", vec!["did you mean `blind`?"]),
+            ("generated:guess?form=transcript&turns=0", vec!["`turns=0` is not valid", "at least 1"]),
+            ("generated:guess?form=transcript&reply=direct", vec!["`reply=direct` is not valid"]),
             ("generated:mix?families=sum:0", vec!["a weight of at least 1"]),
             ("generated:mix?families=sums", vec!["did you mean `sum`?"]),
         ] {

@@ -152,6 +152,12 @@ fn tasks() -> Vec<Entry> {
         for (i, level) in family.levels.iter().enumerate() {
             entry = entry.with("level", format!("{}: {}", i + 1, level.summary));
         }
+        if family.name == pt_tasks::guess::NAME {
+            let plays = pt_tasks::guess::Play::NAMES.join(", ");
+            entry = entry
+                .with("whole games", format!("generated:{}?form=transcript&play=halving&turns=8", family.name))
+                .with("plays", plays);
+        }
         entry
     };
     let mix = Entry::new("mix", "several families, each with levels and a weight")
