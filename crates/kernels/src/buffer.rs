@@ -130,7 +130,8 @@ impl<T: Plain> Buffer<T> {
             class_of(bytes.unwrap_or_else(|| panic!("a buffer of {len} elements has no address space")));
         // A thread that ends has no pool of its own any more.
         let own = OWN.try_with(|own| own.borrow_mut().take(class_bytes)).ok().flatten();
-        let memory = own.or_else(|| shared().take(class_bytes)).map_or_else(|| fresh(class_bytes), |idle| idle.0);
+        let memory =
+            own.or_else(|| shared().take(class_bytes)).map_or_else(|| fresh(class_bytes), |idle| idle.0);
         let live = LIVE_BYTES.fetch_add(class_bytes, Ordering::Relaxed) + class_bytes;
         PEAK_BYTES.fetch_max(live, Ordering::Relaxed);
         if POISON.load(Ordering::Relaxed) {
@@ -172,7 +173,9 @@ impl<T: Plain> Drop for Buffer<T> {
         // A thread that ends has no pool of its own any more.
         let is_own = OWN.try_with(|_| ()).is_ok();
         let left = if is_own { keep(idle) } else { Err(idle) };
-        let Err(Idle(memory)) = left.or_else(|idle| shared().put(self.class_bytes, idle, limit)) else { return };
+        let Err(Idle(memory)) = left.or_else(|idle| shared().put(self.class_bytes, idle, limit)) else {
+            return;
+        };
         // SAFETY: allocated by `fresh` with this very layout, and not in the pool.
         unsafe { dealloc(memory.as_ptr(), layout_of(self.class_bytes)) };
     }

@@ -11,6 +11,7 @@
 //!    within rounding; within one of them results are equal bit for bit.
 
 pub mod attention;
+pub mod awake;
 pub mod buffer;
 pub mod elem;
 pub mod gemm;

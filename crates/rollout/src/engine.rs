@@ -273,7 +273,7 @@ impl<'m> Engine<'m> {
     pub fn step(&mut self) -> Vec<Event> {
         // A pass has hundreds of short parallel loops. From outside the pool each would put the caller to sleep and wake
         // all workers; from a worker, only the others have to look up.
-        rayon::scope(|_| self.step_on_worker())
+        pt_kernels::awake::awake(|| self.step_on_worker())
     }
 
     fn step_on_worker(&mut self) -> Vec<Event> {

@@ -11,7 +11,13 @@ use super::operand::{KAxis, Operand, Packed, Values};
 use crate::isa::Isa;
 
 /// Rows of the left operand up to which weights are transposed in registers.
-const TRANSPOSED_MAX: usize = 4;
+const TRANSPOSED_MAX: usize = 2;
+
+/// How wide a left operand of `m` rows is packed for its rows to lie in lanes, where they may.
+pub(super) fn lanes_width(micro: Micro, m: usize) -> Option<usize> {
+    let is_many = (TRANSPOSED_MAX + 1..=lanes::ROWS_MAX).contains(&m);
+    (is_many && micro.isa() >= Isa::Avx512 && micro.nr == 32).then(|| lanes::width_of(m))
+}
 
 /// Whether a product of `m` rows reads this right operand where it lies.
 pub(super) fn applies(micro: Micro, operand: &Operand<'_>, m: usize, k: usize) -> bool {
@@ -216,6 +222,7 @@ mod tests {
     use half::bf16;
 
     use super::super::operand::{pack_panel, panel_words};
+    use super::super::pack_left;
     use super::*;
     use crate::isa::current;
 
@@ -229,6 +236,9 @@ mod tests {
         }
     }
 
+    /// Both kernels, half and whole vectors, one group of lanes and several, with and without a rest.
+    const ROWS: [usize; 16] = [1, 2, 3, 4, 5, 7, 8, 9, 13, 14, 15, 16, 17, 24, 49, 64];
+
     /// The bits of the packed path, for every number of rows and columns, lengths with and without rests, and parts that
     /// continue a sum.
     #[test]
@@ -237,7 +247,7 @@ mod tests {
             let micro = Micro::of(precision);
             for k in [2, 30, 32, 34, 64, 96, 130] {
                 let ld = k + 6;
-                let (wide, n): (Vec<f32>, usize) = ((0..40 * ld).map(element).collect(), 40);
+                let (wide, n): (Vec<f32>, usize) = ((0..70 * ld).map(element).collect(), 70);
                 let narrow: Vec<bf16> = wide.iter().map(|&v| bf16::from_f32(v)).collect();
                 let values = match precision {
                     Precision::F32 => Values::F32(&wide),
@@ -248,11 +258,12 @@ mod tests {
                     assert!(current() < Isa::Avx512 || micro.format != Format::Pair);
                     continue;
                 }
-                for (rows, cols, fresh) in (1..=lanes::ROWS_MAX)
+                for (rows, cols, fresh) in ROWS
+                    .into_iter()
                     .flat_map(|r| [1, 15, 16, 17, 32].map(|c| (r, c)))
                     .flat_map(|(r, c)| [true, false].map(|fresh| (r, c, fresh)))
                 {
-                    let left = Packed::new(&operand, rows, k, micro.mr, precision);
+                    let left = pack_left(&operand, rows, k, precision);
                     let first = n - cols;
                     let mut panel = vec![0; panel_words(micro.nr, k, precision)];
                     pack_panel(&operand, first, cols, k, micro.nr, precision, &mut panel);

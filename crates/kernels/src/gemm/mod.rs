@@ -51,7 +51,12 @@ pub struct Part<'a> {
 
 /// Packs the left operand `[m, k]` for use in [`Part`]s of the same precision.
 pub fn pack_left(a: &Operand<'_>, m: usize, k: usize, precision: Precision) -> Packed {
-    Packed::new(a, m, k, Micro::of(precision).mr, precision)
+    let micro = Micro::of(precision);
+    let packed = Packed::new(a, m, k, micro.mr, precision);
+    match direct::lanes_width(micro, m) {
+        Some(width) => packed.with_lanes(Packed::new(a, m, k, width, precision)),
+        None => packed,
+    }
 }
 
 /// Packs the right operand `[k, n]` once, for repeated use.

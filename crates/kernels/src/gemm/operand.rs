@@ -71,6 +71,8 @@ pub struct Packed {
     width: usize,
     precision: Precision,
     panel_words: usize,
+    /// The same packed once more, in panels as wide as vectors, where rows are to lie in lanes.
+    lanes: Option<Box<Packed>>,
 }
 
 /// Words of one full panel.
@@ -95,14 +97,14 @@ impl Packed {
             pack_panel(operand, first, n, k, if narrow_last { n } else { width }, precision, words);
         };
         if per_panel == 0 {
-            return Packed { words, outer, k, width, precision, panel_words: per_panel };
+            return Packed { words, outer, k, width, precision, panel_words: per_panel, lanes: None };
         }
         if panels * per_panel < 1 << 14 {
             words.chunks_mut(per_panel).enumerate().for_each(pack);
         } else {
             words.par_chunks_mut(per_panel).enumerate().for_each(pack);
         }
-        Packed { words, outer, k, width, precision, panel_words: per_panel }
+        Packed { words, outer, k, width, precision, panel_words: per_panel, lanes: None }
     }
 
     /// The reduction's extent.
@@ -110,9 +112,14 @@ impl Packed {
         self.k
     }
 
-    /// Outer indices of a full panel.
-    pub(super) fn width(&self) -> usize {
-        self.width
+    /// Adds what [`Packed::lanes`] gives.
+    pub(super) fn with_lanes(self, lanes: Packed) -> Packed {
+        Packed { lanes: Some(Box::new(lanes)), ..self }
+    }
+
+    /// The words of all panels as wide as vectors and that width, if there are any.
+    pub(super) fn lanes(&self) -> Option<(&[u32], usize)> {
+        self.lanes.as_ref().map(|lanes| (&lanes.words[..], lanes.width))
     }
 
     /// The words of panel `index`.
