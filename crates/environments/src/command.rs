@@ -3,7 +3,7 @@
 //! Every line that goes to the process is answered by one line, in order:
 //!
 //! ```text
-//! {"event": "start", "episode": "31", "seed": 81, "row": {...}, "messages": [...]}      answered by {}
+//! {"event": "start", "episode": "31", "seed": 81, "row": {...}, "messages": [...], "tools": [...]}      answered by {}
 //! {"event": "turn", "episode": "31", "turn": 0, "is_last": false, "text": "...", "content": "...",
 //!  "tool_calls": [{"name": "f", "arguments": {...}}]}
 //!     answered by {"message": "..."}                 another user turn
@@ -13,8 +13,11 @@
 //! {"event": "end", "episode": "31", "reason": "length"}      answered by {} or a "score"
 //! ```
 //!
+//! `tools` are those that the prompt shows the model, as OpenAI functions; none where the row has none.
+//!
 //! `end` comes only where the process did not say `done` itself: the turn was cut (`length`), was the last that is allowed
-//! (`max_turns`), or the chat template cannot go on after it (`rewritten`). An answer
+//! (`max_turns`), the chat template cannot go on after it (`rewritten`), or the next turn never came from the server that samples
+//! (`lost`: such a sample is dropped, and a score is of no use). An answer
 //! `{"error": "..."}`, no answer in time, a crash, or a line that is none of these ends the episode without a verdict: the sample is
 //! counted and does not train. Other episodes of a process that ended are lost with it; it is started anew for those that begin
 //! later, and given up after some failures in a row. It runs with the rights of whoever started the training.
@@ -74,7 +77,7 @@ impl Environment for External {
         let slot = number % self.processes.len();
         let line = json!({
             "event": "start", "episode": number.to_string(), "seed": start.seed, "row": start.row,
-            "messages": start.messages,
+            "messages": start.messages, "tools": start.tools,
         });
         // Told with the first turn, when a worker of its own waits for it.
         Box::new(Dialogue {
@@ -265,6 +268,24 @@ mod tests {
         );
         check(&["over"], &["done None"]);
         check(&["x", "END length"], &["user: go on", "end Some(0.25)"]);
+    }
+
+    #[test]
+    fn a_process_hears_which_tools_the_prompt_shows() {
+        let script = r#"read -r start; echo '{}'; read -r turn; case "$start" in
+            *'"tools":[{'*'"name":"f"'*) echo '{"done": true, "score": 1}';;
+            *'"tools":[]'*) echo '{"done": true, "score": 0}';; esac"#;
+        let options = toml::Table::from_iter([("command".to_owned(), vec!["/bin/sh", "-c", script].into())]);
+        let f = json!({"type": "function", "function": {"name": "f", "parameters": {}}});
+        for (tools, score) in [(vec![f], 1.0), (Vec::new(), 0.0)] {
+            let environment = crate::build(NAME, &options).unwrap();
+            let row = Map::new();
+            let mut episode = environment.begin(&Start { messages: &[], row: &row, tools: &tools, seed: 0 });
+            let reply = Reply::default();
+            let turn = Turn { index: 0, text: "x", reply: &reply, first_call: 0, is_last: false };
+            let Outcome::End(Some(verdict)) = episode.react(&turn).outcome else { panic!("it says done") };
+            assert_eq!(verdict.score, Some(score), "{tools:?}");
+        }
     }
 
     #[test]

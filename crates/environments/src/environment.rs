@@ -109,7 +109,8 @@ pub trait Episode: Send {
     fn react(&mut self, turn: &Turn<'_>) -> Reaction;
 
     /// The episode is over without a word of the environment's: the last turn was cut (`length`), there may be no more of them
-    /// (`max_turns`), or the template cannot go on after what was said (`rewritten`). Some environments judge it.
+    /// (`max_turns`), the template cannot go on after what was said (`rewritten`), or a turn of the model never came (`lost`), which
+    /// leaves nothing to judge. Some environments judge it.
     fn end(&mut self, reason: &str) -> Option<Verdict> {
         let _ = reason;
         None

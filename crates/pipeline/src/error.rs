@@ -282,7 +282,10 @@ pub enum PipelineError {
         reasons: String,
     },
     /// A program that should give a server new weights.
-    #[error("server.reload_command `{command}` failed: {problem}")]
+    #[error(
+        "server.reload_command `{command}` failed: {problem}. What was saved is unharmed: see to the command and the server (it may \
+         take server.reload_timeout_s seconds), and resume"
+    )]
     Reload {
         /// The program with its arguments.
         command: String,
@@ -297,6 +300,19 @@ pub enum PipelineError {
         /// The environment.
         environment: &'static str,
         /// What is wrong with it.
+        problem: String,
+    },
+    /// An environment that panicked.
+    #[error(
+        "{origin}: the environment `{environment}` panicked in an episode of this row: {problem}. This is a bug of the environment; \
+         what was saved is unharmed: mend it or take the row out, and resume"
+    )]
+    EnvironmentPanicked {
+        /// File and line.
+        origin: String,
+        /// The environment.
+        environment: &'static str,
+        /// What the panic said.
         problem: String,
     },
     /// From an environment's options.

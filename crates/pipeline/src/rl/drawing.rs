@@ -3,10 +3,12 @@
 //! The policy never waits for a slow tool, nor a tool for the policy: reactions are made by a few threads of their own, and a
 //! conversation goes on when its answer is there, whatever turn the others are at. What each comes to does not depend on when.
 
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use pt_environments::{Episode, Reaction, Start, Turn};
+use pt_environments::{Episode, Outcome, Reaction, Start, Turn};
 use pt_rollout::{Request, SamplingParams};
 use pt_text::tools::Reply;
 use pt_text::{MaskPolicy, Masker};
@@ -16,12 +18,12 @@ use super::environment::{Stage, scene_of};
 use super::play::{End, Next, Play, Scene};
 use super::policy::{Ended, Policy};
 use super::sampler::{Drawn, Prompt, Sampler};
-use crate::error::Result;
+use crate::error::{PipelineError, Result};
 
 /// A group for each prompt. Samples that were lost on the way are missing.
 ///
 /// # Errors
-/// Those of sampling, and of a template that cannot go on.
+/// Those of sampling, of a template that cannot go on, and of an environment that panics.
 pub(super) fn draw(
     policy: &mut dyn Policy,
     sampler: &Sampler<'_>,
@@ -73,11 +75,10 @@ enum Task {
     End(End),
 }
 
-/// What came of it.
+/// What came of it: an answer, or what a panic said.
 struct Done<'e> {
     at: usize,
-    episode: Box<dyn Episode + 'e>,
-    answer: Answer,
+    outcome: std::result::Result<(Box<dyn Episode + 'e>, Answer), String>,
 }
 
 enum Answer {
@@ -85,25 +86,37 @@ enum Answer {
     Told(End, Option<Verdict>),
 }
 
+/// What `work` gives, or the words of its panic: whoever waits for a worker must hear of it.
+fn caught<T>(work: impl FnOnce() -> T) -> std::result::Result<T, String> {
+    catch_unwind(AssertUnwindSafe(work)).map_err(|panic| words_of(&*panic))
+}
+
+fn words_of(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("it gave no reason").to_owned()
+}
+
 fn work<'e>(jobs: &Mutex<Receiver<Job<'e>>>, done: &Sender<Done<'e>>) {
     loop {
         let next = jobs.lock().unwrap_or_else(PoisonError::into_inner).recv();
         let Ok(Job { at, mut episode, task }) = next else { return };
-        let answer = match &task {
-            Task::React { index, text, reply, first_call, is_last } => {
-                Answer::Reaction(episode.react(&Turn {
-                    index: *index,
-                    text,
-                    reply,
-                    first_call: *first_call,
-                    is_last: *is_last,
-                }))
-            }
-            Task::End(end) => Answer::Told(*end, episode.end(end.as_str())),
-        };
-        if done.send(Done { at, episode, answer }).is_err() {
+        let outcome = caught(move || {
+            let answer = answer_of(&mut *episode, &task);
+            (episode, answer)
+        });
+        if done.send(Done { at, outcome }).is_err() {
             return;
         }
+    }
+}
+
+fn answer_of(episode: &mut dyn Episode, task: &Task) -> Answer {
+    match task {
+        Task::React { index, text, reply, first_call, is_last } => {
+            let turn = Turn { index: *index, text, reply, first_call: *first_call, is_last: *is_last };
+            Answer::Reaction(episode.react(&turn))
+        }
+        Task::End(end) => Answer::Told(*end, episode.end(end.as_str())),
     }
 }
 
@@ -137,7 +150,10 @@ fn draw_episodes(
             answers,
             n_asked: 0,
         };
-        drawing.run(&scenes)?;
+        if let Err(error) = drawing.run(&scenes) {
+            drawing.abandon();
+            return Err(error);
+        }
         let mut results = std::mem::take(&mut drawing.results).into_iter();
         Ok(present((0..prompts.len()).map(|_| results.by_ref().take(sampler.n()).collect()).collect()))
     })
@@ -213,25 +229,22 @@ impl<'e> Drawing<'_, 'e> {
             Ticket::Group(group) => group * n + index,
             Ticket::Sample(at) => at,
         };
-        // Without its turn a sample is lost, with all that came before.
+        // Without its turn a sample is lost, with all that came before; what has begun hears of it.
         let Some(sample) = sample else {
-            self.plays[at] = None;
+            if self.plays[at].is_some() {
+                self.ask(at, Task::End(End::Lost));
+            }
             return Ok(());
         };
         if let Ticket::Group(group) = self.tickets[ticket] {
-            self.plays[at] = Some(self.begin(group, index, &scenes[group]));
+            self.plays[at] = Some(self.begin(group, index, &scenes[group])?);
         }
         let (play, _) = self.plays[at].as_mut().expect("a sample that takes a turn has begun");
         let next = play.taken(sample, self.sampler.tokenizer(), &self.sampler.params().stop_token_ids)?;
         self.follow(at, next)
     }
 
-    fn begin(
-        &self,
-        group: usize,
-        index: usize,
-        scene: &'e Scene,
-    ) -> (Play<'e>, Option<Box<dyn Episode + 'e>>) {
+    fn begin(&self, group: usize, index: usize, scene: &'e Scene) -> Result<Playing<'e>> {
         let prompt = &self.prompts[group];
         let start = Start {
             messages: &scene.messages,
@@ -239,11 +252,42 @@ impl<'e> Drawing<'_, 'e> {
             tools: prompt.row().tools.as_deref().unwrap_or_default(),
             seed: key_of(self.sampler.params().seed, prompt.key, index, 0),
         };
-        (Play::new(scene), Some(self.stage.environment.begin(&start)))
+        let environment = &self.stage.environment;
+        let begun = caught(|| environment.begin(&start));
+        let episode = begun.map_err(|problem| self.panicked(group, problem))?;
+        Ok((Play::new(scene), Some(episode)))
     }
 
-    fn answered(&mut self, Done { at, episode, answer }: Done<'e>) -> Result<()> {
+    fn panicked(&self, group: usize, problem: String) -> PipelineError {
+        PipelineError::EnvironmentPanicked {
+            origin: self.prompts[group].row().origin.to_string(),
+            environment: self.stage.environment.name(),
+            problem,
+        }
+    }
+
+    /// Tells every episode that has begun and has not ended that it is over: an error ends the round.
+    fn abandon(&mut self) {
+        let held: Vec<usize> =
+            (0..self.plays.len()).filter(|&at| matches!(self.plays[at], Some((_, Some(_))))).collect();
+        held.into_iter().for_each(|at| self.ask(at, Task::End(End::Lost)));
+        while self.n_asked > 0 {
+            let Ok(Done { at, outcome }) = self.answers.recv() else { return };
+            self.n_asked -= 1;
+            // What panicked is gone; what was asked for a reaction when the error came is told now.
+            if let (Ok((episode, Answer::Reaction(reaction))), Some((_, held))) =
+                (outcome, &mut self.plays[at])
+                && matches!(reaction.outcome, Outcome::Continue(_))
+            {
+                *held = Some(episode);
+                self.ask(at, Task::End(End::Lost));
+            }
+        }
+    }
+
+    fn answered(&mut self, Done { at, outcome }: Done<'e>) -> Result<()> {
         self.n_asked -= 1;
+        let (episode, answer) = outcome.map_err(|problem| self.panicked(at / self.sampler.n(), problem))?;
         let limits = self.stage.limits;
         let (play, held) = self.plays[at].as_mut().expect("a sample that was asked about is under way");
         *held = Some(episode);
@@ -268,6 +312,7 @@ impl<'e> Drawing<'_, 'e> {
             }
             Next::Tell(end) => self.ask(at, Task::End(end)),
             Next::GoOn { ids, max_new_tokens } => self.go_on(at, &ids, max_new_tokens)?,
+            Next::Over(End::Lost) => self.plays[at] = None,
             Next::Over(end) => {
                 let (play, _) = self.plays[at].take().expect("what ends was under way");
                 self.results[at] = Some(play.finish(end));
@@ -307,208 +352,4 @@ fn key_of(seed: u64, prompt_key: u64, sample: usize, turn: usize) -> u64 {
 }
 
 #[cfg(test)]
-mod tests {
-    use pt_data::{Body, Content, Message, Origin, Record};
-    use pt_engine::Dtype;
-    use pt_recipe::{PlannedEnvironment, RewrittenTurns};
-    use pt_rollout::{FinishReason, Sample};
-    use pt_text::{ChatTemplate, Tokenizer, train_byte_bpe};
-    use serde_json::json;
-
-    use super::*;
-
-    const CHATML: &str = "{% if tools %}<|im_start|>system\n{{ tools | tojson }}<|im_end|>\n{% endif %}\
-        {% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}\
-        {% for c in m.tool_calls or [] %}<tool_call>{{ c.function | tojson }}</tool_call>{% endfor %}<|im_end|>\n{% endfor %}\
-        {% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
-    /// What a model is told of earlier turns is without their reasoning.
-    const FORGETFUL: &str = "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' and not loop.last %}\
-        {{ m.content.split('</think>')[-1] }}{% else %}{{ m.content }}{% endif %}<|im_end|>\n{% endfor %}\
-        {% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
-
-    fn tokenizer() -> Tokenizer {
-        let special = ["<|im_start|>", "<|im_end|>", "<|endoftext|>"];
-        train_byte_bpe(["What is 12 * 12? It is 144. user assistant tool calculator"], 300, &special).unwrap()
-    }
-
-    /// Says what it is told to, turn by turn; remembers what it was asked to continue.
-    struct Scripted<'t> {
-        tokenizer: &'t Tokenizer,
-        /// Each with the token that ends it; without one it is cut.
-        turns: Vec<(&'static str, Option<&'static str>)>,
-        asked: Vec<(usize, Vec<u32>)>,
-        n_said: usize,
-    }
-
-    impl Policy for Scripted<'_> {
-        fn submit(&mut self, ticket: usize, request: Request, params: Arc<SamplingParams>) -> Result<()> {
-            assert_eq!(params.n, 1);
-            self.asked.push((ticket, request.prompt_ids));
-            Ok(())
-        }
-
-        fn advance(&mut self, _: bool) -> Result<Vec<Ended>> {
-            let (ticket, _) = self.asked[self.n_said];
-            let (text, end) = self.turns[self.n_said];
-            self.n_said += 1;
-            let mut token_ids = self.tokenizer.encode(text, false)?.ids;
-            token_ids.extend(end.map(|end| self.tokenizer.token_to_id(end).unwrap()));
-            let logprobs = (0..token_ids.len()).map(|i| -0.5 - i as f32).collect();
-            let finish_reason = if end.is_some() { FinishReason::Stop } else { FinishReason::Length };
-            let sample = Sample {
-                token_ids,
-                logprobs,
-                filtered_logprobs: None,
-                top_logprobs: Vec::new(),
-                finish_reason,
-                stop: None,
-                text: None,
-            };
-            Ok(vec![Ended { ticket, index: 0, sample: Some(sample) }])
-        }
-
-        fn is_idle(&self) -> bool {
-            self.n_said == self.asked.len()
-        }
-    }
-
-    /// One sample of a scripted model in the environment `tools` or `guess`.
-    fn played(
-        kind: &str,
-        template: &str,
-        planned: impl FnOnce(&mut PlannedEnvironment),
-        turns: &[(&'static str, Option<&'static str>)],
-    ) -> (Drawn, Vec<Vec<u32>>) {
-        played_with(None, kind, template, planned, turns)
-    }
-
-    /// The same with the tools of the row.
-    fn played_with(
-        tools: Option<Vec<serde_json::Value>>,
-        kind: &str,
-        template: &str,
-        planned: impl FnOnce(&mut PlannedEnvironment),
-        turns: &[(&'static str, Option<&'static str>)],
-    ) -> (Drawn, Vec<Vec<u32>>) {
-        let mut environment = PlannedEnvironment {
-            r#type: kind.to_owned(),
-            max_turns: 4,
-            max_tokens: 400,
-            rewritten_turns: RewrittenTurns::End,
-            parallel: 2,
-            params: json!({}),
-        };
-        planned(&mut environment);
-        let stage = Arc::new(Stage::new(&environment).unwrap());
-        let tokenizer = tokenizer();
-        let template = ChatTemplate::new(template).unwrap();
-        let mut records = vec![Record {
-            body: Body::PromptOnly {
-                prompt: Content::Messages(vec![Message::new("user", "What is 12 * 12?")]),
-            },
-            tools,
-            chat_template_kwargs: None,
-            extra: serde_json::Map::from_iter([(
-                "check".to_owned(),
-                "{\"kind\": \"number\", \"value\": 144}".into(),
-            )]),
-            origin: Origin::new("rows.jsonl", 1),
-        }];
-        stage.prepare_rows(&mut records).unwrap();
-        let scene = scene_of(&records[0]);
-        let masker = Masker::new(&tokenizer, Some(&template), MaskPolicy::default());
-        let row = pt_text::Conversation {
-            messages: &scene.messages,
-            tools: scene.tools.as_ref(),
-            ..pt_text::Conversation::default()
-        };
-        let token_ids = masker.prompt(&scene.origin, &row).unwrap().token_ids;
-        let stops = ["<|im_end|>", "<|endoftext|>"].map(|end| tokenizer.token_to_id(end).unwrap()).to_vec();
-        let params =
-            SamplingParams { stop_token_ids: stops, max_new_tokens: 200, ..SamplingParams::default() };
-        let sampler =
-            Sampler::of_params(&tokenizer, Some(&template), params, Dtype::F32).with_stage(Some(stage));
-        let mut policy =
-            Scripted { tokenizer: &tokenizer, turns: turns.to_vec(), asked: Vec::new(), n_said: 0 };
-        let prompts = [Prompt { key: 7, token_ids, record: Some(&records[0]) }];
-        let mut groups = draw(&mut policy, &sampler, &prompts).unwrap();
-        (groups.pop().unwrap().pop().unwrap(), policy.asked.into_iter().map(|(_, ids)| ids).collect())
-    }
-
-    const END: Option<&str> = Some("<|im_end|>");
-    const CALL: &str =
-        "<tool_call>{\"name\": \"calculator\", \"arguments\": {\"expression\": \"12*12\"}}</tool_call>";
-
-    #[test]
-    fn a_conversation_grows_by_its_own_tokens_and_those_of_the_template() {
-        let (drawn, asked) = played("tools", CHATML, |_| {}, &[(CALL, END), ("It is 144.", END)]);
-        let tokenizer = tokenizer();
-        let between = "\n<|im_start|>tool\n144<|im_end|>\n<|im_start|>assistant\n";
-        let text = tokenizer.decode(&drawn.token_ids, false).unwrap();
-        assert_eq!(text, format!("{CALL}<|im_end|>{between}It is 144.<|im_end|>"));
-        let n = |text: &str| tokenizer.encode(text, false).unwrap().ids.len();
-        let expected: Vec<f32> = [(1.0, n(CALL) + 1), (0.0, n(between)), (1.0, n("It is 144.") + 1)]
-            .map(|(w, n)| vec![w; n])
-            .concat();
-        assert_eq!(drawn.weights, expected);
-        // The second request is the first, what was sampled, and what came between, to the token.
-        assert!(asked[1].starts_with(&asked[0]));
-        assert_eq!(asked[1][asked[0].len()..], drawn.token_ids[..n(CALL) + 1 + n(between)]);
-        assert_eq!((drawn.text.as_str(), drawn.end, drawn.is_truncated), ("It is 144.", End::Stop, false));
-        let episode = drawn.episode.unwrap();
-        assert_eq!((episode.n_turns, episode.n_calls, episode.n_failures), (2, 1, 0));
-        let calls: Vec<&str> = episode.messages.iter().map(|m| m["role"].as_str().unwrap()).collect();
-        assert_eq!(calls, ["assistant", "tool", "assistant"]);
-        assert_eq!(episode.messages[1]["tool_call_id"], episode.messages[0]["tool_calls"][0]["id"]);
-        let zeros = drawn.logprobs.iter().zip(&drawn.weights).filter(|(logp, _)| **logp == 0.0);
-        assert_eq!(zeros.count(), n(between));
-    }
-
-    #[test]
-    fn a_model_may_call_only_what_its_row_offers() {
-        let python = json!({"type": "function", "function": {"name": "python", "parameters": {}}});
-        let both = |e: &mut PlannedEnvironment| e.params = json!({"tools": ["calculator", "python"]});
-        for (tools, result) in [(None, "144"), (Some(vec![python]), "Error: there is no tool `calculator`")] {
-            let turns = [(CALL, END), ("It is 144.", END)];
-            let (drawn, _) = played_with(tools, "tools", CHATML, both, &turns);
-            let episode = drawn.episode.unwrap();
-            let said = episode.messages[1]["content"].as_str().unwrap();
-            assert!(said.starts_with(result), "{said}");
-            assert_eq!(episode.n_failures, usize::from(result != "144"));
-        }
-    }
-
-    #[test]
-    fn an_episode_ends_for_a_reason_that_is_kept() {
-        let thought = ("<think>hm</think>9", END);
-        type Change = fn(&mut PlannedEnvironment);
-        type Said = Vec<(&'static str, Option<&'static str>)>;
-        let plain: Change = |_| {};
-        let cases: [(&str, &str, &str, Change, Said, End, usize); 7] = [
-            ("answers", "tools", CHATML, plain, vec![("It is 144.", END)], End::Stop, 1),
-            ("cut", "tools", CHATML, plain, vec![(CALL, None)], End::Length, 1),
-            ("turns", "tools", CHATML, |e| e.max_turns = 2, vec![(CALL, END), (CALL, END)], End::MaxTurns, 2),
-            ("tokens", "tools", CHATML, |e| e.max_tokens = 60, vec![(CALL, END)], End::Length, 1),
-            ("another end", "tools", CHATML, plain, vec![(CALL, Some("<|endoftext|>"))], End::Rewritten, 1),
-            ("rewritten", "guess", FORGETFUL, plain, vec![thought], End::Rewritten, 1),
-            (
-                "kept",
-                "guess",
-                FORGETFUL,
-                |e| e.rewritten_turns = RewrittenTurns::Keep,
-                vec![thought, ("144", END)],
-                End::Stop,
-                2,
-            ),
-        ];
-        for (case, kind, template, planned, turns, end, n_turns) in cases {
-            let (drawn, _) = played(kind, template, planned, &turns);
-            let episode = drawn.episode.as_ref().unwrap();
-            assert_eq!((drawn.end, episode.n_turns), (end, n_turns), "{case}");
-            assert_eq!(drawn.is_truncated, end == End::Length, "{case}");
-            assert_eq!(drawn.weights.len(), drawn.token_ids.len(), "{case}");
-            let n: usize = episode.turns.iter().map(|turn| turn.n_tokens).sum();
-            assert_eq!(n, drawn.token_ids.len(), "{case}");
-        }
-    }
-}
+mod tests;

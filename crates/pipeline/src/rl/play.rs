@@ -33,6 +33,8 @@ pub(crate) enum End {
     Rewritten,
     /// The environment broke.
     Aborted,
+    /// A turn of the model never came, or an error ended the round: there is no such sample.
+    Lost,
 }
 
 impl End {
@@ -44,6 +46,7 @@ impl End {
             End::MaxTurns => "max_turns",
             End::Rewritten => "rewritten",
             End::Aborted => "aborted",
+            End::Lost => "lost",
         }
     }
 }
