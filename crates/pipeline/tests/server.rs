@@ -106,6 +106,43 @@ fn conversations_go_through_a_server_too() {
     server.wait().unwrap();
 }
 
+#[test]
+fn a_reload_that_hangs_ends_the_run_with_every_step_saved() {
+    let server = serve();
+    let dir = tempdir();
+    let text = |name: &str, hangs_at: &str| {
+        let told = dir.path().join(name);
+        let script = format!(
+            "echo $0 >> {0}; test $(wc -l < {0}) -ne {hangs_at} || {{ echo no answer >&2; sleep 600; }}",
+            told.display()
+        );
+        let reload = format!(
+            "server.reload_every = 2\nserver.reload_timeout_s = 0.5\n\
+             server.reload_command = [\"sh\", \"-c\", \"{script}\", \"{{path}}\"]\n"
+        );
+        recipe_for(&url(server.address()), &reload).replace("train.steps = 3", "train.steps = 5")
+    };
+    let n_told = |name: &str| std::fs::read_to_string(dir.path().join(name)).unwrap().lines().count();
+    let whole = dir.path().join("whole");
+    finish(&text("told-whole", "0"), &[F32], &whole);
+    assert_eq!(n_told("told-whole"), 3);
+    let (out, hanging) = (dir.path().join("run"), text("told", "2"));
+    let mut seen = Seen::default();
+    let error = go(&hanging, &[F32], &out, &mut seen).err().expect("the second reload hangs").to_string();
+    for part in ["0.5 s", "no answer", "server.reload_timeout_s", "resume"] {
+        assert!(error.contains(part), "{error}");
+    }
+    assert_eq!(seen.saved, [("grpo".to_owned(), 2)], "the rounds before it are saved");
+    go(&hanging, &[F32], &out, &mut Seen::default()).unwrap();
+    // Once more than without the interruption, in which the server's weights stayed those of the base.
+    assert_eq!(n_told("told"), 4);
+    assert_eq!(values(&out, "server/staleness"), [0.0, 1.0, 0.0, 1.0, 0.0]);
+    let model = |run: &Path| std::fs::read(run.join("stages/01-grpo/model/model.safetensors")).unwrap();
+    assert!(model(&out) == model(&whole), "the same as without the interruption");
+    server.stop_handle().stop();
+    server.wait().unwrap();
+}
+
 /// Drops every other connection, passes the rest on.
 fn flaky(to: SocketAddr) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();

@@ -69,6 +69,8 @@ section! {
             "Attempts after the first, with growing pauses of up to half a minute, before a request is given up.";
         reload_command: Option<Vec<String>>, Strings, Derived { rule: "none", example: "[\"sh\", \"reload.sh\", \"{path}\"]" }, "[\"sh\", \"other.sh\", \"{path}\"]",
             "A program that gives the server the weights in the folder `{path}`.";
+        reload_timeout_s: f64, Float { min: 0.1, max: 86_400.0 }, Value("600.0"), "60.0",
+            "The longest the program may take; it is killed then, and the run ends with what is saved.";
         reload_url: Option<String>, Text, Derived { rule: "none", example: "\"http://127.0.0.1:8000/v1/load_lora_adapter\"" }, "\"http://127.0.0.1:8000/update_weights_from_disk\"",
             "An address that is sent `reload_body` for the same.";
         reload_body: Option<String>, Text, Derived { rule: "`{\"model_path\": \"{path}\"}` (SGLang)", example: "'{\"lora_name\": \"policy\", \"lora_path\": \"{path}\", \"load_inplace\": true}'" }, "'{\"path\": \"{path}\"}'",
@@ -106,6 +108,7 @@ pub struct PlannedServer {
     pub timeout_s: f64,
     pub max_retries: u64,
     pub reload_command: Option<Vec<String>>,
+    pub reload_timeout_s: f64,
     pub reload_url: Option<String>,
     pub reload_body: Option<String>,
     pub reload_every: u64,
@@ -141,6 +144,7 @@ impl StageSection {
             timeout_s: own.timeout_s,
             max_retries: own.max_retries,
             reload_command: own.reload_command.clone(),
+            reload_timeout_s: own.reload_timeout_s,
             reload_url: own.reload_url.clone(),
             reload_body: own.reload_body.clone().or_else(default_body),
             reload_every: own.reload_every,
@@ -171,6 +175,9 @@ pub(crate) fn useless(has: &dyn Fn(&str) -> bool) -> Vec<(&'static str, &'static
     }
     if !has("server.reload_url") {
         useless.push(("server.reload_body", "no `server.reload_url`"));
+    }
+    if !has("server.reload_command") {
+        useless.push(("server.reload_timeout_s", "no `server.reload_command`"));
     }
     if !has("server.reload_url") && !has("server.reload_command") {
         useless.push(("server.reload_every", "neither `server.reload_command` nor `server.reload_url`"));

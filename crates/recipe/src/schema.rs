@@ -187,6 +187,11 @@ impl KeyDoc {
                 &["type=grpo", "environment.type=command", "environment.command=['true']"]
             }
             "stage.server.url" => &["type=grpo"],
+            "stage.server.reload_timeout_s" => &[
+                "type=grpo",
+                "server.url=http://127.0.0.1:1/v1",
+                "server.reload_command=['true', '{path}']",
+            ],
             "stage.server.reload_body" | "stage.server.reload_every" => &[
                 "type=grpo",
                 "server.url=http://127.0.0.1:1/v1",

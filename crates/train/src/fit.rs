@@ -25,6 +25,11 @@ pub trait StepSource {
     /// Rows that cannot be read, samples that cannot be drawn.
     fn step(&mut self, step_idx: u64, model: &Model) -> SourceResult<StepData>;
 
+    /// Whether a [`StepSource::step`] that just failed left the source as it was before: what was trained until then can be saved.
+    fn is_unchanged(&self) -> bool {
+        false
+    }
+
     /// Epochs completed after `steps_done` steps.
     fn epoch(&mut self, steps_done: u64) -> f64;
 
@@ -236,7 +241,8 @@ fn record_skipped(recorder: &mut Recorder<'_>, problem: &RunError) -> Result<()>
 /// Everything a step leads to is logged before its checkpoint is saved, so a resume from the checkpoint finds it.
 ///
 /// # Errors
-/// [`crate::TrainError`]; what was saved before remains.
+/// [`crate::TrainError`]; what was saved before remains, and where a source fails without having changed, the steps until then are
+/// saved too.
 pub fn fit(
     trainer: &mut Trainer,
     source: &mut dyn StepSource,
@@ -292,7 +298,13 @@ impl Loop<'_, '_> {
     fn step(&mut self, source: &mut dyn StepSource) -> Result<Option<Alarm>> {
         let start = Instant::now();
         let step_idx = self.trainer.steps_done();
-        let data = source.step(step_idx, &self.trainer.model)?;
+        let data = match source.step(step_idx, &self.trainer.model) {
+            Ok(data) => data,
+            Err(error) => {
+                self.keep(source)?;
+                return Err(error.into());
+            }
+        };
         let (mut stats, profile) = match data.micro_batches.as_slice() {
             [] => (self.trainer.skip_step(), Profile::default()),
             micro_batches => self.trainer.step(micro_batches)?,
@@ -353,6 +365,20 @@ impl Loop<'_, '_> {
         self.watcher.eval(done, &stats);
         let loss = Some(stats.loss).filter(|loss| loss.is_finite());
         Ok(loss.map(|loss| (EVAL_LOSS.to_owned(), loss)).into_iter().collect())
+    }
+
+    /// Saves what was trained until a step failed, where it was not saved yet. That it cannot be saved is noted; it is not what went
+    /// wrong first.
+    fn keep(&mut self, source: &dyn StepSource) -> Result<()> {
+        let done = self.trainer.steps_done();
+        if done == 0 || !source.is_unchanged() || self.recorder.store.steps()?.contains(&done) {
+            return Ok(());
+        }
+        if let Err(problem) = self.save(BTreeMap::new(), source) {
+            let message = format!("the steps until {done} could not be saved: {problem}");
+            self.recorder.run.event(&Event::Warning { message })?;
+        }
+        Ok(())
     }
 
     fn save(&mut self, metrics: BTreeMap<String, f64>, source: &dyn StepSource) -> Result<()> {

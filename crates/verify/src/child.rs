@@ -4,7 +4,7 @@
 //! process group of its own and the whole group is killed, so grandchildren do not outlive it.
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -91,14 +91,7 @@ impl LineChild {
 
     /// Ends the child; says how it ended, if it did so by itself, and the last of what it wrote to standard error.
     pub(crate) fn end(mut self) -> (Option<String>, String) {
-        let mut status = None;
-        let patience = Instant::now() + GRACE;
-        while status.is_none() && Instant::now() < patience {
-            status = self.child.try_wait().ok().flatten();
-            if status.is_none() {
-                std::thread::sleep(Duration::from_millis(5));
-            }
-        }
+        let status = wait_until(&mut self.child, Instant::now() + GRACE).ok().flatten();
         self.kill();
         let _ = self.stderr_ended.recv_timeout(GRACE);
         let tail = self.stderr_tail.lock().map(|tail| tail.clone()).unwrap_or_default();
@@ -107,14 +100,69 @@ impl LineChild {
 
     fn kill(&mut self) {
         self.to_child = None;
-        #[cfg(unix)]
-        if let Some(group) = i32::try_from(self.child.id()).ok().and_then(rustix::process::Pid::from_raw) {
-            // The group may be gone already; there is nothing else to do about it.
-            let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
-        }
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        kill_group(&mut self.child);
     }
+}
+
+/// Runs a program to its end, or for so long. What it writes is read and, but for the end of its standard error, forgotten; its input
+/// is empty. What it leaves running in the background is left alone, unless it took too long: then all it started is killed.
+///
+/// # Errors
+/// What went wrong, in words.
+pub fn run_within(program: &str, arguments: &[String], limit: Duration) -> Result<(), String> {
+    let mut command = Command::new(program);
+    command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+    #[cfg(unix)]
+    std::os::unix::process::CommandExt::process_group(&mut command, 0);
+    let mut child = command.spawn().map_err(|error| format!("it cannot be started: {error}"))?;
+    let stderr = child.stderr.take().expect("standard error is piped");
+    let tail = Arc::new(Mutex::new(Vec::new()));
+    let (ended, stderr_ended) = channel::<()>();
+    let kept = Arc::clone(&tail);
+    std::thread::spawn(move || {
+        keep_tail(stderr, &kept);
+        let _ = ended.send(());
+    });
+    let problem = match wait_until(&mut child, Instant::now() + limit) {
+        Ok(Some(status)) if status.success() => return Ok(()),
+        Ok(Some(status)) => status.to_string(),
+        Ok(None) => {
+            kill_group(&mut child);
+            format!("it had not ended after {} s and was killed", limit.as_secs_f64())
+        }
+        Err(error) => format!("it cannot be waited for: {error}"),
+    };
+    let _ = stderr_ended.recv_timeout(GRACE);
+    let tail = tail.lock().map(|tail| tail.clone()).unwrap_or_default();
+    match String::from_utf8_lossy(&tail).trim().lines().last() {
+        None => Err(problem),
+        Some(last) => Err(format!("{problem}; its standard error ends: {last}")),
+    }
+}
+
+/// The pause between two looks at whether a child has ended.
+const LOOK: Duration = Duration::from_millis(5);
+
+/// How a child ended; `None` if it had not by then.
+fn wait_until(child: &mut Child, deadline: Instant) -> std::io::Result<Option<ExitStatus>> {
+    loop {
+        let status = child.try_wait()?;
+        if status.is_some() || Instant::now() >= deadline {
+            return Ok(status);
+        }
+        std::thread::sleep(LOOK);
+    }
+}
+
+/// Kills a child with all that it started in its process group.
+fn kill_group(child: &mut Child) {
+    #[cfg(unix)]
+    if let Some(group) = i32::try_from(child.id()).ok().and_then(rustix::process::Pid::from_raw) {
+        // The group may be gone already; there is nothing else to do about it.
+        let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
+    }
+    let _ = child.kill();
+    let _ = child.wait();
 }
 
 impl Drop for LineChild {

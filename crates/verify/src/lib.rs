@@ -31,6 +31,7 @@ mod tool_calls;
 mod verdict;
 
 pub use catalogue::{VERIFIERS, VerifierInfo, build};
+pub use child::run_within;
 pub use code::{PythonRunner, Ran};
 pub use math::boxed;
 pub use process::{Command, Process, complaint_of, verdict_of};

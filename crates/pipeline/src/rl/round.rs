@@ -149,6 +149,7 @@ impl Rounds<'_> {
         self.figures.frac_without_signal = Some(n_silent).filter(|_| self.credit.compares_groups());
         for group in rounds.iter().flatten() {
             if !group.drawn.is_empty() {
+                self.is_unchanged = false;
                 self.curriculum.observe(problem_of(group.at), round, &raw_verdicts(group));
             }
         }

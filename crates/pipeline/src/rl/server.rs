@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use pt_client::{
     Choice, Client, ClientError, ClientOptions, Completion, HttpOptions, Prompt, RetryPolicy, TokenLogprob,
@@ -272,7 +273,7 @@ impl Policy for Remote<'_> {
 }
 
 /// The pause between two looks at what the server and the environment have done.
-const IDLE: std::time::Duration = std::time::Duration::from_millis(2);
+const IDLE: Duration = Duration::from_millis(2);
 
 fn request_of(model: &str, request: &Request, params: &SamplingParams) -> pt_client::Request {
     let mut asked = pt_client::Request::new(model, Prompt::TokenIds(request.prompt_ids.clone()));
@@ -371,8 +372,9 @@ pub(crate) struct Reload {
     planned: PlannedServer,
     /// Where weights are written for the server.
     dir: PathBuf,
-    /// The round at which it got them last, and the steps that had been taken.
-    loaded: Option<(u64, u64)>,
+    /// The steps that had been taken when this life of the run gave it weights last. No checkpoint keeps it: what the server has
+    /// when a run is resumed is not known, since it may have been restarted, or have got weights that are undone.
+    loaded: Option<u64>,
 }
 
 impl Reload {
@@ -393,20 +395,20 @@ impl Reload {
         template: Option<&ChatTemplate>,
     ) -> Result<u64> {
         let has_hook = self.planned.reload_command.is_some() || self.planned.reload_url.is_some();
-        let is_due = self.loaded.is_none_or(|(last, _)| round >= last + self.planned.reload_every);
-        if has_hook && is_due {
+        if has_hook && is_due(self.loaded, round, self.planned.reload_every) {
             write_model(model, &self.dir, tokenizer, template, None)?;
             let path = std::fs::canonicalize(&self.dir).map_err(PipelineError::io("find", &self.dir))?;
             self.tell(client, &path.display().to_string())?;
-            self.loaded = Some((round, step));
+            self.loaded = Some(step);
         }
-        Ok(step - self.loaded.map_or(0, |(_, step)| step))
+        // Without a way to give it weights, it is taken to have those that the stage began with.
+        Ok(step - self.loaded.unwrap_or(0))
     }
 
     fn tell(&self, server: &Server, path: &str) -> Result<()> {
         if let Some(command) = &self.planned.reload_command {
             let args: Vec<String> = command.iter().map(|arg| arg.replace(PATH, path)).collect();
-            run(&args)?;
+            run(&args, self.planned.reload_timeout_s)?;
         }
         if let Some(url) = &self.planned.reload_url {
             let body = self.planned.reload_body.as_deref().unwrap_or_default();
@@ -416,6 +418,12 @@ impl Reload {
         }
         Ok(())
     }
+}
+
+/// Whether a server gets weights before a round: where it is not known which it has, and at every so many rounds of the stage, so
+/// that a resumed run comes back to the rounds of one that was never interrupted.
+fn is_due(loaded: Option<u64>, round: u64, reload_every: u64) -> bool {
+    loaded.is_none() || round.is_multiple_of(reload_every)
 }
 
 /// Puts the folder into every text of the body.
@@ -428,19 +436,9 @@ fn fill(body: &mut Value, path: &str) {
     }
 }
 
-fn run(args: &[String]) -> Result<()> {
+fn run(args: &[String], timeout_s: f64) -> Result<()> {
     let failed = |problem: String| PipelineError::Reload { command: args.join(" "), problem };
-    let output = std::process::Command::new(&args[0])
-        .args(&args[1..])
-        .stdin(std::process::Stdio::null())
-        .output()
-        .map_err(|error| failed(format!("it cannot be started: {error}")))?;
-    if output.status.success() {
-        return Ok(());
-    }
-    let stderr = String::from_utf8_lossy(&output.stderr);
-    let last = stderr.trim().lines().last().unwrap_or_default();
-    Err(failed(format!("{}; its standard error ends: {last}", output.status)))
+    pt_verify::run_within(&args[0], &args[1..], Duration::from_secs_f64(timeout_s)).map_err(failed)
 }
 
 #[cfg(test)]
@@ -513,9 +511,40 @@ mod tests {
             body,
             json!({"lora_name": "policy", "lora_path": "/tmp/a \"b\"", "also": ["/tmp/a \"b\"/x", 1]})
         );
-        assert_eq!(run(&["true".to_owned()]).map_err(|e| e.to_string()), Ok(()));
-        let error =
-            run(&["sh", "-c", "echo no room >&2; exit 3"].map(str::to_owned)).unwrap_err().to_string();
-        assert!(error.contains("no room"), "{error}");
+        let ran = |script: &str, timeout_s: f64| {
+            run(&["sh", "-c", script].map(str::to_owned), timeout_s).map_err(|error| error.to_string())
+        };
+        assert_eq!(ran("true", 60.0), Ok(()));
+        let check = |script: &str, timeout_s: f64, parts: &[&str]| {
+            let error = ran(script, timeout_s).unwrap_err();
+            assert!(parts.iter().all(|part| error.contains(part)), "{error}");
+        };
+        check("echo no room >&2; exit 3", 60.0, &["exit status: 3", "ends: no room"]);
+        let hangs = "echo waiting for the server >&2; sleep 600 & wait";
+        check(hangs, 0.2, &["not ended after 0.2 s", "ends: waiting", "server.reload_timeout_s"]);
+        let missing = run(&["/no/such/program".to_owned()], 1.0).unwrap_err().to_string();
+        assert!(missing.contains("cannot be started"), "{missing}");
+    }
+
+    #[test]
+    fn weights_are_given_at_the_same_rounds_and_whenever_nobody_knows_which_there_are() {
+        let check = |reload_every: u64, begins: &[u64], n_rounds: u64, expected: &[(u64, u64)]| {
+            let mut told = Vec::new();
+            for (i, &begin) in begins.iter().enumerate() {
+                let mut loaded = None;
+                let end = begins.get(i + 1).copied().unwrap_or(n_rounds);
+                for round in begin..end {
+                    if is_due(loaded, round, reload_every) {
+                        loaded = Some(round);
+                    }
+                    told.push((round, round - loaded.unwrap()));
+                }
+            }
+            assert_eq!(told, expected, "{reload_every} {begins:?}");
+        };
+        check(2, &[0], 5, &[(0, 0), (1, 1), (2, 0), (3, 1), (4, 0)]);
+        // Resumed at round 1: who knows what the server did since; and then as if nothing had been.
+        check(2, &[0, 1], 5, &[(0, 0), (1, 0), (2, 0), (3, 1), (4, 0)]);
+        check(3, &[0, 5], 7, &[(0, 0), (1, 1), (2, 2), (3, 0), (4, 1), (5, 0), (6, 0)]);
     }
 }

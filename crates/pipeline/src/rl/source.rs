@@ -65,6 +65,8 @@ pub(crate) struct Rounds<'t> {
     pub(super) reload: Option<Reload>,
     /// Steps by which the server's weights were behind in this round.
     pub(super) staleness: u64,
+    /// Whether the step under way, or that just failed, has not changed what a checkpoint keeps.
+    pub(super) is_unchanged: bool,
 }
 
 /// What a checkpoint keeps.
@@ -122,6 +124,7 @@ impl<'t> Rounds<'t> {
             is_halted: false,
             reload: None,
             staleness: 0,
+            is_unchanged: true,
             options,
         })
     }
@@ -161,10 +164,12 @@ impl StepSource for Rounds<'_> {
     fn step(&mut self, step_idx: u64, model: &Model) -> SourceResult<StepData> {
         let per_round = self.steps_per_round();
         let (round, part) = (step_idx / per_round, step_idx % per_round);
+        self.is_unchanged = true;
         if self.current.as_ref().is_none_or(|current| current.index != round) {
             self.current = Some(match part {
                 0 => {
                     if let Some(Reference::Following(following)) = &mut self.reference {
+                        self.is_unchanged = false;
                         following.follow(model, step_idx, per_round)?;
                     }
                     self.sample(round, model)?
@@ -172,6 +177,7 @@ impl StepSource for Rounds<'_> {
                 _ => self.recorded(round, step_idx, model)?,
             });
         }
+        self.is_unchanged = false;
         let Rounds { current, ptx, options, .. } = self;
         let current = current.as_ref().expect("just made");
         let n_parts = options.rollout.mini_batches as usize;
@@ -196,6 +202,10 @@ impl StepSource for Rounds<'_> {
         let micro_batches = if is_empty { Vec::new() } else { micro_batches };
         metrics.extend(self.credit.train(&micro_batches)?);
         Ok(StepData { micro_batches, metrics })
+    }
+
+    fn is_unchanged(&self) -> bool {
+        self.is_unchanged
     }
 
     fn epoch(&mut self, steps_done: u64) -> f64 {
