@@ -86,6 +86,16 @@ impl Place {
         output
     }
 
+    /// Resumes, or begins, a run into `out` where no file can be larger than so many units of 512 or 1024 bytes.
+    fn full_disk(&self, out: &str, units: &str) -> Output {
+        let mut command = Command::new("sh");
+        // The shell ignores the signal of a file that grows too large, and so does what it becomes: writing fails.
+        let script = "trap '' XFSZ; ulimit -f \"$1\"; exec \"$2\" run recipe.toml --out \"$3\" --resume";
+        command.args(["-c", script, "sh", units, env!("CARGO_BIN_EXE_posttrain"), out]);
+        self.around(&mut command);
+        command.output().unwrap()
+    }
+
     /// Starts a run into `out` and waits until `lines` steps are in its metrics.
     fn start(&self, out: &str, lines: usize) -> Child {
         let child = self.posttrain(&["run", "recipe.toml", "--out", out]).spawn().unwrap();
@@ -171,14 +181,7 @@ fn an_interrupt_finishes_the_step_and_says_how_to_go_on() {
 #[test]
 fn a_full_disk_is_an_error_that_leaves_nothing_half_written() {
     let place = Place::new();
-    let run = |units: &str| {
-        let mut command = Command::new("sh");
-        // The shell ignores the signal of a file that grows too large, and so does what it becomes: writing fails.
-        let script = "trap '' XFSZ; ulimit -f \"$1\"; exec \"$2\" run recipe.toml --out run --resume";
-        command.args(["-c", script, "sh", units, env!("CARGO_BIN_EXE_posttrain")]);
-        place.around(&mut command);
-        command.output().unwrap()
-    };
+    let run = |units: &str| place.full_disk("run", units);
     // In units of 512 or 1024 bytes: metrics fit, then nothing but the checkpoints does not, and at last all but the last.
     for units in ["40", "100"] {
         let output = run(units);
@@ -191,6 +194,66 @@ fn a_full_disk_is_an_error_that_leaves_nothing_half_written() {
     place.finish("run", &[]);
     place.finish("whole", &[]);
     assert_same(&place.path("whole"), &place.path("run"), "after a full disk");
+}
+
+/// A stage that samples, from the model of the run `base`: its files of rollouts are much larger than its checkpoints.
+const SAMPLING: &str = "\
+seed = 3
+[model]
+base = \"base/stages/01-sft/model\"
+[[stage]]
+type = \"grpo\"
+data.train = [\"generated:letters?level=1&n=40&seed=5&form=prompt_only\"]
+train.method = \"lora\"
+lora.rank = 1
+train.rows_per_step = 4
+train.steps = 6
+train.save_every = 2
+optimizer.learning_rate = 5e-3
+rollout.n = 48
+rollout.max_new_tokens = 64
+rollout.alarms = \"off\"
+eval.n = 1
+eval.max_new_tokens = 1
+[[stage.reward]]
+type = \"contains\"
+required = [\"a\", \"e\"]
+partial = true
+";
+
+#[test]
+fn a_disk_that_fills_up_with_rollouts_loses_nothing() {
+    let place = Place::new();
+    let base = RECIPE.replace("train.method = \"lora\"\n", "").replace("train.steps = 40", "train.steps = 5");
+    let from_sft = base.find("[[stage]]\ntype = \"sft\"").unwrap();
+    let base = format!("{}{}", &base[..base.find("[[stage]]").unwrap()], &base[from_sft..]);
+    std::fs::write(place.path("recipe.toml"), base).unwrap();
+    place.finish("base", &[]);
+    std::fs::write(place.path("recipe.toml"), SAMPLING).unwrap();
+    place.finish("whole", &[]);
+    let rollouts = place.path("run").join("stages/01-grpo/rollouts");
+    let fails = |expected: &str| {
+        let output = place.full_disk("run", "64");
+        let said = stderr(&output);
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert!(said.contains("cannot write") && said.contains("File too large"), "what: {said}");
+        assert!(said.contains(&format!("rollouts/{expected}.jsonl.zst")), "where: {said}");
+        assert!(!rollouts.join(format!("{expected}.jsonl.zst")).exists());
+        assert_eq!(partial_files(&place.path("run")), Vec::<PathBuf>::new());
+    };
+    // Before anything was saved, and again.
+    fails("step-00000000");
+    fails("step-00000000");
+    // And in the middle, after some steps on a disk with room.
+    std::fs::remove_dir_all(place.path("run")).unwrap();
+    let mut child = place.start("run", 1);
+    signal(&child, "-INT");
+    child.wait().unwrap();
+    let done = std::fs::read_dir(&rollouts).unwrap().count();
+    assert!((1..6).contains(&done), "the interrupt came after {done} rounds");
+    fails(&format!("step-{done:08}"));
+    place.finish("run", &[]);
+    assert_same(&place.path("whole"), &place.path("run"), "after a disk full of rollouts");
 }
 
 #[test]
