@@ -47,7 +47,7 @@ pub fn run(
     given: &Given,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Report, CurateError> {
-    let given = Given { seed: curation.seed, ..given.clone() };
+    let given = Given { seed: curation.seed, scratch: scratch_of(&curation.out), ..given.clone() };
     let steps = build_steps(curation, &given)?;
     if let Some(blueprint) = &curation.blueprint {
         blueprint.check()?;
@@ -87,6 +87,12 @@ pub fn run(
         }
     }
     runner.finish()
+}
+
+/// The folder for temporary files: that of the output; beside a device there is no place for files.
+fn scratch_of(out: &Path) -> PathBuf {
+    let folder = if is_special(out) { None } else { out.parent() };
+    folder.map(Path::to_owned).unwrap_or_default()
 }
 
 /// Refuses steps and a blueprint that cannot be right, before anything is read.

@@ -1,5 +1,6 @@
 //! What a step is, and how the runner calls steps without knowing their types.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use rayon::prelude::*;
@@ -10,13 +11,21 @@ use crate::report::Summary;
 
 /// A filter, repair or analysis.
 ///
-/// The runner calls, for every chunk of rows in their order: `see` on all rows at once on all cores, then, in order,
+/// The runner calls, for every chunk of rows in their order: `begin_chunk`, `see` on all rows at once on all cores, then, in order,
 /// `survey` in a first pass where [`Step::needs_survey`], and `decide`.
 pub trait Step: Send + Sync {
     /// What is computed of a row alone.
     type Seen: Send;
 
-    /// Looks at one row; must not depend on other rows.
+    /// Before the rows of a chunk are seen: the place to move what is kept from memory to a file.
+    ///
+    /// # Errors
+    /// Where a file cannot be written.
+    fn begin_chunk(&mut self) -> Result<(), CurateError> {
+        Ok(())
+    }
+
+    /// Looks at one row; must not depend on other rows of its chunk.
     ///
     /// # Errors
     /// Where a row lacks what the step cannot work without.
@@ -70,6 +79,8 @@ pub struct Given {
     pub count_tokens: Option<CountTokens>,
     /// Keys every random choice.
     pub seed: u64,
+    /// The folder of temporary files; [`crate::run`] takes that of the output.
+    pub scratch: PathBuf,
     /// How sources of steps (evaluation sets) are read.
     pub read: pt_data::read::ReadOptions,
 }
@@ -90,6 +101,7 @@ impl<S: Step> AnyStep for S {
     }
 
     fn survey_chunk(&mut self, items: &[Item]) -> Result<(), CurateError> {
+        self.begin_chunk()?;
         for (item, seen) in items.iter().zip(see_all(self, items)?) {
             self.survey(item, seen);
         }
@@ -101,6 +113,7 @@ impl<S: Step> AnyStep for S {
     }
 
     fn decide_chunk(&mut self, items: &[Item]) -> Result<Vec<Decision>, CurateError> {
+        self.begin_chunk()?;
         let seen = see_all(self, items)?;
         Ok(items.iter().zip(seen).map(|(item, seen)| self.decide(item, seen)).collect())
     }

@@ -13,14 +13,23 @@
 //! compared first, rows alike are joined into groups (also through others), and of each group the row with the highest
 //! `by` is kept, the first of equals; that takes a second pass.
 //!
-//! Memory: a byte per function, 8 bytes per band and 8 bytes for the place, of every row kept (`first`) or read (`best`);
-//! with the table's slack about 136 + 128 to 256 bytes a row with 16 x 8.
+//! Memory: about 100 MB for the newest rows, and of older rows, which go to files without a name beside the output, a byte
+//! for each band and 8 for the place: 24 bytes a row with 16 bands. Rows are those kept (`first`), or all that were read
+//! (`best`, with 24 bytes more for groups and scores). On disk a byte for each function and 8 for each band, twice the
+//! latter for a moment: 256 to 384 bytes a row with 16 x 8.
+
+mod index;
+mod sorted_run;
+mod table;
+
+use std::path::Path;
 
 use pt_core::catalogue::OptionInfo;
 use pt_core::rng::Stream;
 use serde::Deserialize;
 use serde_json::Value;
 
+use self::index::{Index, Older, Signature};
 use super::part_option;
 use crate::catalogue::{CuratorInfo, parse};
 use crate::error::CurateError;
@@ -90,16 +99,11 @@ impl Default for Options {
     }
 }
 
-/// Most rows kept that one band's value is compared with; beyond it the value is a phrase common to everything.
-const BUCKET: usize = 32;
-
 struct NearDuplicates {
     options: Options,
     hashes: Vec<(u64, u64)>,
     places: Places,
-    /// The lowest bytes of the minima of each row, one after the other.
-    signatures: Vec<u8>,
-    table: Table,
+    index: Index,
     best: Best,
 }
 
@@ -112,10 +116,11 @@ struct Best {
     next: u32,
 }
 
-/// A row alone: the signature and a hash of each band. Empty for a text without words.
-struct Signature {
-    bytes: Vec<u8>,
-    bands: Vec<u32>,
+/// A row alone, and the older rows it is like.
+#[derive(Default)]
+struct Seen {
+    signature: Signature,
+    older: Older,
     score: f64,
 }
 
@@ -141,10 +146,9 @@ impl NearDuplicates {
         });
         Ok(NearDuplicates {
             hashes: hashes.collect(),
+            index: Index::new(bands * rows, bands, threshold, &given.scratch),
             options,
             places: Places::default(),
-            signatures: Vec::new(),
-            table: Table::new(),
             best: Best::default(),
         })
     }
@@ -167,38 +171,23 @@ impl NearDuplicates {
         minima
     }
 
-    /// The row kept that is most like this one, if it reaches the threshold; the first of equals.
-    fn nearest(&self, signature: &Signature) -> Option<(u32, f64)> {
-        let mut best: Option<(u32, f64)> = None;
-        for tag in &signature.bands {
-            for row in self.table.rows(*tag) {
-                let alike = self.similarity(row, &signature.bytes);
-                let better = best.is_none_or(|(r, s)| alike > s || (alike == s && row < r));
-                if alike >= self.options.threshold && better {
-                    best = Some((row, alike));
-                }
-            }
+    fn signature(&self, text: &str) -> Signature {
+        let minima = self.minima(text);
+        let tag = |(i, minima): (usize, &[u32])| {
+            let hash =
+                minima.iter().fold(i as u64 + 1, |hash, least| mix(hash.rotate_left(32) ^ u64::from(*least)));
+            // Zero is no tag.
+            ((hash >> 32) as u32).max(1)
+        };
+        Signature {
+            tags: minima.chunks_exact(self.options.rows).enumerate().map(tag).collect(),
+            bytes: minima.iter().map(|least| *least as u8).collect(),
         }
-        best
     }
 
-    fn similarity(&self, row: u32, bytes: &[u8]) -> f64 {
-        let n = bytes.len();
-        let at = row as usize * n;
-        let equal = self.signatures[at..at + n].iter().zip(bytes).filter(|(a, b)| a == b).count();
-        let chance = 1.0 / 256.0;
-        ((equal as f64 / n as f64 - chance) / (1.0 - chance)).max(0.0)
-    }
-
-    fn insert(&mut self, item: &Item, signature: &Signature) -> u32 {
+    fn insert(&mut self, item: &Item, seen: &Seen) -> u32 {
         let row = self.places.push(&item.row.origin);
-        match signature.bytes.is_empty() {
-            true => self.signatures.resize(self.signatures.len() + self.hashes.len(), 0),
-            false => self.signatures.extend_from_slice(&signature.bytes),
-        }
-        for tag in &signature.bands {
-            self.table.insert(*tag, row);
-        }
+        assert_eq!(self.index.insert(&seen.signature, &seen.older), row, "one place for each signature");
         row
     }
 
@@ -225,50 +214,44 @@ pub(crate) fn no_column(item: &Item, column: &str) -> CurateError {
 }
 
 impl Step for NearDuplicates {
-    type Seen = Signature;
+    type Seen = Seen;
 
-    fn see(&self, item: &Item) -> Result<Signature, CurateError> {
+    fn begin_chunk(&mut self) -> Result<(), CurateError> {
+        let folder = self.index.folder().to_owned();
+        self.index.make_room().map_err(CurateError::io(&folder, "keep signatures of rows in this folder"))
+    }
+
+    fn see(&self, item: &Item) -> Result<Seen, CurateError> {
         if self.best.is_chosen() {
             // The second pass only looks up who was chosen.
-            return Ok(Signature { bytes: Vec::new(), bands: Vec::new(), score: 0.0 });
+            return Ok(Seen::default());
         }
         let text = item.view.part(self.options.part);
-        let minima = self.minima(&text);
-        let band = |(i, minima): (usize, &[u32])| {
-            let hash =
-                minima.iter().fold(i as u64 + 1, |hash, least| mix(hash.rotate_left(32) ^ u64::from(*least)));
-            // Zero marks a free slot of the table.
-            ((hash >> 32) as u32).max(1)
-        };
-        Ok(Signature {
-            bands: minima.chunks_exact(self.options.rows).enumerate().map(band).collect(),
-            bytes: minima.iter().map(|least| *least as u8).collect(),
-            score: self.score(item, &text)?,
-        })
+        let signature = self.signature(&text);
+        let older = self.index.older(&signature);
+        let older = older.map_err(CurateError::io(self.index.folder(), "read back signatures of rows"))?;
+        Ok(Seen { signature, older, score: self.score(item, &text)? })
     }
 
     fn needs_survey(&self) -> bool {
         self.options.keep == Keep::Best
     }
 
-    fn survey(&mut self, item: &Item, seen: Signature) {
-        let mut alike: Vec<u32> = seen.bands.iter().flat_map(|tag| self.table.rows(*tag)).collect();
-        alike.sort_unstable();
-        alike.dedup();
-        alike.retain(|row| self.similarity(*row, &seen.bytes) >= self.options.threshold);
+    fn survey(&mut self, item: &Item, seen: Seen) {
+        let alike = self.index.alike(&seen.signature, &seen.older);
         let row = self.insert(item, &seen);
         self.best.parents.push(row);
         self.best.scores.push(seen.score);
-        alike.into_iter().for_each(|other| self.best.join(row, other));
+        alike.into_iter().for_each(|(other, _)| self.best.join(row, other));
     }
 
     fn finish_survey(&mut self) {
         self.best.choose();
         // What is left to do needs no signature.
-        (self.table, self.signatures) = (Table::new(), Vec::new());
+        self.index = Index::new(1, 1, 1.0, Path::new(""));
     }
 
-    fn decide(&mut self, item: &Item, seen: Signature) -> Decision {
+    fn decide(&mut self, item: &Item, seen: Seen) -> Decision {
         if self.options.keep == Keep::Best {
             let winner = self.best.winner_of_next();
             return match winner {
@@ -279,7 +262,9 @@ impl Step for NearDuplicates {
                 }
             };
         }
-        match self.nearest(&seen) {
+        let alike = self.index.alike(&seen.signature, &seen.older);
+        // The first of those most alike.
+        match alike.into_iter().reduce(|best, other| if other.1 > best.1 { other } else { best }) {
             Some((row, alike)) => Decision::drop(
                 "nearly the same as an earlier row",
                 format!("{:.0} % like {}", 100.0 * alike, self.places.get(row)),
@@ -343,53 +328,6 @@ impl Best {
         self.next += 1;
         let winner = self.winners[row as usize];
         (winner != row).then_some(winner)
-    }
-}
-
-/// Rows by 32-bit tag: open addressing, 8 bytes an entry, several rows of a tag side by side.
-struct Table {
-    slots: Vec<(u32, u32)>,
-    n_used: usize,
-}
-
-impl Table {
-    fn new() -> Self {
-        Table { slots: vec![(0, 0); 1 << 10], n_used: 0 }
-    }
-
-    fn rows(&self, tag: u32) -> impl Iterator<Item = u32> + '_ {
-        let mask = self.slots.len() - 1;
-        let from_home = (0..).map(move |i| self.slots[(self.home(tag) + i) & mask]);
-        from_home
-            .take_while(|(t, _)| *t != 0)
-            .filter(move |(t, _)| *t == tag)
-            .map(|(_, row)| row)
-            .take(BUCKET)
-    }
-
-    fn home(&self, tag: u32) -> usize {
-        mix(u64::from(tag)) as usize & (self.slots.len() - 1)
-    }
-
-    fn insert(&mut self, tag: u32, row: u32) {
-        if (self.n_used + 1) * 5 > self.slots.len() * 4 {
-            let old = std::mem::take(&mut self.slots);
-            self.slots = vec![(0, 0); old.len() * 2];
-            old.into_iter().filter(|(tag, _)| *tag != 0).for_each(|(tag, row)| self.put(tag, row));
-        }
-        if self.rows(tag).count() < BUCKET {
-            self.put(tag, row);
-            self.n_used += 1;
-        }
-    }
-
-    fn put(&mut self, tag: u32, row: u32) {
-        let mask = self.slots.len() - 1;
-        let mut at = self.home(tag);
-        while self.slots[at].0 != 0 {
-            at = (at + 1) & mask;
-        }
-        self.slots[at] = (tag, row);
     }
 }
 
@@ -489,26 +427,12 @@ mod tests {
         let (layout, view) = crate::source::view_of_new(&row);
         let item = Item { row, view, layout, input_idx: 0, row_idx: 0, notes: Default::default() };
         let seen = step.see(&item).unwrap();
-        assert_eq!(seen.bytes.len(), 128);
+        assert_eq!(seen.signature.bytes.len(), 128);
         step.survey(&item, seen);
         step.finish_survey();
         let seen = step.see(&item).unwrap();
-        assert!(seen.bytes.is_empty() && seen.bands.is_empty());
+        assert!(seen.signature.bytes.is_empty() && seen.signature.tags.is_empty());
         assert!(matches!(step.decide(&item, seen), Decision::Keep));
-    }
-
-    #[test]
-    fn a_table_finds_what_was_put_in() {
-        let mut table = Table::new();
-        for row in 0..20_000u32 {
-            table.insert(row / 2 + 1, row);
-        }
-        for tag in [1, 500, 10_000] {
-            assert_eq!(table.rows(tag).collect::<Vec<_>>(), [2 * (tag - 1), 2 * (tag - 1) + 1]);
-        }
-        assert_eq!(table.rows(10_001).count(), 0);
-        (0..100).for_each(|row| table.insert(7, row));
-        assert_eq!(table.rows(7).count(), BUCKET);
     }
 
     #[test]
