@@ -155,7 +155,10 @@ fn tasks() -> Vec<Entry> {
         if family.name == pt_tasks::guess::NAME {
             let plays = pt_tasks::guess::Play::NAMES.join(", ");
             entry = entry
-                .with("whole games", format!("generated:{}?form=transcript&play=halving&turns=8", family.name))
+                .with(
+                    "whole games",
+                    format!("generated:{}?form=transcript&play=halving&turns=8", family.name),
+                )
                 .with("plays", plays);
         }
         entry
