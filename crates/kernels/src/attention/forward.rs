@@ -12,6 +12,8 @@ use crate::buffer::Buffer;
 
 /// Below this many multiply-adds a call stays on its thread.
 const SERIAL_WORK: usize = 1 << 18;
+/// Enough units that threads of uneven speed finish together.
+const UNITS_PER_THREAD: usize = 4;
 
 pub(super) fn run(
     shape: &AttentionShape,
@@ -40,14 +42,21 @@ pub(super) fn run(
         lse: SharedRows::new("lse", RowsMut::F32(lse, shape.heads), q_rows, shape.heads),
     };
     let work: usize = spans.iter().map(|span| span.q_len * span.context.len() * width).sum();
-    let units =
-        (0..spans.len() * shape.kv_heads).map(|unit| (&spans[unit / shape.kv_heads], unit % shape.kv_heads));
-    if rayon::current_num_threads() == 1 || work <= SERIAL_WORK {
-        units.for_each(|(span, kv_head)| pass.unit(span, kv_head, false));
+    let threads = rayon::current_num_threads();
+    let most = (spans.len() * shape.kv_heads / (threads * UNITS_PER_THREAD)).max(1);
+    let runs = pass.runs(spans, most);
+    let units: Vec<_> =
+        runs.iter().flat_map(|run| (0..shape.kv_heads).map(move |head| (*run, head))).collect();
+    if threads == 1 || work <= SERIAL_WORK {
+        units.into_iter().for_each(|(spans, kv_head)| pass.unit(spans, kv_head, false));
     } else {
-        let units: Vec<_> = units.collect();
-        units.into_par_iter().with_max_len(1).for_each(|(span, kv_head)| pass.unit(span, kv_head, true));
+        units.into_par_iter().with_max_len(1).for_each(|(spans, kv_head)| pass.unit(spans, kv_head, true));
     }
+}
+
+/// The rows of a span's keys in a tile.
+fn rows_of<'s>(span: &Span<'s>, tile: usize) -> &'s [u32] {
+    &span.context[tile * TILE..span.context.len().min((tile + 1) * TILE)]
 }
 
 struct Pass<'a> {
@@ -59,14 +68,6 @@ struct Pass<'a> {
     v: Rows<'a>,
     out: SharedRows<'a>,
     lse: SharedRows<'a>,
-}
-
-/// Where the packed tiles of a span and key head come from.
-enum Tiles<'a> {
-    /// All packed before, from tile `.1` on.
-    Packed(&'a [u32], usize),
-    /// Packed when needed, for a single block of queries: panels, and scratch for word rows.
-    Streamed(Buffer<u32>, Buffer<u32>),
 }
 
 impl Pass<'_> {
@@ -83,13 +84,32 @@ impl Pass<'_> {
         rows * self.layout.stride + SLACK
     }
 
-    /// All queries of a span that use one key head.
-    fn unit(&self, span: &Span<'_>, kv_head: usize, parallel: bool) {
+    /// Cuts `spans` into runs of at most `most` that are computed together: spans of one block whose first tiles are the same
+    /// rows, as those of samples that share a prompt. Others come alone.
+    fn runs<'s>(&self, spans: &'s [Span<'s>], most: usize) -> Vec<&'s [Span<'s>]> {
+        let first_tile = |span: &Span<'s>| {
+            let tiles = tiles(&self.shape, &span.positions());
+            (blocks(&self.shape, span).len() == 1).then(|| (tiles.start, rows_of(span, tiles.start)))
+        };
+        let mut runs = Vec::with_capacity(spans.len());
+        let mut rest = spans;
+        while let [first, others @ ..] = rest {
+            let shared = first_tile(first);
+            let alike = |span: &&Span<'s>| shared.is_some() && first_tile(span) == shared;
+            let n = 1 + others.iter().take(most - 1).take_while(alike).count();
+            let (run, after) = rest.split_at(n);
+            runs.push(run);
+            rest = after;
+        }
+        runs
+    }
+
+    /// All queries of a run of spans that use one key head.
+    fn unit(&self, run: &[Span<'_>], kv_head: usize, parallel: bool) {
+        let [span] = run else { return self.together(run, kv_head) };
         let blocks = blocks(&self.shape, span);
-        if let [block] = &blocks[..] {
-            let tiles =
-                Tiles::Streamed(Buffer::dirty(self.tile_words()), Buffer::dirty(self.row_words(TILE)));
-            return self.block(span, kv_head, block, tiles);
+        if blocks.len() == 1 {
+            return self.together(run, kv_head);
         }
         if blocks.is_empty() {
             return;
@@ -101,7 +121,7 @@ impl Pass<'_> {
             self.pack_tile(span, kv_head, tiles.start + i, &mut rows, words);
         };
         let run = |words: &[u32], block: &Range<usize>| {
-            self.block(span, kv_head, block, Tiles::Packed(words, tiles.start));
+            self.block(span, kv_head, block, words, tiles.start);
         };
         if parallel {
             words.par_chunks_mut(self.tile_words()).enumerate().for_each(pack);
@@ -116,7 +136,7 @@ impl Pass<'_> {
     /// Keys as panels of `nr` positions, then values as panels of `nr` columns.
     fn pack_tile(&self, span: &Span<'_>, kv_head: usize, tile: usize, rows: &mut [u32], out: &mut [u32]) {
         let Layout { micro, d, stride, .. } = self.layout;
-        let context = &span.context[tile * TILE..span.context.len().min((tile + 1) * TILE)];
+        let context = rows_of(span, tile);
         let place = |i: usize| (context[i] as usize, kv_head * d);
         let (keys, values) = out.split_at_mut(self.key_words());
         self.layout.gather(&self.k, context.len(), place, rows);
@@ -133,23 +153,35 @@ impl Pass<'_> {
         }
     }
 
-    /// One block of queries against all of its tiles, in order.
-    fn block(&self, span: &Span<'_>, kv_head: usize, positions: &Range<usize>, mut source: Tiles<'_>) {
+    /// One block of queries against all of its tiles, in order; `words` are the packed tiles from `first` on.
+    fn block(&self, span: &Span<'_>, kv_head: usize, positions: &Range<usize>, words: &[u32], first: usize) {
         let mut block = Block::new(self, span, kv_head, positions);
         for tile in tiles(&self.shape, positions) {
-            let words: &[u32] = match &mut source {
-                Tiles::Packed(words, first) => &words[(tile - *first) * self.tile_words()..],
-                Tiles::Streamed(words, rows) => {
-                    self.pack_tile(span, kv_head, tile, rows, words);
-                    words
-                }
-            };
-            let (keys, values) = words.split_at(self.key_words());
-            for panel in 0..block.rows.div_ceil(self.layout.micro.mr) {
-                block.step(panel, tile, keys, values);
-            }
+            block.tile(tile, &words[(tile - first) * self.tile_words()..]);
         }
         block.finish(span, kv_head);
+    }
+
+    /// Spans of one block each, tile by tile: rows that several of them see are packed once.
+    fn together(&self, run: &[Span<'_>], kv_head: usize) {
+        let new = |span| Block::new(self, span, kv_head, &Span::positions(span));
+        let mut blocks: Vec<_> = run.iter().map(new).collect();
+        let reach = |span: &Span<'_>| tiles(&self.shape, &span.positions());
+        let all = run.iter().map(reach).reduce(|a, b| a.start.min(b.start)..a.end.max(b.end));
+        let mut words = Buffer::dirty(self.tile_words());
+        let mut scratch = Buffer::dirty(self.row_words(TILE));
+        for tile in all.unwrap_or(0..0) {
+            let mut packed: &[u32] = &[];
+            for (span, block) in run.iter().zip(&mut blocks).filter(|(span, _)| reach(span).contains(&tile)) {
+                let rows = rows_of(span, tile);
+                if rows != packed {
+                    self.pack_tile(span, kv_head, tile, &mut scratch, &mut words);
+                    packed = rows;
+                }
+                block.tile(tile, &words);
+            }
+        }
+        run.iter().zip(&blocks).for_each(|(span, block)| block.finish(span, kv_head));
     }
 }
 
@@ -196,6 +228,14 @@ impl<'a> Block<'a> {
             out: Buffer::zeroed(panels * layout.head_panels() * micro.mr * micro.nr),
             scores: Buffer::dirty(TILE * micro.mr),
             weights: Buffer::dirty(TILE * micro.mr + SLACK),
+        }
+    }
+
+    /// All rows against one packed tile.
+    fn tile(&mut self, tile: usize, words: &[u32]) {
+        let (keys, values) = words.split_at(self.pass.key_words());
+        for panel in 0..self.rows.div_ceil(self.pass.layout.micro.mr) {
+            self.step(panel, tile, keys, values);
         }
     }
 

@@ -69,6 +69,10 @@ pub(super) unsafe fn run(
     }
 }
 
+/// Words of a cache line.
+#[cfg(target_arch = "x86_64")]
+const LINE_WORDS: usize = 16;
+
 /// A kernel whose vectors have 8 or 16 lanes. `ahead` bytes after each column lies what the next call reads.
 ///
 /// # Safety
@@ -77,7 +81,7 @@ pub(super) unsafe fn run(
 /// the lanes.
 #[cfg(target_arch = "x86_64")]
 macro_rules! kernel {
-    ($name:ident, $features:literal, $zero:ident, $load:expr, $step:expr, $widen:expr, $narrow:expr) => {
+    ($name:ident, $features:literal, $zero:ident, $load:ident, $step:ident, $widen:expr, $narrow:expr; $($c:literal)*) => {
         #[target_feature(enable = $features)]
         unsafe fn $name(
             left: &[u32],
@@ -104,27 +108,15 @@ macro_rules! kernel {
                     let sums = super::direct::transpose(tile_rows);
                     acc = std::array::from_fn(|c| $narrow(sums[c]));
                 }
-                let at = |j: usize| $load(left.as_ptr().add(j * stride).cast());
-                let mut j = 0;
-                while j + UNROLLED <= words {
-                    let x: [_; UNROLLED] = std::array::from_fn(|s| at(j + s));
-                    for c in 0..COLUMNS {
-                        let column = columns[c].add(4 * j);
-                        if ahead > 0 && j % 16 == 0 {
-                            _mm_prefetch::<_MM_HINT_T1>(column.wrapping_add(ahead).cast());
-                        }
-                        for s in 0..UNROLLED {
-                            acc[c] = $step(acc[c], x[s], column.add(4 * s).cast::<i32>().read_unaligned());
-                        }
+                for from in (0..words).step_by(LINE_WORDS) {
+                    if ahead > 0 {
+                        $( _mm_prefetch::<_MM_HINT_T1>(columns[$c].wrapping_add(4 * from + ahead).cast()); )*
                     }
-                    j += UNROLLED;
-                }
-                while j < words {
-                    let x = at(j);
-                    for c in 0..COLUMNS {
-                        acc[c] = $step(acc[c], x, columns[c].add(4 * j).cast::<i32>().read_unaligned());
+                    // Sums are named one by one: in a loop over them the compiler may keep them in memory.
+                    for j in from..words.min(from + LINE_WORDS) {
+                        let x = $load(left.as_ptr().add(j * stride).cast());
+                        $( acc[$c] = $step!(acc[$c], x, columns[$c].add(4 * j).cast::<i32>().read_unaligned()); )*
                     }
-                    j += 1;
                 }
                 let rows_of = super::direct::transpose(std::array::from_fn(|c| $widen(acc[c])));
                 for (r, row) in rows_of.into_iter().enumerate().take(rows) {
@@ -135,23 +127,50 @@ macro_rules! kernel {
     };
 }
 
-/// Words of a column between two looks at its pointer.
+// `acc + x * word`, the word in all lanes. Macros, since a closure called often need not be inlined.
 #[cfg(target_arch = "x86_64")]
-const UNROLLED: usize = 8;
+macro_rules! pairs_step_8 {
+    ($acc:expr, $x:expr, $word:expr) => {
+        _mm256_dpbf16_ps(
+            $acc,
+            std::mem::transmute::<__m256i, __m256bh>($x),
+            std::mem::transmute::<__m256i, __m256bh>(_mm256_set1_epi32($word)),
+        )
+    };
+}
+#[cfg(target_arch = "x86_64")]
+macro_rules! pairs_step_16 {
+    ($acc:expr, $x:expr, $word:expr) => {
+        _mm512_dpbf16_ps(
+            $acc,
+            std::mem::transmute::<__m512i, __m512bh>($x),
+            std::mem::transmute::<__m512i, __m512bh>(_mm512_set1_epi32($word)),
+        )
+    };
+}
+#[cfg(target_arch = "x86_64")]
+macro_rules! singles_step_8 {
+    ($acc:expr, $x:expr, $word:expr) => {
+        _mm256_fmadd_ps($x, _mm256_castsi256_ps(_mm256_set1_epi32($word)), $acc)
+    };
+}
+#[cfg(target_arch = "x86_64")]
+macro_rules! singles_step_16 {
+    ($acc:expr, $x:expr, $word:expr) => {
+        _mm512_fmadd_ps($x, _mm512_castsi512_ps(_mm512_set1_epi32($word)), $acc)
+    };
+}
 
 #[cfg(target_arch = "x86_64")]
 kernel!(
     pairs_of_8,
     "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16",
     _mm256_setzero_ps,
-    |at| _mm256_loadu_si256(at),
-    |acc, x, word| _mm256_dpbf16_ps(
-        acc,
-        std::mem::transmute::<__m256i, __m256bh>(x),
-        std::mem::transmute::<__m256i, __m256bh>(_mm256_set1_epi32(word))
-    ),
+    _mm256_loadu_si256,
+    pairs_step_8,
     |acc| _mm512_castsi256_si512(_mm256_castps_si256(acc)),
-    |sum| _mm256_castsi256_ps(_mm512_castsi512_si256(sum))
+    |sum| _mm256_castsi256_ps(_mm512_castsi512_si256(sum));
+    0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15
 );
 
 #[cfg(target_arch = "x86_64")]
@@ -159,14 +178,11 @@ kernel!(
     pairs_of_16,
     "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16",
     _mm512_setzero_ps,
-    |at| _mm512_loadu_si512(at),
-    |acc, x, word| _mm512_dpbf16_ps(
-        acc,
-        std::mem::transmute::<__m512i, __m512bh>(x),
-        std::mem::transmute::<__m512i, __m512bh>(_mm512_set1_epi32(word))
-    ),
+    _mm512_loadu_si512,
+    pairs_step_16,
     |acc| _mm512_castps_si512(acc),
-    |sum| _mm512_castsi512_ps(sum)
+    |sum| _mm512_castsi512_ps(sum);
+    0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15
 );
 
 #[cfg(target_arch = "x86_64")]
@@ -174,10 +190,11 @@ kernel!(
     singles_of_8,
     "avx512f,avx512bw,avx512dq,avx512vl",
     _mm256_setzero_ps,
-    |at| _mm256_loadu_ps(at),
-    |acc, x, word| _mm256_fmadd_ps(x, _mm256_castsi256_ps(_mm256_set1_epi32(word)), acc),
+    _mm256_loadu_ps,
+    singles_step_8,
     |acc| _mm512_castsi256_si512(_mm256_castps_si256(acc)),
-    |sum| _mm256_castsi256_ps(_mm512_castsi512_si256(sum))
+    |sum| _mm256_castsi256_ps(_mm512_castsi512_si256(sum));
+    0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15
 );
 
 #[cfg(target_arch = "x86_64")]
@@ -185,8 +202,9 @@ kernel!(
     singles_of_16,
     "avx512f,avx512bw,avx512dq,avx512vl",
     _mm512_setzero_ps,
-    |at| _mm512_loadu_ps(at),
-    |acc, x, word| _mm512_fmadd_ps(x, _mm512_castsi512_ps(_mm512_set1_epi32(word)), acc),
+    _mm512_loadu_ps,
+    singles_step_16,
     |acc| _mm512_castps_si512(acc),
-    |sum| _mm512_castsi512_ps(sum)
+    |sum| _mm512_castsi512_ps(sum);
+    0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15
 );
