@@ -109,9 +109,13 @@ fn held_out(task: &str, n: usize) -> Result<(String, Vec<Problem>)> {
     Ok((name, problems))
 }
 
-/// Whether a source name is a task that can be measured.
+/// Whether a source name is a task that is measured where a recipe names none: problems, but no games played to their end, which
+/// one turn cannot answer.
 pub fn is_task(name: &str) -> bool {
-    matches!(GeneratedSource::parse(name), Ok(GeneratedSource::Problems(_)))
+    match GeneratedSource::parse(name) {
+        Ok(GeneratedSource::Problems(source)) => source.form != pt_tasks::Form::Transcript,
+        _ => false,
+    }
 }
 
 /// Refuses a task that [`measure`] could not measure.
