@@ -105,17 +105,26 @@ fn every_layout_shape_and_instruction_set_agrees_with_f64() {
     isa::limit(None);
 }
 
+/// A sum of two products: weights in `bf16`, read where they lie when rows are few and packed when they are many, and an
+/// adapter in `f32`, always packed.
 fn rows_do_not_depend_on_company(precision: Precision) {
-    let (m, n, k) = (64, 96, 130);
+    let (m, n, k, rank) = (80, 100, 130, 6);
     let (a, b) = (to_bf16(&matrix("a", m, k)), to_bf16(&matrix("b", n, k)));
+    let (h, lora) = (matrix("h", m, rank), matrix("lora", n, rank));
     let product = |rows: std::ops::Range<usize>, threads: usize| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         pool.install(|| {
-            let packed =
-                pack_left(&Operand::k_inner(Values::Bf16(&a[rows.start * k..]), k), rows.len(), k, precision);
+            let left = |values, ld| pack_left(&Operand::k_inner(values, ld), rows.len(), ld, precision);
+            let (x, h) = (
+                left(Values::Bf16(&a[rows.start * k..]), k),
+                left(Values::F32(&h[rows.start * rank..]), rank),
+            );
             let mut c = vec![0.0; rows.len() * n];
-            let part = Part { a: &packed, b: Right::Operand(Operand::k_inner(Values::Bf16(&b), k)) };
-            gemm(rows.len(), n, &[part], Output::F32(&mut c, n), Epilogue::default(), precision);
+            let parts = [
+                Part { a: &x, b: Right::Operand(Operand::k_inner(Values::Bf16(&b), k)) },
+                Part { a: &h, b: Right::Operand(Operand::k_inner(Values::F32(&lora), rank)) },
+            ];
+            gemm(rows.len(), n, &parts, Output::F32(&mut c, n), Epilogue::default(), precision);
             c
         })
     };
@@ -124,7 +133,9 @@ fn rows_do_not_depend_on_company(precision: Precision) {
     for row in 0..m {
         assert_eq!(whole[row * n..(row + 1) * n], product(row..row + 1, 2), "row {row} alone");
     }
-    assert_eq!(whole[5 * n..23 * n], product(5..23, 2));
+    for rows in [5..8, 5..13, 5..21, 5..23, 3..60, 16..80] {
+        assert_eq!(whole[rows.start * n..rows.end * n], product(rows.clone(), 2), "rows {rows:?}");
+    }
 }
 
 fn accumulation_continues_the_chain(precision: Precision) {

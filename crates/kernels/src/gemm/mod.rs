@@ -112,7 +112,7 @@ pub fn for_each_tile(m: usize, n: usize, parts: &[Part<'_>], precision: Precisio
     if m == 0 || n == 0 {
         return;
     }
-    let is_direct = parts.iter().all(|part| is_direct(part, m, micro));
+    let is_direct = are_direct(parts, m, micro);
     let panels = n.div_ceil(micro.nr);
     let row_panels = if is_direct { 1 } else { m.div_ceil(micro.mr) };
     let k_total: usize = parts.iter().map(|part| part.a.k()).sum();
@@ -151,6 +151,13 @@ fn is_direct(part: &Part<'_>, m: usize, micro: Micro) -> bool {
     matches!(part.b, Right::Operand(operand) if direct::applies(micro, &operand, m, part.a.k()))
 }
 
+/// Whether the right operand of most of the sum is: what else there is, as an adapter in `f32`, is packed beside it.
+fn are_direct(parts: &[Part<'_>], m: usize, micro: Micro) -> bool {
+    let extent =
+        |direct| parts.iter().filter(|p| is_direct(p, m, micro) == direct).map(|p| p.a.k()).sum::<usize>();
+    extent(true) > extent(false)
+}
+
 /// Bytes of `B` that stay in a core's second-level cache while panels of `A` come by.
 const GROUP_BYTES: usize = 384 << 10;
 /// The most panels of `B` that share a visit of a panel of `A`.
@@ -181,11 +188,40 @@ fn run_direct(
         let (col0, cols) = (panel * micro.nr, micro.nr.min(n - panel * micro.nr));
         let mut fresh = !sink.start(0, m, col0, cols, micro.nr, tile);
         for part in parts {
-            let Right::Operand(b) = part.b else { unreachable!("packed operands are not direct") };
-            direct::run(micro, m, part.a, &b, col0..col0 + cols, tile, fresh);
+            match part.b {
+                Right::Operand(b) if direct::applies(micro, &b, m, part.a.k()) => {
+                    direct::run(micro, m, part.a, &b, col0..col0 + cols, tile, fresh);
+                }
+                b => {
+                    let packed = packed_panel(&b, panel, cols, part.a.k(), micro);
+                    let words = packed.as_deref().unwrap_or_else(|words| words);
+                    for (index, tile) in tile.chunks_mut(micro.mr * micro.nr).enumerate() {
+                        let (k, a) = (part.a.k(), part.a.panel(index));
+                        micro.run_part(tile.len() / micro.nr, cols, k, a, words, tile, fresh);
+                    }
+                }
+            }
             fresh = false;
         }
         sink.finish(0, m, col0, cols, micro.nr, tile);
+    }
+}
+
+/// One panel of a right operand: packed now, or before.
+fn packed_panel<'a>(
+    b: &Right<'a>,
+    panel: usize,
+    cols: usize,
+    k: usize,
+    micro: Micro,
+) -> Result<Buffer<u32>, &'a [u32]> {
+    match b {
+        Right::Operand(operand) => {
+            let mut words = Buffer::dirty(operand::panel_words(micro.nr, k, micro.precision));
+            operand::pack_panel(operand, panel * micro.nr, cols, k, micro.nr, micro.precision, &mut words);
+            Ok(words)
+        }
+        Right::Packed(packed) => Err(packed.panel(panel)),
     }
 }
 
@@ -200,27 +236,14 @@ fn run_panels(
     sink: &impl TileSink,
 ) {
     let cols = |panel: usize| micro.nr.min(n - panel * micro.nr);
-    let scratch: Vec<Option<Buffer<u32>>> = panels
+    let scratch: Vec<Result<Buffer<u32>, &[u32]>> = panels
         .clone()
         .flat_map(|panel| parts.iter().map(move |part| (panel, part)))
-        .map(|(panel, part)| match part.b {
-            Right::Operand(operand) => {
-                let (k, precision) = (part.a.k(), micro.precision);
-                let mut words = Buffer::dirty(operand::panel_words(micro.nr, k, precision));
-                let (first, n) = (panel * micro.nr, cols(panel));
-                operand::pack_panel(&operand, first, n, k, micro.nr, precision, &mut words);
-                Some(words)
-            }
-            Right::Packed(_) => None,
-        })
+        .map(|(panel, part)| packed_panel(&part.b, panel, cols(panel), part.a.k(), micro))
         .collect();
-    let words = |panel: usize, index: usize| match (
-        parts[index].b,
-        &scratch[(panel - panels.start) * parts.len() + index],
-    ) {
-        (Right::Packed(packed), _) => packed.panel(panel),
-        (_, Some(words)) => words,
-        (Right::Operand(_), None) => unreachable!("operands that were not packed are packed above"),
+    let words = |panel: usize, index: usize| {
+        let packed = &scratch[(panel - panels.start) * parts.len() + index];
+        packed.as_deref().unwrap_or_else(|words| words)
     };
     let mut tile = [0.0f32; TILE_MAX];
     for row_panel in rows {

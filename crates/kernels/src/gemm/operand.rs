@@ -217,11 +217,12 @@ fn inner<'v, E: Elem + Bits>(
     }
     let words = match (format, E::IS_BF16) {
         (Format::Single, false) => k,
-        (Format::Pair, true) => k / 2,
+        (Format::Pair, _) => k / 2,
         _ => 0,
     };
-    if words > 0 && transpose_words(&row, ahead, n, words, width, out) {
-        if words * 2 + 1 == k && E::IS_BF16 {
+    let is_rounded = format == Format::Pair && !E::IS_BF16;
+    if words > 0 && transpose_words(&row, ahead, n, words, is_rounded, width, out) {
+        if words * 2 + 1 == k && format == Format::Pair {
             for i in 0..n {
                 out[words * width + i] = pair(row(i)[k - 1].to_bf16_bits(), 0);
             }
@@ -260,12 +261,14 @@ fn inner<'v, E: Elem + Bits>(
     }
 }
 
-/// Transposes the first `words` 32-bit words of `n` rows with vector instructions; `false` if there are none.
+/// Transposes the first `words` 32-bit words of `n` rows with vector instructions; `false` if there are none. Where rows
+/// are to be rounded, a word is a pair of `f32` rounded to `bf16`.
 fn transpose_words<'v, E: Elem>(
     row: &impl Fn(usize) -> &'v [E],
     ahead: usize,
     n: usize,
     words: usize,
+    is_rounded: bool,
     width: usize,
     out: &mut [u32],
 ) -> bool {
@@ -275,25 +278,26 @@ fn transpose_words<'v, E: Elem>(
             let lanes = (n - i0).min(16);
             let rows: [*const u32; 16] = std::array::from_fn(|i| {
                 let row = row(i0 + i.min(lanes - 1));
-                assert!(size_of_val(row) >= 4 * words, "a row holds its words");
+                assert!(
+                    size_of_val(row) >= 4 * words * (1 + usize::from(is_rounded)),
+                    "a row holds its words"
+                );
                 row.as_ptr().cast()
             });
             assert!(out.len() >= (words - 1) * width + i0 + lanes, "the panel holds its words");
+            let (ahead, out) = (ahead * size_of::<E>(), out[i0..].as_mut_ptr());
             // SAFETY: each row holds `words` words and `out` the last store, as was checked; AVX-512 is present.
             unsafe {
-                transpose16_words(
-                    &rows,
-                    ahead * size_of::<E>(),
-                    words,
-                    out.as_mut_ptr().add(i0),
-                    width,
-                    lanes,
-                )
-            };
+                if is_rounded {
+                    transpose16_words::<true>(&rows, ahead, words, out, width, lanes);
+                } else {
+                    transpose16_words::<false>(&rows, ahead, words, out, width, lanes);
+                }
+            }
         }
         return true;
     }
-    let _ = (row, ahead, n, words, width, out);
+    let _ = (row, ahead, n, words, is_rounded, width, out);
     false
 }
 
@@ -312,11 +316,12 @@ fn transpose16(k: usize, width: usize, out: &mut [u32], at: impl Fn(usize, usize
 /// What lies `ahead` bytes after each word is asked for: sixteen streams are more than the hardware foresees.
 ///
 /// # Safety
-/// AVX-512F present; each row pointer is readable for `count` words (any alignment); `out` is writable at
+/// AVX-512 present; each row pointer is readable for `count` words (any alignment), or for `count` pairs of `f32` where it is
+/// `ROUNDED`; `out` is writable at
 /// `j * width .. j * width + lanes` for every `j < count`.
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f")]
-unsafe fn transpose16_words(
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+unsafe fn transpose16_words<const ROUNDED: bool>(
     rows: &[*const u32; 16],
     ahead: usize,
     count: usize,
@@ -333,9 +338,14 @@ unsafe fn transpose16_words(
         // SAFETY: masked loads read only words `j .. j + block` of each row; lines that do not exist are not asked for.
         let r: [__m512i; 16] = std::array::from_fn(|i| unsafe {
             if ahead > 0 {
-                _mm_prefetch::<_MM_HINT_T1>(rows[i].cast::<i8>().wrapping_add(4 * j + ahead));
+                let at = 4 * j * (1 + usize::from(ROUNDED));
+                _mm_prefetch::<_MM_HINT_T1>(rows[i].cast::<i8>().wrapping_add(at + ahead));
             }
-            _mm512_maskz_loadu_epi32(mask, rows[i].add(j).cast())
+            if ROUNDED {
+                rounded_pairs(rows[i].add(2 * j).cast(), block)
+            } else {
+                _mm512_maskz_loadu_epi32(mask, rows[i].add(j).cast())
+            }
         });
         let columns = super::direct::transpose(r);
         if lanes == 16 && block == 16 {
@@ -351,6 +361,30 @@ unsafe fn transpose16_words(
         }
         j += 16;
     }
+}
+
+/// Up to sixteen pairs of `f32`, rounded as [`Elem::put`] does; other words are zero.
+///
+/// # Safety
+/// AVX-512 present; `from` readable for `pairs` pairs.
+#[cfg(target_arch = "x86_64")]
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+unsafe fn rounded_pairs(from: *const i32, pairs: usize) -> std::arch::x86_64::__m512i {
+    use std::arch::x86_64::*;
+    let mask = if pairs == 16 { u32::MAX } else { (1 << (2 * pairs)) - 1 };
+    // SAFETY: masked loads read only the pairs there are.
+    let halves = [(mask as u16, 0), ((mask >> 16) as u16, 16)].map(|(mask, at)| unsafe {
+        let bits = _mm512_maskz_loadu_epi32(mask, from.wrapping_add(at));
+        let high = _mm512_srli_epi32::<16>(bits);
+        let up = _mm512_add_epi32(_mm512_set1_epi32(0x7fff), _mm512_and_si512(high, _mm512_set1_epi32(1)));
+        let rounded = _mm512_srli_epi32::<16>(_mm512_add_epi32(bits, up));
+        let value = _mm512_castsi512_ps(bits);
+        let is_nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(value, value);
+        let nan = _mm512_or_si512(high, _mm512_set1_epi32(0x40));
+        _mm512_cvtepi32_epi16(_mm512_mask_mov_epi32(rounded, is_nan, nan))
+    });
+    _mm512_inserti64x4::<1>(_mm512_castsi256_si512(halves[0]), halves[1])
 }
 
 /// Reduction across rows: interleave rows two by two, or copy them.
@@ -486,5 +520,38 @@ impl Bits for bf16 {
     #[inline(always)]
     fn to_bf16_bits(self) -> u16 {
         self.to_bits()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Rounding by vectors is that of [`Elem::put`], also of what is no number, tiny, or between two values.
+    #[test]
+    fn rows_of_f32_are_rounded_as_elements_are() {
+        let odd = [
+            f32::NAN,
+            -f32::NAN,
+            f32::from_bits(0x7f80_0001),
+            f32::INFINITY,
+            -0.0,
+            1e-40,
+            f32::MAX,
+            -1.003_906_2,
+        ];
+        let value = |i: usize| odd.get(i % 13).copied().unwrap_or((i as f32).sin());
+        for (n, k, width) in [(32, 70, 32), (5, 33, 14), (14, 1, 14), (16, 32, 16)] {
+            let values: Vec<f32> = (0..n * k).map(value).collect();
+            let rounded: Vec<bf16> = values.iter().map(|&value| <bf16 as Elem>::put(value)).collect();
+            let packed = |values| {
+                let mut words = vec![7; panel_words(width, k, Precision::Bf16)];
+                pack_panel(&Operand::k_inner(values, k), 0, n, k, width, Precision::Bf16, &mut words);
+                words
+            };
+            if Micro::of(Precision::Bf16).format == Format::Pair {
+                assert_eq!(packed(Values::F32(&values)), packed(Values::Bf16(&rounded)), "{n} x {k}");
+            }
+        }
     }
 }
