@@ -262,3 +262,44 @@ fn recomputing_an_adapter_with_dropout_gives_the_same_bits() {
     }
     assert_ne!(bits(&logp), bits(&run(false, 2).0), "another step drops other inputs");
 }
+
+/// Any result will do where an adapter's files are damaged; a panic will not.
+#[test]
+fn damaged_adapters_never_panic() {
+    let stream = pt_core::rng::Stream::new(3, "damage");
+    let (mut n_trials, mut n_refused) = (0, 0);
+    for folder in ["train/lora/final", "train/dora/final", "preference_train/peft_reward"] {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["adapter_config.json", "adapter_model.safetensors"] {
+            std::fs::copy(golden(folder).join(name), dir.path().join(name)).unwrap();
+        }
+        for name in ["adapter_config.json", "adapter_model.safetensors"] {
+            let (path, original) = (dir.path().join(name), std::fs::read(golden(folder).join(name)).unwrap());
+            for _ in 0..100 {
+                n_trials += 1;
+                std::fs::write(&path, damaged(&original, &mut stream.at(n_trials))).unwrap();
+                let mut model = load_golden("models/llama", Dtype::F32);
+                n_refused += u64::from(model.attach_peft(dir.path()).is_err());
+            }
+            std::fs::write(&path, original).unwrap();
+        }
+    }
+    assert!(n_refused > n_trials / 3, "{n_refused} of {n_trials} were refused");
+}
+
+/// A few bytes changed, to any or to such as JSON is made of, or the end cut off.
+fn damaged(original: &[u8], draws: &mut pt_core::rng::Draws) -> Vec<u8> {
+    const OF_JSON: &[u8] = b"{}[]\",:-0123456789truefalsn\\ ";
+    let mut bytes = original.to_vec();
+    // Headers and JSON are at the front.
+    let reach = bytes.len().min(1500);
+    for _ in 0..=draws.below(3) {
+        let at = draws.below(reach);
+        bytes[at] =
+            if draws.below(2) == 0 { draws.next_u32() as u8 } else { OF_JSON[draws.below(OF_JSON.len())] };
+    }
+    if draws.below(5) == 0 {
+        bytes.truncate(draws.below(original.len()));
+    }
+    bytes
+}

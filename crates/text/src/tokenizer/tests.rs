@@ -315,3 +315,67 @@ fn every_file_beside_the_vocabulary_is_read() {
     assert!(template.reads_clock());
     assert_eq!(template.render(&[], false, &Default::default()).unwrap(), "2001");
 }
+
+/// A few bytes changed, to any or to such as JSON is made of, or the end cut off.
+fn damaged(original: &[u8], draws: &mut pt_core::rng::Draws) -> Vec<u8> {
+    const OF_JSON: &[u8] = b"{}[]\",:-0123456789truefalsn\\ ";
+    let mut bytes = original.to_vec();
+    for _ in 0..=draws.below(3) {
+        let at = draws.below(bytes.len());
+        bytes[at] =
+            if draws.below(2) == 0 { draws.next_u32() as u8 } else { OF_JSON[draws.below(OF_JSON.len())] };
+    }
+    if draws.below(5) == 0 {
+        bytes.truncate(draws.below(original.len()));
+    }
+    bytes
+}
+
+/// Any result will do where a tokenizer's files are damaged, and whatever it says of a text; a panic will not.
+#[test]
+fn damaged_files_never_panic() {
+    const TEXT: &str = "the hen and the café: 12 😀\n<|end|> again";
+    let folder = |tokenizer: &Tokenizer| {
+        let dir = tempfile::tempdir().unwrap();
+        tokenizer.save(dir.path()).unwrap();
+        dir
+    };
+    let trained = train_byte_bpe([TEXT; 3], 300, &["<|end|>"]).unwrap();
+    let chars = Tokenizer::from_chars("abcdefghijklmnopqrstuvwxyz :é", TokenizerConfig::default()).unwrap();
+    let stream = pt_core::rng::Stream::new(2, "damage");
+    let (mut n_trials, mut n_refused) = (0, 0);
+    for dir in [folder(&trained), folder(&chars)] {
+        let mut files: Vec<PathBuf> =
+            std::fs::read_dir(&dir).unwrap().map(|entry| entry.unwrap().path()).collect();
+        files.sort();
+        for path in files {
+            let original = std::fs::read(&path).unwrap();
+            for _ in 0..250 {
+                n_trials += 1;
+                std::fs::write(&path, damaged(&original, &mut stream.at(n_trials))).unwrap();
+                match Tokenizer::from_dir(dir.path()) {
+                    Ok(tokenizer) => use_it(&tokenizer, TEXT),
+                    Err(_) => n_refused += 1,
+                }
+            }
+            std::fs::write(&path, original).unwrap();
+        }
+    }
+    assert!(n_trials >= 1000 && n_refused > n_trials / 4, "{n_refused} of {n_trials} were refused");
+}
+
+/// What is asked of a tokenizer, errors passed over.
+fn use_it(tokenizer: &Tokenizer, text: &str) {
+    let _ = tokenizer.encode_whole(text, true);
+    let (_, _, _) = (tokenizer.vocab_size(), tokenizer.bos_id(), tokenizer.eos_ids());
+    let Ok(encoding) = tokenizer.encode(text, false) else { return };
+    let _ = tokenizer.decode(&encoding.ids, true);
+    let _ = tokenizer.decode_with_offsets(&encoding.ids);
+    let mut decoded = tokenizer.decode_stream(false);
+    for id in encoding.ids {
+        if decoded.push(id).is_err() {
+            return;
+        }
+    }
+    let _ = decoded.finish();
+}
