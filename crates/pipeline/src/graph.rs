@@ -18,9 +18,19 @@ pub(crate) const ROWS: &str = "rows.jsonl";
 
 /// The key of stage `number`.
 pub(crate) fn stage_key(plan: &Plan, number: u32, tokenizer: &Tokenizer) -> String {
+    key_without(plan, number, tokenizer, &[])
+}
+
+/// The key of what stage `number` finds, whatever is then said of it: `settings` are those of its settings that judge and do not
+/// change it.
+pub(crate) fn key_without(plan: &Plan, number: u32, tokenizer: &Tokenizer, settings: &[&str]) -> String {
     let all = plan.all_stages();
     let stage = all.iter().find(|stage| stage.number() == number).expect("a stage of the plan");
-    let mut parts = vec![plan.seed.to_string(), plan.stage_alone(number).to_string()];
+    let mut alone = plan.stage_alone(number);
+    if let Some(all) = alone["settings"].as_object_mut() {
+        all.retain(|name, _| !settings.contains(&name.as_str()));
+    }
+    let mut parts = vec![plan.seed.to_string(), alone.to_string()];
     if sees_models(plan, stage) {
         parts.push(tokenizer.content_hash().to_owned());
         parts.push(plan.model.dtype.as_str().to_owned());

@@ -2,6 +2,9 @@
 //!
 //! A complete stage of the same key (see `graph`) in another run folder is taken over, whatever its place and name there: its files
 //! are linked (or copied where that is not possible), its metrics written again. Checkpoints stay behind; a complete stage needs none.
+//!
+//! A stage that measures and then judges what it found is taken over in part where only the judgement changed: a gate whose threshold
+//! was raised measures no model again.
 
 use std::fs;
 use std::io;
@@ -43,16 +46,45 @@ pub(crate) fn find(candidates: &[PathBuf], key: &str, needs_model: bool) -> Opti
     })
 }
 
-/// Takes the stage over, and gives its report with the output where it is now. It is complete once its outcome is written, which
-/// the caller does last.
+/// Where a stage that measures leaves the key of what it found.
+const FOUND: &str = "found.key";
+
+/// Notes the key of what a stage is about to find, in its folder.
+///
+/// # Errors
+/// A file that cannot be written.
+pub(crate) fn note_found(stage: &StageFolder, key: &str) -> Result<()> {
+    let path = stage.root().join(FOUND);
+    pt_core::atomic_file::write(&path, key.as_bytes()).map_err(PipelineError::io("write", &path))
+}
+
+/// Takes over what a stage of another run found, whole or in part, whether or not that stage was then judged good; gives the run. It
+/// is the caller's to go on from there.
 ///
 /// # Errors
 /// Files that cannot be read or written.
-pub(crate) fn adopt(found: &Found, folder: &mut RunFolder, stage: &StageFolder) -> Result<StageReport> {
-    let (run, label) = (&found.run, found.label.as_str());
-    let from = run.join("stages").join(label);
-    for entry in fs::read_dir(&from).map_err(PipelineError::io("read", &from))? {
-        let entry = entry.map_err(PipelineError::io("read", &from))?;
+pub(crate) fn adopt_found(candidates: &[PathBuf], key: &str, stage: &StageFolder) -> Result<Option<PathBuf>> {
+    let has_found = |folder: &&PathBuf| fs::read(folder.join(FOUND)).is_ok_and(|own| own == key.as_bytes());
+    // A run that is resumed goes on from its own.
+    if has_found(&&stage.root().to_owned()) {
+        return Ok(None);
+    }
+    for run in candidates {
+        let Ok(stages) = fs::read_dir(run.join("stages")) else { continue };
+        let mut folders: Vec<PathBuf> = stages.filter_map(|entry| Some(entry.ok()?.path())).collect();
+        folders.sort();
+        if let Some(from) = folders.iter().find(has_found) {
+            link_folder(from, stage)?;
+            return Ok(Some(run.clone()));
+        }
+    }
+    Ok(None)
+}
+
+/// Links what a stage left into another stage's folder.
+fn link_folder(from: &Path, stage: &StageFolder) -> Result<()> {
+    for entry in fs::read_dir(from).map_err(PipelineError::io("read", from))? {
+        let entry = entry.map_err(PipelineError::io("read", from))?;
         let name = entry.file_name();
         if name.to_str().is_some_and(|name| NOT_TAKEN.contains(&name) || name.starts_with('.')) {
             continue;
@@ -60,6 +92,17 @@ pub(crate) fn adopt(found: &Found, folder: &mut RunFolder, stage: &StageFolder) 
         let to = stage.root().join(&name);
         link_all(&entry.path(), &to).map_err(PipelineError::io("take over", &to))?;
     }
+    Ok(())
+}
+
+/// Takes the stage over, and gives its report with the output where it is now. It is complete once its outcome is written, which
+/// the caller does last.
+///
+/// # Errors
+/// Files that cannot be read or written.
+pub(crate) fn adopt(found: &Found, folder: &mut RunFolder, stage: &StageFolder) -> Result<StageReport> {
+    let (run, label) = (&found.run, found.label.as_str());
+    link_folder(&run.join("stages").join(label), stage)?;
     folder.resume_at(stage, 0)?;
     copy_lines(&run.join("metrics.jsonl"), label, |step, values| folder.log_metrics(stage, step, values))?;
     copy_lines(&run.join("timing.jsonl"), label, |step, values| folder.log_timing(stage, step, values))?;

@@ -241,6 +241,7 @@ impl<'a> Runner<'a> {
         if !stop.load(Ordering::Relaxed) {
             self.folder.event(&Event::StageBegun { stage: folder.label().to_owned() })?;
             watch.work_begun(planned);
+            self.find_again(planned, kind.judging_settings(), &folder, watch)?;
             let mut work = Work {
                 recipe: &self.recipe,
                 plan: &self.plan,
@@ -267,6 +268,28 @@ impl<'a> Runner<'a> {
         let (stage, reason) = (folder.label().to_owned(), "asked to stop".to_owned());
         self.folder.event(&Event::Interrupted { stage, step: 0, reason })?;
         Ok(StageEnd::Interrupted { step: 0 })
+    }
+
+    /// Takes over what another run's stage found where only the settings that judge it differ.
+    fn find_again(
+        &self,
+        planned: &PlannedWork,
+        judging: &[&str],
+        folder: &StageFolder,
+        watch: &mut dyn Watch,
+    ) -> Result<()> {
+        if judging.is_empty() {
+            return Ok(());
+        }
+        let key = graph::key_without(&self.plan, planned.number, self.tokenizer, judging);
+        if let Some(run) = reuse::adopt_found(&self.reuse, &key, folder)? {
+            let (name, judging) = (&planned.name, judging.join(", "));
+            watch.note(&format!(
+                "{name}: what was found is from {}; only {judging} is another",
+                run.display()
+            ));
+        }
+        reuse::note_found(folder, &key)
     }
 
     /// Plans a stage that trains, now that what it reads is there, and carries it out. The plan lies in its folder, too.

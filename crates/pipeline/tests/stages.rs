@@ -126,8 +126,22 @@ fn a_gate_that_fails_ends_the_run_and_says_what_was_lost() {
     );
     let again = go(&text(), &strict, &run, &mut Seen::default()).unwrap_err().to_string();
     assert_eq!(again, error, "a resumed run is held to the same");
-    let (_, taken) = finish_reusing(&[], &dir.path().join("allowed"), std::slice::from_ref(&run));
+    // What was measured is marked, to be known again.
+    let results = Path::new("stages/04-eval/results/sft/results.json");
+    let mut marked = json(&run.join(results));
+    marked["posttrain"] = "marked".into();
+    fs::write(run.join(results), marked.to_string()).unwrap();
+    let before = fs::read(run.join("stages/04-eval/results/gate.json")).unwrap();
+    let allowed = dir.path().join("allowed");
+    let (_, taken) = finish_reusing(&[], &allowed, std::slice::from_ref(&run));
     assert_eq!(taken, ["pretrain", "curate", "sft"], "what was done before the gate is done");
+    assert_eq!(json(&allowed.join(results))["posttrain"], "marked", "a changed gate measures nothing again");
+    assert_eq!(json(&allowed.join("stages/04-eval/results/gate.json"))[0]["passes"], true);
+    let after = fs::read(run.join("stages/04-eval/results/gate.json")).unwrap();
+    assert!(before == after, "what the other run found stays as it was");
+    let other = dir.path().join("other");
+    finish_reusing(&["stage.eval.eval.n=7"], &other, std::slice::from_ref(&run));
+    assert_ne!(json(&other.join(results))["posttrain"], "marked", "other questions are measured");
 }
 
 #[test]

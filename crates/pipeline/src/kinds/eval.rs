@@ -35,6 +35,10 @@ impl StageKind for Eval {
         "eval"
     }
 
+    fn judging_settings(&self) -> &'static [&'static str] {
+        &["gate"]
+    }
+
     fn plan(&self, section: &StageSection, around: &Around<'_>) -> Result<Planning> {
         let eval = &section.eval;
         check(eval, &section.gate)?;

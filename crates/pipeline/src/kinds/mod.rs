@@ -41,6 +41,12 @@ pub(crate) trait StageKind: Sync {
     /// The stage's `type`.
     fn name(&self) -> &'static str;
 
+    /// Of its settings, those that judge what it finds and do not change it: where only they differ, what another run found is taken
+    /// over, and [`StageKind::run`] goes on from there.
+    fn judging_settings(&self) -> &'static [&'static str] {
+        &[]
+    }
+
     /// Decides every option, and checks what can be checked before anything has run.
     ///
     /// # Errors
