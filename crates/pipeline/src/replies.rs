@@ -22,8 +22,25 @@ use crate::tokenise::{Counts, TokeniseOptions, TokenisedSource};
 /// What a row became.
 enum Converted {
     Examples(Vec<Example>),
+    /// The same, of a row whose prompt lost its beginning.
+    OfCutPrompt(Vec<Example>),
     /// Left out, and why.
     Excluded(&'static str),
+}
+
+impl Converted {
+    /// The same with each example made into others.
+    fn each(self, change: impl FnMut(Example) -> Vec<Example>) -> Converted {
+        match self {
+            Converted::Examples(examples) => {
+                Converted::Examples(examples.into_iter().flat_map(change).collect())
+            }
+            Converted::OfCutPrompt(examples) => {
+                Converted::OfCutPrompt(examples.into_iter().flat_map(change).collect())
+            }
+            excluded @ Converted::Excluded(_) => excluded,
+        }
+    }
 }
 
 /// Tokenises rows of a kind that has replies.
@@ -51,9 +68,13 @@ pub(crate) fn tokenise_replies(
     };
     let converted = parallel::try_map_ordered(&source.records, convert)?;
     let (mut examples, mut excluded) = (Vec::new(), BTreeMap::<&str, u64>::new());
+    let mut n_cut_prompts = 0;
     for (row, converted) in converted.into_iter().enumerate() {
+        n_cut_prompts += u64::from(matches!(converted, Converted::OfCutPrompt(_)));
         match converted {
-            Converted::Examples(more) => examples.extend(more.into_iter().map(|example| (row, example))),
+            Converted::Examples(more) | Converted::OfCutPrompt(more) => {
+                examples.extend(more.into_iter().map(|example| (row, example)));
+            }
             Converted::Excluded(reason) => *excluded.entry(reason).or_default() += 1,
         }
     }
@@ -63,7 +84,8 @@ pub(crate) fn tokenise_replies(
     if kind == RowKind::Labelled {
         add_mismatched(&mut examples, seed);
     }
-    let counts = counts_of(&examples, excluded.values().sum());
+    let mut counts = counts_of(&examples, excluded.values().sum());
+    counts.rows_truncated += n_cut_prompts;
     let mut notes: Vec<String> =
         excluded.iter().map(|(reason, n)| format!("{n} rows were left out: {reason}")).collect();
     if contradictions > 0 {
@@ -249,18 +271,24 @@ fn tree(
     if replies.len() == 2 && replies[0].token_ids == replies[1].token_ids {
         return Ok(Converted::Excluded("chosen and rejected are the same once cut to `max_length`"));
     }
-    Ok(Converted::Examples(vec![Example::prompt(prompt[cut_front..].to_vec(), replies, 0, origin)]))
+    let examples = vec![Example::prompt(prompt[cut_front..].to_vec(), replies, 0, origin)];
+    Ok(match cut_front {
+        0 => Converted::Examples(examples),
+        _ => Converted::OfCutPrompt(examples),
+    })
 }
 
 /// The same replies with a score to be read at the end of each, in place of tokens that train.
 fn score_ends(converted: Converted) -> Converted {
-    let Converted::Examples(mut examples) = converted else { return converted };
-    for reply in examples.iter_mut().flat_map(|example| &mut example.replies) {
-        reply.weights.fill(0.0);
-        let position = Some(reply.token_ids.len() - 1);
-        reply.scored = vec![ScoredToken { position, target: 0.0, weight: 1.0, old_value: None }];
-    }
-    Converted::Examples(examples)
+    let scored = |mut example: Example| {
+        for reply in &mut example.replies {
+            reply.weights.fill(0.0);
+            let position = Some(reply.token_ids.len() - 1);
+            reply.scored = vec![ScoredToken { position, target: 0.0, weight: 1.0, old_value: None }];
+        }
+        vec![example]
+    };
+    converted.each(scored)
 }
 
 /// A reply that is good or bad; a pair is one of each.
@@ -278,10 +306,6 @@ fn labelled(
             tree(record, &[(kind, side)], Compare { margin: 0.0, label: 1.0 }, options)
         }
         Body::Preference { .. } => {
-            let pairs = match pair(masker, record, whole, options)? {
-                Converted::Examples(pairs) => pairs,
-                excluded @ Converted::Excluded(_) => return Ok(excluded),
-            };
             let single = |pair: Example| {
                 let kinds = [CompletionKind::Desirable, CompletionKind::Undesirable];
                 let replies = pair.replies.clone().into_iter().zip(kinds);
@@ -291,7 +315,7 @@ fn labelled(
                 };
                 replies.map(one).collect::<Vec<_>>()
             };
-            Ok(Converted::Examples(pairs.into_iter().flat_map(single).collect()))
+            Ok(pair(masker, record, whole, options)?.each(single))
         }
         _ => Err(wrong_kind(record, options, "give a `prompt`, a `completion` and a `label`")),
     }
@@ -382,7 +406,8 @@ fn prompt(masker: &Masker<'_>, record: &Record, options: &TokeniseOptions<'_>) -
     let origin: Arc<str> = Arc::from(record.origin.to_string());
     let mut prompt = example::prompt(masker, record, options)?;
     let max_length = options.max_length.unwrap_or(usize::MAX);
-    if prompt.len() > max_length {
+    let is_too_long = prompt.len() > max_length;
+    if is_too_long {
         match options.truncation {
             Truncation::Drop => return Ok(Converted::Excluded("the prompt is longer than `max_length`")),
             Truncation::KeepEnd => drop(prompt.drain(..prompt.len() - max_length)),
@@ -392,7 +417,8 @@ fn prompt(masker: &Masker<'_>, record: &Record, options: &TokeniseOptions<'_>) -
             }
         }
     }
-    Ok(Converted::Examples(vec![Example::prompt(prompt, Vec::new(), 0, origin)]))
+    let examples = vec![Example::prompt(prompt, Vec::new(), 0, origin)];
+    Ok(if is_too_long { Converted::OfCutPrompt(examples) } else { Converted::Examples(examples) })
 }
 
 /// What cannot be cut as the recipe says, and how it can be.

@@ -557,6 +557,9 @@ fn long_prompts_keep_their_end_or_are_refused() {
     let expected: Vec<&[u32]> =
         whole.iter().map(|ids| &ids[ids.len().saturating_sub(longest - 1)..]).collect();
     assert_eq!(cut, expected);
+    let n_cut = whole.iter().filter(|ids| ids.len() == longest).count() as u64;
+    let plan = prepared(&text, &[&limit, "stage.0.data.truncation=keep_end"]).plan;
+    assert_eq!(plan.stages[0].data.train[0].rows_truncated, n_cut, "what lost its beginning is counted");
     for truncation in ["keep_start", "error"] {
         let found = refusal(&text, &[&limit, &format!("stage.0.data.truncation={truncation}")]);
         assert!(found.contains("more than max_length") && found.contains("to keep_end or drop"), "{found}");
