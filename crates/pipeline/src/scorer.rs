@@ -28,10 +28,18 @@ pub struct Scorer {
 
 /// Whether a folder holds a reward model, by its config.json or its adapter_config.json; a folder that cannot be read does not.
 pub fn is_scorer(path: &Path) -> bool {
+    score_head_at(path).is_ok_and(|kind| kind.is_some())
+}
+
+/// What a folder's model, or adapter, scores, by its configuration alone: whole texts, tokens, or nothing.
+///
+/// # Errors
+/// A configuration that cannot be read.
+pub fn score_head_at(path: &Path) -> Result<Option<ScoreHeadKind>> {
     if path.join("adapter_config.json").is_file() {
-        return PeftConfig::read(path).is_ok_and(|config| config.score_head.is_some());
+        return Ok(PeftConfig::read(path)?.score_head);
     }
-    pt_models::load_any_config(path, &[]).is_ok_and(|config| config.score_head.is_some())
+    Ok(pt_models::load_any_config(path, &[])?.score_head.map(|head| head.kind))
 }
 
 /// The reward model of a folder: transformers' sequence or token classification, or an adapter of one, whose base model is where
@@ -41,19 +49,19 @@ pub fn is_scorer(path: &Path) -> bool {
 /// [`PipelineError::Unsupported`] if it has no score head; if it cannot be read.
 pub fn load_scorer(path: &Path, dtype: Option<Dtype>) -> Result<Model> {
     let options = LoadOptions { dtype, score_head: true, ..LoadOptions::default() };
-    let mut model = if let Some(base) = base_of(path)? {
-        let mut model = pt_models::load(&base, &options)?;
-        model.attach_peft(path)?;
-        model
-    } else {
-        pt_models::load(path, &options)?
-    };
-    if model.score_head().is_none() {
+    let base = base_of(path)?;
+    // Before any weight is read: an adapter brings its head along, or its base has one.
+    let of_base = base.as_deref().map(score_head_at).transpose()?.flatten();
+    if score_head_at(path)?.or(of_base).is_none() {
         return Err(PipelineError::Unsupported {
             what: format!("{} is a language model without a score head", path.display()),
             advice: "give a reward model: what a `reward` stage wrote, or a ...ForSequenceClassification"
                 .to_owned(),
         });
+    }
+    let mut model = pt_models::load(base.as_deref().unwrap_or(path), &options)?;
+    if base.is_some() {
+        model.attach_peft(path)?;
     }
     model.freeze();
     Ok(model)

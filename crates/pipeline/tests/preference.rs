@@ -413,7 +413,14 @@ fn a_stage_after_a_reward_model_starts_from_the_language_model() {
     assert!(model.score_head().is_none());
     let refused = load(&out.join(&reports[0].output), &LoadOptions::default()).expect_err("a reward model");
     assert!(refused.to_string().contains("ForSequenceClassification"), "{refused}");
-    assert!(Scorer::open(&out.join(&reports[1].output), None).is_err(), "a language model scores nothing");
+    // A language model scores nothing, which its configuration says: no weight need be there.
+    let bare = dir.path().join("bare");
+    std::fs::create_dir(&bare).unwrap();
+    std::fs::copy(out.join(&reports[1].output).join("config.json"), bare.join("config.json")).unwrap();
+    for path in [out.join(&reports[1].output), bare] {
+        let error = Scorer::open(&path, None).unwrap_err().to_string();
+        assert!(error.contains("a language model without a score head"), "{error}");
+    }
 }
 
 #[test]
