@@ -50,7 +50,9 @@ pub enum CurateError {
         path: PathBuf,
     },
     /// A step that needs a model, where none was given.
-    #[error("step `{step}` needs a model to score with, and none was given")]
+    #[error(
+        "step `{step}` scores rows with a model, and this program has none to give; run it as `posttrain data curate` or in a curate stage"
+    )]
     NeedsModel {
         /// The step.
         step: &'static str,

@@ -46,7 +46,7 @@ pub use error::CurateError;
 pub use item::{Decision, Item};
 pub use report::{Amount, Composition, Example, Histogram, InputReport, Report, StepReport, Summary};
 pub use run::{CHUNK_ROWS, Progress, check, run};
-pub use step::{CountTokens, Given, ModelScores, Step};
+pub use step::{CountTokens, FindModels, Given, ModelScores, Step};
 pub use steps::contamination::{Contact, Index as ContaminationIndex, IndexOptions};
 pub use steps::rejection_sampling::{Judged, Prefer, select};
 pub use view::View;

@@ -67,14 +67,29 @@ pub trait ModelScores: Send + Sync {
     fn mean_nll(&self, prompt: &str, reply: &str) -> Option<f64>;
 }
 
+/// Finds models by name, given from above: this crate knows no files of models.
+pub trait FindModels: Send + Sync {
+    /// Says what is wrong where there is no such model, without reading its weights.
+    ///
+    /// # Errors
+    /// What was found, and what to do.
+    fn check(&self, name: &str) -> Result<(), String>;
+
+    /// Reads a model.
+    ///
+    /// # Errors
+    /// What was found, and what to do.
+    fn open(&self, name: &str) -> Result<Arc<dyn ModelScores>, String>;
+}
+
 /// Counts the tokens of a text, in the tokenizer of the model to be trained.
 pub type CountTokens = Arc<dyn Fn(&str) -> usize + Send + Sync>;
 
 /// What is given from above.
 #[derive(Clone, Default)]
 pub struct Given {
-    /// Scores of a model, for the step `difficulty`.
-    pub model: Option<Arc<dyn ModelScores>>,
+    /// Finds the models that steps name.
+    pub models: Option<Arc<dyn FindModels>>,
     /// Token counts, for the card's histogram; without it words are counted.
     pub count_tokens: Option<CountTokens>,
     /// Keys every random choice.

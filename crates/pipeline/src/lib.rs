@@ -8,6 +8,7 @@
 //! the model, and hands ready objects to the trainer. What it learns on the way is given to a [`Watch`]; it prints
 //! nothing, and reads nothing from its surroundings but what [`Surroundings`] holds.
 
+mod difficulty;
 mod displacement;
 mod distil;
 mod error;
@@ -42,6 +43,7 @@ pub mod tokenise;
 mod trainable;
 mod verify;
 
+pub use difficulty::CurationModels;
 pub use error::{PipelineError, PlanChange, Result};
 pub use invariance::{LayoutResult, verify_invariance};
 pub use loaded::{Loaded, own_dtype, stop_tokens};

@@ -189,7 +189,7 @@ fn what_cannot_be_is_refused_before_anything_runs() {
             },
         }
     };
-    let cases: [(&[&str], &str); 12] = [
+    let cases: [(&[&str], &str); 17] = [
         (&["stage.sft.data.train=stage:merge"], "no earlier stage is called `merge`"),
         (&["stage.sft.data.train=stage:pretrain"], "here rows can stand, and the stage `pretrain`"),
         (&["stage.merge.merge.models=[\"stage:curate\"]"], "here a model can stand, and the stage `curate`"),
@@ -199,9 +199,14 @@ fn what_cannot_be_is_refused_before_anything_runs() {
         (&["stage.sft.eval.benchmarks=gsm8k"], "has no effect with `type = \"sft\"`"),
         (&["stage.merge.merge.method=ties"], "`base` is absent"),
         (&["stage.merge.merge.weights=[1.0]"], "`weights` is 1 numbers"),
+        (&["stage.merge.merge.density=0.2"], "has no effect with `method = \"linear\"`"),
+        (&["stage.merge.merge.scale=2.0", "stage.merge.merge.method=slerp"], "write ties or dare"),
+        (&["stage.merge.merge.base=model"], "has no effect with `method = \"linear\"`"),
         (&["stage.eval.eval.models=stage:sft"], "a gate compares models"),
         (&["stage.export.export.format=nf4"], "export.quant has no effect"),
         (&["stage.curate.curate.steps=near_duplicatez"], "near_duplicates"),
+        (&["stage.curate.curate.steps=difficulty"], "model is not given"),
+        (&["stage.curate.curate.steps=[\"difficulty:model='no/such'\"]"], "`no/such`"),
     ];
     for (sets, expected) in cases {
         let error = parse(sets);

@@ -9,6 +9,7 @@ use anyhow::{Context as _, bail};
 use clap::ValueEnum;
 use pt_curate::{CURATORS, Curation, Form, Given, Input, Report, StepConfig, Unreadable};
 use pt_data::read::ReadOptions;
+use pt_pipeline::CurationModels;
 
 use crate::Context;
 use crate::environment::Environment;
@@ -120,7 +121,8 @@ pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<()> {
 /// What a curation is given by this program.
 pub(crate) fn given(environment: &Environment) -> Given {
     let read = ReadOptions { hf_home: environment.hf_home.clone(), ..ReadOptions::default() };
-    Given { read, ..Given::default() }
+    let models = CurationModels::new(&environment.surroundings());
+    Given { read, models: Some(Arc::new(models)), ..Given::default() }
 }
 
 /// Carries out a curation, with progress, and says how fast it was.

@@ -4,12 +4,13 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use pt_curate::{Curation, Form, Given, Input, Report, StepConfig, Unreadable};
+use pt_curate::{Curation, FindModels, Form, Given, Input, Report, StepConfig, Unreadable};
 use pt_data::read::ReadOptions;
 use pt_recipe::{CurateSection, FileFormat, PlannedFile, RowForm, Source, StageSection, UnreadableRows};
 use serde_json::json;
 
 use super::{Around, Done, Planning, StageKind, Work};
+use crate::difficulty::{CurationModels, model_of};
 use crate::error::{PipelineError, Result};
 use crate::graph::{self, ROWS};
 use crate::source::{Surroundings, format_of, generated_name, planned_file};
@@ -30,6 +31,9 @@ impl StageKind for Curate {
         let mut planning = Planning { files, ..Planning::default() };
         for path in section.file.iter().map(PathBuf::from).chain(files_of_steps(&curation)) {
             planning.files.push(planned_file(&path)?);
+        }
+        for name in curation.steps.iter().filter_map(|step| model_of(&step.options)) {
+            planning.files.extend(around.model_files(name)?);
         }
         if section.sources.is_none() {
             planning.files.extend(files_of_inputs(&curation, around)?);
@@ -75,7 +79,8 @@ impl StageKind for Curate {
 
 fn given(surroundings: &Surroundings) -> Given {
     let read = ReadOptions { hf_home: surroundings.hf_home.clone(), ..ReadOptions::default() };
-    Given { read, ..Given::default() }
+    let models = Some(Arc::new(CurationModels::new(surroundings)) as Arc<dyn FindModels>);
+    Given { read, models, ..Given::default() }
 }
 
 /// The curation, with everything that it writes in `folder`.
@@ -101,8 +106,14 @@ fn curation(section: &CurateSection, seed: u64, folder: &Path) -> Result<Curatio
     };
     if curation.blueprint.is_some() {
         return Err(PipelineError::Unsupported {
-            what: "the curation file has a blueprint, which makes a file for each domain and a mixture of them".to_owned(),
-            advice: "carry it out with `posttrain data curate`, and name its files in data.train with their weights".to_owned(),
+            what:
+                "the curation file has a blueprint, which makes a file for each domain and a mixture of them"
+                    .to_owned(),
+            advice: format!(
+                "run `posttrain data curate {}` first, and paste the sources of the NAME.mixture.toml that it writes beside `out` \
+                 below the [[stage]] that trains",
+                section.file.as_deref().unwrap_or_default()
+            ),
         });
     }
     if let Some(sources) = &section.sources {
