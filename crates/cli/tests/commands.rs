@@ -341,6 +341,38 @@ fn a_fused_model_needs_the_first_ones_tokenizer_before_any_work() {
 }
 
 #[test]
+fn models_are_fused_by_options_that_the_method_reads_and_one_vocabulary() {
+    let fixture = Fixture::new();
+    let fuse = ["fuse", "--models", "model,model", "--out", "fused"];
+    for (more, expected) in [
+        (&["--density", "0.2"][..], "--density has no effect with --method linear"),
+        (&["--method", "slerp", "--base", "model"], "--base has no effect with --method slerp"),
+        (&["--method", "ties", "--base", "model", "--seed", "1"], "--seed has no effect with --method ties"),
+    ] {
+        let outcome = fixture.run(&[&fuse[..], more].concat());
+        assert!(outcome.code == 1 && outcome.stderr.contains(expected), "{outcome:?}");
+        assert!(!fixture.path().join("fused").exists());
+    }
+    // The same model whose tokenizer has a token more.
+    let other = fixture.path().join("other");
+    std::fs::create_dir(&other).unwrap();
+    for entry in std::fs::read_dir(fixture.path().join("model")).unwrap() {
+        let path = entry.unwrap().path();
+        std::fs::copy(&path, other.join(path.file_name().unwrap())).unwrap();
+    }
+    let mut tokenizer: Value = serde_json::from_str(&fixture.read("model/tokenizer.json")).unwrap();
+    let n = pt_text::Tokenizer::from_dir(&other).unwrap().vocab_size();
+    let added = json!({"id": n, "content": "<|more|>", "single_word": false, "lstrip": false, "rstrip": false,
+        "normalized": false, "special": true});
+    tokenizer["added_tokens"].as_array_mut().unwrap().push(added);
+    fixture.write("other/tokenizer.json", &tokenizer.to_string());
+    let outcome = fixture.run(&["fuse", "--models", "model,other", "--out", "fused"]);
+    assert!(outcome.code == 1 && outcome.stderr.contains("has another tokenizer"), "{outcome:?}");
+    let ties = ["--method", "ties", "--base", "model", "--density", "0.2", "--scale", "0.5"];
+    fixture.run(&[&fuse[..], &ties].concat()).ok();
+}
+
+#[test]
 fn options_of_other_export_formats_are_refused() {
     let fixture = Fixture::new();
     fixture.write_adapter(Dtype::F32);

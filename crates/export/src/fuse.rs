@@ -49,6 +49,15 @@ impl FuseMethod {
         ("dare", FuseMethod::Dare),
     ];
 
+    /// Whether the method reads an option: `base`, `density`, `scale` or `seed`.
+    pub fn reads(self, option: &str) -> bool {
+        match option {
+            "base" | "density" | "scale" => self.needs_base(),
+            "seed" => self == FuseMethod::Dare,
+            _ => true,
+        }
+    }
+
     fn needs_base(self) -> bool {
         matches!(self, FuseMethod::Ties | FuseMethod::Dare)
     }
@@ -346,6 +355,11 @@ mod tests {
         check(FuseOptions { weights: vec![1.0, -1.0], ..FuseOptions::default() }, 2, false, "sum is not 0");
         check(FuseOptions { weights: vec![1.0], ..FuseOptions::default() }, 2, false, "one per model");
         check(FuseOptions { weights: vec![2.0, -1.0], ..of(FuseMethod::Slerp) }, 2, false, "below 0");
+        let reads =
+            |method: FuseMethod| ["base", "density", "scale", "seed", "weights"].map(|o| method.reads(o));
+        assert_eq!(reads(FuseMethod::Slerp), [false, false, false, false, true]);
+        assert_eq!(reads(FuseMethod::Ties), [true, true, true, false, true]);
+        assert_eq!(reads(FuseMethod::Dare), [true; 5]);
         assert!("dares".parse::<FuseMethod>().unwrap_err().to_string().contains("ties"));
     }
 }

@@ -167,11 +167,26 @@ fn publish_folder(
         }
         None => pt_models::save(model, out, &save, also)?,
     }
-    let written = pt_models::load(out, &LoadOptions::default())?;
     let limit = options.max_divergence.unwrap_or(quantises.map_or(EXACT, |(_, limit)| limit));
-    let own = Tokenizer::from_dir(out)?;
-    let proof = prove_model(model, &written, Some((tokenizer, &own)), options.text, limit)?;
+    let proof = prove_folder(model, Some(tokenizer), out, options.text, limit)?;
     Ok(Published { proof, notes: Vec::new() })
+}
+
+/// Reads a Hugging Face folder again, with nothing but what is in it, and compares it with the model it was written from; with its
+/// tokenizer, too, where the source has one.
+///
+/// # Errors
+/// A folder that cannot be read. Differences are no errors: they are in the proof.
+pub fn prove_folder(
+    source: &Model,
+    tokenizer: Option<&Tokenizer>,
+    folder: &Path,
+    text: &str,
+    max_mean_kl: f64,
+) -> Result<Proof> {
+    let written = pt_models::load(folder, &LoadOptions::default())?;
+    let again = tokenizer.map(|_| Tokenizer::from_dir(folder)).transpose()?;
+    prove_model(source, &written, tokenizer.zip(again.as_ref()), text, max_mean_kl)
 }
 
 impl Proof {

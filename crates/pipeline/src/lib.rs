@@ -50,6 +50,7 @@ pub use loaded::{Loaded, own_dtype, stop_tokens};
 pub use output::write_model;
 pub use prepare::{Prepared, catalogue, check_fits, load_recipe, prepare, prepare_again};
 pub use probe::{flops_per_token, matrix_peak};
+pub use reference::{Extent, expect_same_tokens};
 pub use report::{Contrast, Measure, StageReport, TaskGain};
 pub use reward_report::{CalibrationBin, LengthBias, RankedPair, RewardReport, Share};
 pub use run::{RunOptions, RunOutcome, Watch, run};

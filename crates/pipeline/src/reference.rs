@@ -23,6 +23,7 @@ use crate::error::{PipelineError, Result};
 use crate::stage::StageData;
 use cache::{Cache, key_of};
 pub(crate) use following::Following;
+pub use named::{Extent, expect_same_tokens};
 pub(crate) use named::{POLICY, check_same_tokens, load_critic, load_named, named_bytes, named_files};
 
 /// A model that says log-probabilities, and how.

@@ -226,10 +226,6 @@ fn trial(doc: &KeyDoc, dir: &Path) -> Trial {
         path if path.starts_with("stage.feedback.respond") => {
             trial.beside.push("stage.1.feedback.task=judge".to_owned());
         }
-        // Differences need what they are differences from.
-        "stage.merge.base" => {
-            trial.beside.extend(["stage.1.merge.method=ties".to_owned(), format!("{path}=model")]);
-        }
         "stage.export.format" => trial.change = set("nf4"),
         "stage.environment.type" => {
             trial.beside.push("stage.0.data.train=[\"generated:guess?n=40&form=prompt_only\"]".to_owned());

@@ -176,6 +176,12 @@ impl KeyDoc {
                 "feedback.sources=generated:letters?level=1&n=9",
                 "feedback.server=http://127.0.0.1:8000/v1",
             ],
+            "stage.merge.base" | "stage.merge.density" | "stage.merge.scale" => &[
+                "type=merge",
+                "merge.models=[\"model\", \"model\"]",
+                "merge.base=model",
+                "merge.method=ties",
+            ],
             path if path.starts_with("stage.merge.") => {
                 &["type=merge", "merge.models=[\"model\", \"model\"]"]
             }

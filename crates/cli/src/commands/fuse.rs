@@ -6,9 +6,10 @@ use anyhow::{Context as _, bail};
 use pt_core::atomic_file;
 use pt_engine::Dtype;
 use pt_eval::{BenchmarkResult, Company, Prepared, Settings};
-use pt_export::{FuseMethod, FuseOptions, divergence, fuse, prove_model, sequences};
-use pt_models::{LoadOptions, Model, SaveOptions};
+use pt_export::{FuseMethod, FuseOptions, divergence, fuse, prove_folder, sequences};
+use pt_models::{Model, SaveOptions};
 use pt_pipeline::model::{load_model, locate_model};
+use pt_pipeline::{Extent, expect_same_tokens};
 use pt_report::{Front, FrontPoint, Measure, Measured, front_page};
 use pt_text::Tokenizer;
 use serde_json::json;
@@ -58,15 +59,15 @@ pub(crate) struct Args {
     /// The model that all came from (ties, dare)
     #[arg(long, value_name = "MODEL")]
     base: Option<String>,
-    /// Share of each difference that is kept (ties, dare)
-    #[arg(long, value_name = "SHARE", default_value_t = 0.5)]
-    density: f64,
-    /// Factor on the fused difference (ties, dare)
-    #[arg(long, value_name = "NUMBER", default_value_t = 1.0)]
-    scale: f64,
-    /// Of what dare drops
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    seed: u64,
+    /// Share of each difference that is kept (ties, dare) [default: 0.5]
+    #[arg(long, value_name = "SHARE")]
+    density: Option<f64>,
+    /// Factor on the fused difference (ties, dare) [default: 1]
+    #[arg(long, value_name = "NUMBER", allow_negative_numbers = true)]
+    scale: Option<f64>,
+    /// Of what dare drops [default: 0]
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
     /// Weights of the second of two models, one result each
     #[arg(long, value_name = "NUMBERS", value_delimiter = ',', conflicts_with = "weights")]
     sweep: Vec<f64>,
@@ -162,6 +163,7 @@ fn measured(result: &BenchmarkResult) -> anyhow::Result<(Measure, Measured)> {
 
 pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<()> {
     check_empty(&args.out)?;
+    args.options()?;
     let measuring = args.front.prepare(context)?;
     let surroundings = context.environment.surroundings();
     let find = |name: &String| {
@@ -180,6 +182,28 @@ pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<()> {
 }
 
 impl Args {
+    /// How models are fused, but for their weights.
+    fn options(&self) -> anyhow::Result<FuseOptions> {
+        let (method, default) = (self.method.parse::<FuseMethod>()?, FuseOptions::default());
+        for (option, is_given) in [
+            ("base", self.base.is_some()),
+            ("density", self.density.is_some()),
+            ("scale", self.scale.is_some()),
+            ("seed", self.seed.is_some()),
+        ] {
+            if is_given && !method.reads(option) {
+                bail!("--{option} has no effect with --method {}; change that, or leave it out", self.method);
+            }
+        }
+        Ok(FuseOptions {
+            method,
+            density: self.density.unwrap_or(default.density),
+            scale: self.scale.unwrap_or(default.scale),
+            seed: self.seed.unwrap_or(default.seed),
+            ..default
+        })
+    }
+
     fn load(&self, folder: &Path) -> anyhow::Result<Model> {
         Ok(load_model(folder, self.dtype.map(Dtype::from))?)
     }
@@ -197,20 +221,12 @@ impl Args {
             folders.iter().map(|folder| self.load(folder)).collect::<anyhow::Result<_>>()?;
         // In the models' own type: rounding must not look like a difference from the base.
         let base = base.map(|base| self.load(base)).transpose()?;
-        let options = FuseOptions {
-            method: self.method.parse()?,
-            weights: weights.to_vec(),
-            density: self.density,
-            scale: self.scale,
-            seed: self.seed,
-        };
+        let options = FuseOptions { weights: weights.to_vec(), ..self.options()? };
         let fused = fuse(models, base.as_ref(), &options)?;
         publish(&fused, out, &SaveOptions::default(), |folder| {
             write_tokenizer(&folders[0], Path::new(""), folder)
         })?;
-        let written = pt_models::load(out, &LoadOptions::default())?;
-        let again = tokenizer.map(|_| Tokenizer::from_dir(out)).transpose()?;
-        report(out, &prove_model(&fused, &written, tokenizer.zip(again.as_ref()), TEXT, EXACT)?)?;
+        report(out, &prove_folder(&fused, tokenizer, out, TEXT, EXACT)?)?;
         Ok(fused)
     }
 
@@ -368,16 +384,7 @@ fn one_vocabulary(folders: &[PathBuf]) -> anyhow::Result<Option<Tokenizer>> {
         );
     }
     for (folder, other) in &tokenizers[1..] {
-        let n = first.vocab_size().max(other.vocab_size()) as u32;
-        if let Some(id) = (0..n).find(|id| first.id_to_token(*id) != other.id_to_token(*id)) {
-            bail!(
-                "token {id} is {:?} in {} and {:?} in {}; models of different vocabularies cannot be fused",
-                first.id_to_token(id),
-                first_folder.display(),
-                other.id_to_token(id),
-                folder.display()
-            );
-        }
+        expect_same_tokens("model to fuse", &folder.display().to_string(), other, first, Extent::All)?;
     }
     Ok(tokenizers.into_iter().next().map(|(_, tokenizer)| tokenizer))
 }

@@ -1,19 +1,16 @@
 //! `merge`: several models fused into one, which later stages begin with. Of one model with an adapter, the adapter is folded in.
 
-use std::path::Path;
-
-use pt_export::{EXACT, FuseMethod, FuseOptions, PROOF_TEXT, fuse, prove_model};
-use pt_models::{LoadOptions, Model};
+use pt_export::{EXACT, FuseMethod, FuseOptions, PROOF_TEXT, fuse, prove_folder};
+use pt_models::Model;
 use pt_recipe::{MergeMethod, MergeSection, StageSection};
-use pt_text::Tokenizer;
 use serde_json::json;
 
 use super::{Around, Done, Planning, StageKind, Work};
-use crate::error::{PipelineError, Result};
+use crate::error::Result;
 use crate::graph::shown_name;
 use crate::loaded::Loaded;
 use crate::output::write_model;
-use crate::reference::check_same_tokens;
+use crate::reference::{Extent, check_same_tokens};
 
 /// The kind.
 pub(super) struct Merge;
@@ -27,12 +24,6 @@ impl StageKind for Merge {
         let merge = &section.merge;
         if is_fused(merge) {
             options(merge, around.recipe.seed).checked(models(merge).len(), merge.base.is_some())?;
-        }
-        if merge.base.is_some() && matches!(merge.method, MergeMethod::Linear | MergeMethod::Slerp) {
-            return Err(PipelineError::Unsupported {
-                what: format!("merge.base has no effect with method \"{}\"", merge.method.as_str()),
-                advice: "remove it, or use ties or dare, which add differences to it".to_owned(),
-            });
         }
         let mut planning = Planning::default();
         for written in models(merge).iter().chain(&merge.base) {
@@ -54,7 +45,7 @@ impl StageKind for Merge {
         for written in models(merge) {
             let model = work.load(written)?;
             if let Some(folder) = &model.folder {
-                check_same_tokens("merged model", written, folder, work.tokenizer)?;
+                check_same_tokens("merged model", written, folder, work.tokenizer, Extent::All)?;
             }
             loaded.push(model);
         }
@@ -70,8 +61,10 @@ impl StageKind for Merge {
         let fused = fused.map_err(|error| work.problem(error))?;
         let out = work.folder.model_dir();
         write_model(&fused, &out, &tokenizer, None, None)?;
-        let line = prove(&fused, &tokenizer, &out).map_err(|error| work.problem(error))?;
-        Ok(Some(Done::new(out, vec![line])))
+        let proof = prove_folder(&fused, Some(&tokenizer), &out, PROOF_TEXT, EXACT);
+        let proof = proof.map_err(|error| work.problem(error))?;
+        super::refuse_problems(&out, &proof).map_err(|error| work.problem(error))?;
+        Ok(Some(Done::new(out, vec![proof.summary()])))
     }
 }
 
@@ -97,13 +90,4 @@ fn options(merge: &MergeSection, seed: u64) -> FuseOptions {
         scale: merge.scale,
         seed,
     }
-}
-
-/// Reads the model again; what is there must be what was written.
-fn prove(fused: &Model, tokenizer: &Tokenizer, out: &Path) -> Result<String> {
-    let written = pt_models::load(out, &LoadOptions::default())?;
-    let own = Tokenizer::from_dir(out)?;
-    let proof = prove_model(fused, &written, Some((tokenizer, &own)), PROOF_TEXT, EXACT)?;
-    super::refuse_problems(out, &proof)?;
-    Ok(proof.summary())
 }

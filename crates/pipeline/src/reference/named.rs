@@ -24,7 +24,7 @@ pub(crate) fn load_named(
     surroundings: &Surroundings,
 ) -> Result<Model> {
     let path = locate_model(name, "main", surroundings)?;
-    check_same_tokens(role, name, &path, tokenizer)?;
+    check_same_tokens(role, name, &path, tokenizer, Extent::Shared)?;
     let mut model = load_model(&path, Some(engine_dtype(recipe.model.dtype)))?;
     model.freeze();
     Ok(model)
@@ -47,7 +47,7 @@ pub(crate) fn load_critic(
     if !is_scorer(&path) {
         return load_named("critic", name, recipe, tokenizer, surroundings);
     }
-    check_same_tokens("critic", name, &path, tokenizer)?;
+    check_same_tokens("critic", name, &path, tokenizer, Extent::Shared)?;
     let mut model = load_scorer(&path, Some(engine_dtype(recipe.model.dtype)))?;
     if model.adapter().is_some() {
         merge(&mut model, engine_dtype(recipe.model.dtype))?;
@@ -72,29 +72,60 @@ pub(crate) fn named_files(name: Option<&str>, surroundings: &Surroundings) -> Re
     name.map_or_else(|| Ok(Vec::new()), |name| model_files_at(locate_model(name, "main", surroundings)?))
 }
 
-/// Refuses a model whose own tokenizer gives an id another token: the two would speak of different things. Where a folder has no
-/// tokenizer, and beyond the end of the smaller of two, nothing is known and nothing refused.
+/// How far two tokenizers must be the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Extent {
+    /// Up to the end of the smaller: for models whose predictions are compared.
+    Shared,
+    /// Every token of both: for models whose weights become one.
+    All,
+}
+
+/// [`expect_same_tokens`] for the tokenizer of a folder. Where it has none, nothing is known and nothing refused.
 ///
 /// # Errors
-/// [`PipelineError::Unsupported`] with the first id that differs.
-pub(crate) fn check_same_tokens(role: &str, name: &str, path: &Path, tokenizer: &Tokenizer) -> Result<()> {
+/// [`PipelineError::Unsupported`] with the first id that differs; a tokenizer that cannot be read.
+pub(crate) fn check_same_tokens(
+    role: &str,
+    name: &str,
+    path: &Path,
+    tokenizer: &Tokenizer,
+    extent: Extent,
+) -> Result<()> {
     if !path.is_dir() || !path.join("tokenizer.json").is_file() {
         return Ok(());
     }
-    let theirs = tokenizer_at(path)?;
-    let n = theirs.vocab_size().min(tokenizer.vocab_size()) as u32;
+    expect_same_tokens(role, name, &tokenizer_at(path)?, tokenizer, extent)
+}
+
+/// Refuses a model whose own tokenizer gives an id another token: the two would speak of different things.
+///
+/// # Errors
+/// [`PipelineError::Unsupported`] with the first id that differs.
+pub fn expect_same_tokens(
+    role: &str,
+    name: &str,
+    theirs: &Tokenizer,
+    expected: &Tokenizer,
+    extent: Extent,
+) -> Result<()> {
+    let sizes = [theirs.vocab_size(), expected.vocab_size()];
+    let n = match extent {
+        Extent::Shared => sizes[0].min(sizes[1]),
+        Extent::All => sizes[0].max(sizes[1]),
+    };
     let shown =
         |token: Option<String>| token.map_or_else(|| "no token".to_owned(), |token| format!("`{token}`"));
-    for id in 0..n {
-        let (own, other) = (tokenizer.id_to_token(id), theirs.id_to_token(id));
+    for id in 0..n as u32 {
+        let (own, other) = (expected.id_to_token(id), theirs.id_to_token(id));
         if own != other {
             return Err(PipelineError::Unsupported {
                 what: format!(
-                    "the {role} `{name}` has another tokenizer: its token {id} is {}, the recipe's is {}",
+                    "the {role} `{name}` has another tokenizer: its token {id} is {}, and {} is expected",
                     shown(other),
                     shown(own)
                 ),
-                advice: format!("choose a {role} with the tokenizer of the model that trains"),
+                advice: format!("choose a {role} with the same tokenizer"),
             });
         }
     }

@@ -5,7 +5,7 @@ use crate::keys::RecipeFile;
 use crate::recipe::{Reference, references_in};
 use crate::stage_types::{Product, StageType, WorkType, product_of};
 use crate::tree::Node;
-use crate::work_keys::{FeedbackTask, SECTIONS_OF_WORKS, is_of_eval_stages};
+use crate::work_keys::{FeedbackTask, MergeMethod, SECTIONS_OF_WORKS, is_of_eval_stages};
 
 /// For each section, keys of which at least one must be written, and what to write.
 const NEEDED: &[(&str, &[&str], &str)] = &[
@@ -26,6 +26,13 @@ const OF_TASKS: &[(&[&str], &[FeedbackTask])] = &[
 const OF_OTHERS: &[(&[&str], &str)] = &[
     (&["server_model", "api_key_file", "parallel"], "server"),
     (&["respond_temperature", "respond_max_new_tokens"], "respond"),
+];
+
+/// Keys of `[stage.merge]` and the methods that read them.
+const OF_MERGES: &[(&str, &[MergeMethod])] = &[
+    ("base", &[MergeMethod::Ties, MergeMethod::Dare]),
+    ("density", &[MergeMethod::Ties, MergeMethod::Dare]),
+    ("scale", &[MergeMethod::Ties, MergeMethod::Dare]),
 ];
 
 impl Checks<'_, '_> {
@@ -62,6 +69,9 @@ impl Checks<'_, '_> {
         if work.sections[0] == "feedback" {
             self.feedback(stage);
         }
+        if work.sections[0] == "merge" {
+            self.merge(stage);
+        }
         if self.has(&format!("{stage}.gate")) && !self.has(&format!("{stage}.gate.max_loss")) {
             let key = format!("{stage}.gate.max_loss");
             self.at(
@@ -91,6 +101,21 @@ impl Checks<'_, '_> {
             let key = format!("{section}.{key}");
             if self.has(&key) {
                 self.at(&key, &key, &format!("has no effect with {because}; change that, or remove it"));
+            }
+        }
+    }
+
+    /// Keys of a merge that its method does not read.
+    fn merge(&mut self, stage: &str) {
+        let section = format!("{stage}.merge");
+        let method = self.root.find(&format!("{section}.method")).and_then(Node::str);
+        let method = method.unwrap_or(MergeMethod::Linear.as_str()).to_owned();
+        for (key, methods) in OF_MERGES {
+            let key = format!("{section}.{key}");
+            if self.has(&key) && !methods.iter().any(|read| read.as_str() == method) {
+                let names: Vec<&str> = methods.iter().map(|method| method.as_str()).collect();
+                let advice = format!("write {}, or remove it", names.join(" or "));
+                self.at(&key, &key, &format!("has no effect with `method = {method:?}`; {advice}"));
             }
         }
     }
