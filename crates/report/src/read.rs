@@ -1,6 +1,6 @@
 //! A run folder as far as it can be read.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -241,20 +241,13 @@ impl RunData {
 
     /// Puts all stages of the plan into one list, in order. A stage that was planned when its turn came has its plan in its folder.
     fn join_stages(&mut self) {
+        let problems = pt_run::join_late_stages(&mut self.plan, &self.dir);
+        self.problems.extend(problems.iter().map(ToString::to_string));
         let Some(plan) = self.plan.as_object_mut() else { return };
         let others = plan.remove("others").and_then(|others| others.as_array().cloned()).unwrap_or_default();
         let Some(stages) = plan.get_mut("stages").and_then(Value::as_array_mut) else { return };
-        let dir = self.dir.join("stages");
-        for other in others {
-            let label = format!(
-                "{:02}-{}",
-                other["number"].as_u64().unwrap_or_default(),
-                other["name"].as_str().unwrap_or("stage")
-            );
-            let own = fs::read(dir.join(label).join("plan.json")).ok();
-            let own = own.and_then(|bytes| serde_json::from_slice::<Value>(&bytes).ok());
-            stages.push(own.map(|plan| plan["stages"][0].clone()).filter(Value::is_object).unwrap_or(other));
-        }
+        let is_joined: BTreeSet<Option<u64>> = stages.iter().map(|stage| stage["number"].as_u64()).collect();
+        stages.extend(others.into_iter().filter(|other| !is_joined.contains(&other["number"].as_u64())));
         stages.sort_by_key(|stage| stage["number"].as_u64());
     }
 

@@ -12,7 +12,7 @@ use serde_json::{Map, Number, Value};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-const PLAN_FILE: &str = "plan.json";
+pub(crate) const PLAN_FILE: &str = "plan.json";
 pub(crate) const METRICS_FILE: &str = "metrics.jsonl";
 const TIMING_FILE: &str = "timing.jsonl";
 const EVENTS_FILE: &str = "events.jsonl";
@@ -20,6 +20,11 @@ const TENSORBOARD_DIR: &str = "tensorboard";
 pub(crate) const STAGES_DIR: &str = "stages";
 pub(crate) const CHECKPOINTS_DIR: &str = "checkpoints";
 const OUTCOME_FILE: &str = "outcome.json";
+
+/// A stage's label, which is its folder's name, too.
+pub(crate) fn label_of(number: u64, name: &str) -> String {
+    format!("{number:02}-{name}")
+}
 
 /// A run folder opened for writing; only one process at a time can.
 #[derive(Debug)]
@@ -96,7 +101,7 @@ impl RunFolder {
     /// # Errors
     /// [`RunError::Io`].
     pub fn stage(&self, number: u32, name: &str) -> Result<StageFolder> {
-        let label = format!("{number:02}-{name}");
+        let label = label_of(number.into(), name);
         let root = self.root.join(STAGES_DIR).join(&label);
         fs::create_dir_all(&root).map_err(RunError::io("create", &root))?;
         recover_partials(&root)?;

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, bail};
 use clap::ValueEnum;
 use pt_pipeline::rl::{ReplayOptions, replay};
-use pt_recipe::{AnyStage, Plan, PlannedStage};
+use pt_recipe::{Plan, PlannedStage};
 use pt_rl::{RolloutRecord, RolloutsFolder};
 
 use super::verify::options_of;
@@ -132,20 +132,15 @@ pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<()> {
 
 /// The run's plan, with those of stages that were planned when their turn came.
 fn read_plan(run: &Path) -> anyhow::Result<Plan> {
-    let read = |path: &Path| -> anyhow::Result<Plan> {
-        let text = std::fs::read_to_string(path)
-            .with_context(|| format!("{} is no run folder: cannot read its plan.json", run.display()))?;
-        serde_json::from_str(&text).with_context(|| format!("{}: not a plan of this version", path.display()))
-    };
-    let mut plan = read(&run.join("plan.json"))?;
-    for other in &plan.others {
-        let own = run.join("stages").join(AnyStage::Other(other).label()).join("plan.json");
-        if own.is_file() {
-            plan.stages.extend(read(&own)?.stages);
-        }
+    let path = run.join("plan.json");
+    let text = std::fs::read_to_string(&path)
+        .with_context(|| format!("{} is no run folder: cannot read its plan.json", run.display()))?;
+    let not_a_plan = || format!("{}: not a plan of this version", path.display());
+    let mut plan: serde_json::Value = serde_json::from_str(&text).with_context(not_a_plan)?;
+    if let Some(problem) = pt_run::join_late_stages(&mut plan, run).into_iter().next() {
+        return Err(problem.into());
     }
-    plan.stages.sort_by_key(|stage| stage.number);
-    Ok(plan)
+    serde_json::from_value(plan).with_context(not_a_plan)
 }
 
 /// The stage of that name, or the last that samples.
