@@ -114,6 +114,10 @@ fn labels_train_a_model_that_guides_a_search() {
     // The same again, bit for bit; without a scorer, what needs none.
     fixture.run(&[&search[..], &["--scorer", scorer, "--out", "again.jsonl"]].concat()).ok();
     assert_eq!(fixture.read("again.jsonl"), fixture.read("found.jsonl"));
+    // What is wrong with a scorer is said of the kind that it is.
+    std::fs::remove_file(fixture.path().join(scorer).join("model.safetensors")).unwrap();
+    let broken = fixture.run(&[&search[..], &["--scorer", scorer]].concat());
+    assert!(broken.code == 1 && broken.stderr.contains("safetensors"), "{}", broken.stderr);
     let plain = fixture.run(&search).ok().stdout;
     assert!(
         plain.contains("majority@2") && !plain.contains("best_of_n") && !plain.contains("beam"),

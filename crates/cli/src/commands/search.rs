@@ -5,8 +5,9 @@ use std::collections::HashMap;
 use anyhow::bail;
 use clap::ValueEnum;
 use pt_data::Record;
+use pt_models::ScoreHeadKind;
 use pt_pipeline::process_scorer::ProcessScorer;
-use pt_pipeline::scorer::{Scorer, is_scorer};
+use pt_pipeline::scorer::{Scorer, score_head_at};
 use pt_search::{
     Aggregate, BeamOptions, Found, Splitter, Written, beam_search, best, majority, weighted_majority,
 };
@@ -197,13 +198,13 @@ pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<()> {
 }
 
 fn open_scorer(path: &std::path::Path) -> anyhow::Result<Judged> {
-    if !is_scorer(path) {
-        bail!("{} is no reward model: it has no score head", path.display());
-    }
-    // Which of the two it is, its own head says.
-    match ProcessScorer::open(path, None) {
-        Ok(scorer) => Ok(Judged::Steps(Box::new(scorer))),
-        Err(_) => Ok(Judged::Replies(Box::new(Scorer::open(path, None)?))),
+    // Which of the two it is, its configuration says: what is wrong with it is then said of that one.
+    match score_head_at(path)? {
+        None => bail!("{} is no reward model: it has no score head", path.display()),
+        Some(ScoreHeadKind::Token) => Ok(Judged::Steps(Box::new(ProcessScorer::open(path, None)?))),
+        Some(ScoreHeadKind::Sequence | ScoreHeadKind::Value) => {
+            Ok(Judged::Replies(Box::new(Scorer::open(path, None)?)))
+        }
     }
 }
 
