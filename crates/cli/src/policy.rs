@@ -38,7 +38,7 @@ impl<'a> Policy<'a> {
     ) -> anyhow::Result<Policy<'a>> {
         let prompts = parallel::try_map_ordered(records, |record| prompt_ids(&asked(record), loaded, chat))?;
         let params = SamplingParams { stop_token_ids: stop_tokens(loaded), ..params };
-        let keys = keys(&prompts);
+        let keys = keys(&prompts).into_iter().map(|key| key.wrapping_add(1) << KEY_SPACING_BITS).collect();
         Ok(Policy { loaded, params, prompts, keys })
     }
 
@@ -142,13 +142,15 @@ impl<'a> Policy<'a> {
     }
 }
 
-fn keys(prompts: &[Vec<u32>]) -> Vec<u64> {
+/// Keys of draws that depend on the prompt and on how often it came before, not on its place among the others.
+pub(crate) fn keys(prompts: &[Vec<u32>]) -> Vec<u64> {
     let mut seen: HashMap<u64, u64> = HashMap::new();
     let key = |prompt: &Vec<u32>| {
         let content = content_key(prompt);
         let earlier = seen.entry(content).or_default();
+        let key = content.wrapping_add(*earlier);
         *earlier += 1;
-        content.wrapping_add(*earlier) << KEY_SPACING_BITS
+        key
     };
     prompts.iter().map(key).collect()
 }

@@ -1,7 +1,5 @@
 //! `posttrain generate`: sampled continuations of many prompts.
 
-use std::collections::HashMap;
-
 use anyhow::bail;
 use pt_data::{Body, Columns, Content, Record, parallel};
 pub(crate) use pt_rollout::content_key;
@@ -169,7 +167,9 @@ pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<()> {
     let params = args.sampling.params(args.n, stop_tokens(&loaded));
     let prompts = parallel::try_map_ordered(&rows.records, |record| prompt_ids(record, &loaded, args.chat))?;
     warn_of_long_prompts(&prompts, &rows.records, &loaded, params.max_new_tokens);
-    let requests = keyed(prompts);
+    let keys = crate::policy::keys(&prompts);
+    let requests = prompts.into_iter().zip(keys).map(|(prompt_ids, key)| Request { prompt_ids, key });
+    let requests: Vec<Request> = requests.collect();
     let mut progress = Progress::rows(requests.len());
     let mut n_stopped = 0;
     let chunk = (SAMPLES_PER_CHUNK / args.n).max(1);
@@ -292,17 +292,4 @@ fn check_ids(ids: &[u32], record: &Record, loaded: &Loaded) -> anyhow::Result<()
         );
     }
     Ok(())
-}
-
-/// Requests whose draws depend on the prompt and on how often it came before, not on their place in the file.
-fn keyed(prompts: Vec<Vec<u32>>) -> Vec<Request> {
-    let mut seen: HashMap<u64, u64> = HashMap::new();
-    let mut requests = Vec::with_capacity(prompts.len());
-    for prompt_ids in prompts {
-        let content = content_key(&prompt_ids);
-        let earlier = seen.entry(content).or_default();
-        requests.push(Request { prompt_ids, key: content.wrapping_add(*earlier) });
-        *earlier += 1;
-    }
-    requests
 }
