@@ -74,12 +74,13 @@ struct World {
 impl World {
     fn new() -> World {
         let dir = tempfile::tempdir().unwrap();
-        copy_recipes(&dir.path().join("recipes"));
+        let server = JudgeServer::start(|_, text| by_rules_then_length(text));
+        copy_recipes(&dir.path().join("recipes"), &server.url);
         write_programs(&dir.path().join("bin"));
         fs::create_dir(dir.path().join("data")).unwrap();
         link_benchmarks(&dir.path().join("data"));
         shell(dir.path(), GIVEN).ok();
-        World { dir, server: JudgeServer::start(|_, text| by_rules_then_length(text)) }
+        World { dir, server }
     }
 
     fn copy(&self) -> tempfile::TempDir {
@@ -99,14 +100,13 @@ fn link_benchmarks(to: &Path) {
     }
 }
 
-fn copy_recipes(to: &Path) {
+fn copy_recipes(to: &Path, server: &str) {
     let root = workspace_root();
     fs::create_dir(to).unwrap();
     for entry in fs::read_dir(root.join("recipes")).unwrap() {
         let path = entry.unwrap().path();
         let text = fs::read_to_string(&path).unwrap();
-        let is_recipe = path.extension().is_some_and(|extension| extension == "toml");
-        let text = if is_recipe { reduce(&text, &root, SMALL) } else { text };
+        let text = reduce(&text, &root, SMALL).replace(SERVER, server);
         fs::write(to.join(path.file_name().unwrap()), text).unwrap();
     }
 }

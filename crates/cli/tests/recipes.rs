@@ -12,31 +12,31 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use judge::{JudgeServer, by_rules_then_length};
-use program::{command, run};
+use program::run;
 use pt_core::testdata::{shared_data, workspace_root};
 use reduced::{SMALL, STAND_IN, reduce, strings};
 
 /// How many recipes there are. A recipe that is added or removed changes this number by hand, so that none is missed.
-const N_RECIPES: usize = 6;
-const N_SCRIPTS: usize = 1;
-
-fn files(extension: &str) -> Vec<PathBuf> {
-    let folder = workspace_root().join("recipes");
-    let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
-    let mut found: Vec<PathBuf> =
-        entries.filter(|path| path.extension().is_some_and(|e| e == extension)).collect();
-    found.sort();
-    found
-}
+const N_RECIPES: usize = 7;
+/// The server that recipes speak of; here it is a judge that answers by rules.
+const SERVER: &str = "http://127.0.0.1:8000/v1";
+/// Prompts that recipes read.
+const N_PROMPTS: usize = 12;
 
 /// The recipes, made small, by name.
 fn recipes() -> BTreeMap<String, String> {
     let root = workspace_root();
     let read = |path: PathBuf| {
+        assert!(
+            path.extension().is_some_and(|extension| extension == "toml"),
+            "no recipe: {}",
+            path.display()
+        );
         let text = fs::read_to_string(&path).unwrap();
         (path.file_stem().unwrap().to_string_lossy().into_owned(), reduce(&text, &root, SMALL))
     };
-    files("toml").into_iter().map(read).collect()
+    let entries = fs::read_dir(root.join("recipes")).unwrap();
+    entries.map(|entry| read(entry.unwrap().path())).collect()
 }
 
 /// The other recipes whose runs this one reads: it names files in `runs/NAME/`.
@@ -75,13 +75,25 @@ fn stand_in(dir: &Path) {
 /// A folder in which recipes find what they name.
 struct Place {
     dir: tempfile::TempDir,
+    server: JudgeServer,
     recipes: BTreeMap<String, String>,
     done: Vec<String>,
 }
 
 impl Place {
     fn new() -> Place {
-        Place { dir: tempfile::tempdir().unwrap(), recipes: recipes(), done: Vec::new() }
+        let dir = tempfile::tempdir().unwrap();
+        let prompt =
+            |i: usize| format!("{{\"prompt\": [{{\"role\": \"user\", \"content\": \"one two {i}\"}}]}}\n");
+        fs::write(dir.path().join("prompts.jsonl"), (0..N_PROMPTS).map(prompt).collect::<String>()).unwrap();
+        let server = JudgeServer::start(|_, text| by_rules_then_length(text));
+        let asks_it = |(name, text): (String, String)| (name, text.replace(SERVER, &server.url));
+        let recipes = recipes().into_iter().map(asks_it).collect();
+        Place { dir, server, recipes, done: Vec::new() }
+    }
+
+    fn at(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
     }
 
     /// Runs `name`, and before it what it needs.
@@ -150,65 +162,43 @@ fn the_reduction_leaves_what_is_not_an_amount() {
     assert_eq!(read(&reduce(before, Path::new("."), SMALL)), read(after));
 }
 
-const CONSTITUTION: &str = "\
-name = \"manners\"
-[[principle]]
-id = \"polite\"
-text = \"The reply says please.\"
-category = \"form\"
-[[principle]]
-id = \"kind\"
-text = \"The reply insults nobody.\"
-category = \"content\"
-";
-
-/// Both stages of constitutional AI, with a judge that answers by rules; the second call finds everything done.
-#[cfg(unix)]
-fn check_constitutional_ai(script: &Path) {
-    let dir = tempfile::tempdir().unwrap();
-    let at = |name: &str| dir.path().join(name);
-    let server = JudgeServer::start(|_, text| by_rules_then_length(text));
-    let prompt =
-        |i: usize| format!("{{\"prompt\": [{{\"role\": \"user\", \"content\": \"one two {i}\"}}]}}\n");
-    fs::write(at("constitution.toml"), CONSTITUTION).unwrap();
-    fs::write(at("prompts.jsonl"), (0..12).map(prompt).collect::<String>()).unwrap();
-    stand_in(dir.path());
-    let call = || {
-        let posttrain = command(dir.path(), &[]);
-        let mut shell = std::process::Command::new("sh");
-        shell.arg(script).args([STAND_IN, "prompts.jsonl", &server.url, "cai", "constitution.toml"]);
-        shell.current_dir(dir.path()).env("POSTTRAIN", posttrain.get_program());
-        for (name, value) in posttrain.get_envs() {
-            shell.env(name, value.unwrap_or_default());
-        }
-        shell.env("FEEDBACK", "--retries 0").env("RESPOND", "--respond-max-new-tokens 12");
-        shell.env("SFT", "--set stage.0.train.steps=2").env("DPO", "--set stage.0.train.steps=2");
-        let output = shell.output().unwrap();
-        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        assert!(output.status.success(), "{}\n{}", text(&output.stdout), text(&output.stderr));
-    };
-    call();
-    for name in
-        ["revised.report.md", "sft/stages/01-sft/model/config.json", "dpo/stages/01-dpo/model/config.json"]
-    {
-        assert!(at("cai").join(name).is_file(), "{name} is not there");
-    }
-    let by_principle = fs::read_to_string(at("cai/judged.report.md")).unwrap();
-    assert!(by_principle.contains("| polite | form | ") && by_principle.contains("| kind | content | "));
-    let n_asked = server.n_asked();
-    call();
-    assert_eq!(server.n_asked(), n_asked, "every answer was kept");
-}
-
-#[cfg(unix)]
+/// Both stages of constitutional AI: every principle that was drawn is in the report, and nothing that was answered is asked again.
 #[test]
-fn every_script_runs_at_reduced_size() {
-    let scripts = files("sh");
-    assert_eq!(scripts.len(), N_SCRIPTS, "recipes/*.sh: {scripts:?}");
-    for script in scripts {
-        match script.file_name().unwrap().to_str().unwrap() {
-            "constitutional-ai.sh" => check_constitutional_ai(&script),
-            other => panic!("nothing here knows what recipes/{other} needs: add that"),
+fn constitutional_ai_reports_by_principle_and_asks_nothing_twice() {
+    let mut place = Place::new();
+    place.run("constitutional-ai");
+    let first = place.at("runs/constitutional-ai");
+    let page = fs::read_to_string(first.join("report.html")).unwrap();
+    for stage in ["01-revise", "03-judge"] {
+        let text = fs::read_to_string(first.join("stages").join(stage).join("report.json")).unwrap();
+        let report: serde_json::Value = serde_json::from_str(&text).unwrap();
+        let principles = report["principles"].as_array().unwrap();
+        assert!(principles.len() > 1, "{stage}: {report}");
+        for principle in principles.iter().filter(|principle| principle["n_drawn"] != 0) {
+            let id = principle["id"].as_str().unwrap();
+            assert!(page.contains(&format!(">{id}<")), "{stage}: {id} is not in the report");
         }
     }
+    let n_asked = place.server.n_asked();
+    // A reply, two critiques and two revisions of each prompt, and every pair at least in both orders.
+    assert!(n_asked > N_PROMPTS * 5, "{n_asked}");
+
+    let again = |out: &str, sets: &[&str]| {
+        let args = ["run", "constitutional-ai.toml", "--out", out, "--reuse", "runs/constitutional-ai"];
+        run(place.dir.path(), &[&args[..], sets].concat()).ok();
+    };
+    again("again", &[]);
+    assert_eq!(place.server.n_asked(), n_asked, "stages that did not change are taken over");
+    for file in ["01-revise/rows.jsonl", "03-judge/rows.jsonl", "04-dpo/model/model.safetensors"] {
+        let of = |run: &Path| fs::read(run.join("stages").join(file)).unwrap();
+        assert!(of(&first) == of(&place.at("again")), "{file} differs");
+    }
+    again("other-pairs", &["--set", "stage.dpo.optimizer.learning_rate=1e-5"]);
+    assert_eq!(place.server.n_asked(), n_asked, "another way to learn from the same preferences");
+
+    // A model that learned otherwise from the same revisions replies otherwise: its pairs are judged, at most two principles in
+    // two orders each, and nothing is revised again.
+    again("other-model", &["--set", "stage.sft.optimizer.learning_rate=1e-3"]);
+    let n_more = place.server.n_asked() - n_asked;
+    assert!((1..=4 * N_PROMPTS).contains(&n_more), "{n_more}");
 }

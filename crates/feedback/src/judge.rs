@@ -268,13 +268,20 @@ impl Row {
 }
 
 impl JudgeOptions {
-    fn check(&self) -> Result<()> {
+    /// Refuses options that mean nothing, or of which one would have no effect.
+    ///
+    /// # Errors
+    /// [`FeedbackError::Option`].
+    pub fn check(&self) -> Result<()> {
+        let refuse =
+            |expected| Err(FeedbackError::Option { name: "votes", found: self.votes.to_string(), expected });
         if self.votes == 0 {
-            return Err(FeedbackError::Option {
-                name: "votes",
-                found: "0".to_owned(),
-                expected: "at least 1",
-            });
+            return refuse("at least 1");
+        }
+        if self.votes > 1 && self.temperature <= 0.0 {
+            return refuse(
+                "1 at temperature 0, where every vote is the first again; or give a temperature above 0",
+            );
         }
         // At one half, everything would be a tie.
         check_share("tie_margin", self.tie_margin, 0.5 - f64::EPSILON)
@@ -518,5 +525,37 @@ fn report(
         cost: chat.cost(&calls),
         overall: Figures::of(&pairs.iter().map(of_pair).collect::<Vec<_>>()),
         principles,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options_without_a_meaning_or_an_effect_are_refused() {
+        let usual = JudgeOptions {
+            votes: 1,
+            swap: true,
+            principles_per_pair: 1,
+            tie_margin: 0.0,
+            seed: 0,
+            max_tokens: 16,
+            temperature: 0.0,
+            top_logprobs: 5,
+        };
+        for (options, expected) in [
+            (usual, None),
+            (JudgeOptions { votes: 0, ..usual }, Some("expected at least 1")),
+            (JudgeOptions { votes: 2, ..usual }, Some("every vote is the first again")),
+            (JudgeOptions { votes: 2, temperature: 0.7, ..usual }, None),
+            (JudgeOptions { tie_margin: 0.5, ..usual }, Some("tie_margin")),
+        ] {
+            match (options.check(), expected) {
+                (Ok(()), None) => {}
+                (Err(error), Some(part)) if error.to_string().contains(part) => {}
+                (found, _) => panic!("{options:?}: {found:?}, expected {expected:?}"),
+            }
+        }
     }
 }

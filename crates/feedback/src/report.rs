@@ -26,6 +26,17 @@ pub struct Page {
 }
 
 impl Page {
+    /// Facts by name.
+    pub fn facts(&self) -> Vec<(String, String)> {
+        self.facts.iter().map(|(name, text)| ((*name).to_owned(), text.clone())).collect()
+    }
+
+    /// Title, columns and rows of each table that has some.
+    pub fn tables(&self) -> impl Iterator<Item = (&str, &[&'static str], &[Vec<String>])> {
+        let full = self.tables.iter().filter(|table| !table.rows.is_empty());
+        full.map(|table| (table.title, table.header.as_slice(), table.rows.as_slice()))
+    }
+
     /// As Markdown.
     pub fn markdown(&self) -> String {
         let mut out = format!("# {}\n\n", self.title);

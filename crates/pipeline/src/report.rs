@@ -26,12 +26,29 @@ pub struct StageReport {
     /// What a person should know of a stage that trained nothing, a sentence each.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub lines: Vec<String>,
+    /// What a feedback stage found: a name and a text each.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub facts: Vec<(String, String)>,
+    /// The same by principle.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tables: Vec<StageTable>,
     /// What an eval stage measured, model by model.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub measures: Vec<Measure>,
     /// How every two of its models differ.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub contrasts: Vec<Contrast>,
+}
+
+/// Figures side by side, for people.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct StageTable {
+    /// What it shows.
+    pub title: String,
+    /// The columns.
+    pub heads: Vec<String>,
+    /// A text for each column.
+    pub rows: Vec<Vec<String>>,
 }
 
 /// A model on a benchmark, by the benchmark's first metric.

@@ -162,8 +162,14 @@ impl KeyDoc {
                 "feedback.task=judge",
                 "feedback.respond=[\"model\"]",
             ],
-            "stage.feedback.votes"
-            | "stage.feedback.swap"
+            "stage.feedback.votes" => &[
+                "type=feedback",
+                "feedback.sources=generated:letters?level=1&n=9",
+                "feedback.server=http://127.0.0.1:8000/v1",
+                "feedback.task=judge",
+                "feedback.temperature=0.7",
+            ],
+            "stage.feedback.swap"
             | "stage.feedback.principles"
             | "stage.feedback.tie_margin" => &[
                 "type=feedback",
@@ -193,11 +199,9 @@ impl KeyDoc {
                 &["type=grpo", "environment.type=command", "environment.command=['true']"]
             }
             "stage.server.url" => &["type=grpo"],
-            "stage.server.reload_timeout_s" => &[
-                "type=grpo",
-                "server.url=http://127.0.0.1:1/v1",
-                "server.reload_command=['true', '{path}']",
-            ],
+            "stage.server.reload_timeout_s" => {
+                &["type=grpo", "server.url=http://127.0.0.1:1/v1", "server.reload_command=['true', '{path}']"]
+            }
             "stage.server.reload_body" | "stage.server.reload_every" => &[
                 "type=grpo",
                 "server.url=http://127.0.0.1:1/v1",

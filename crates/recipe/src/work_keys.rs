@@ -194,7 +194,7 @@ section! {
         keep_truncated: bool, Bool, Value("false"), "true",
             "Whether revisions that were cut at the token limit are used.";
         votes: u64, Int { min: 1, max: 1000 }, Value("1"), "2",
-            "How often a pair is judged by each principle.";
+            "How often a pair is judged by each principle, for `judge`; more than once needs a `temperature` above 0, where votes differ.";
         swap: bool, Bool, Value("true"), "false",
             "Whether each pair is judged in both orders.";
         principles: u64, Int { min: 0, max: 1000 }, Value("1"), "0",

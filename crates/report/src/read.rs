@@ -63,10 +63,26 @@ pub struct Outcome {
     pub output: PathBuf,
     /// What a stage that trained nothing says of itself.
     pub lines: Vec<String>,
+    /// What a feedback stage found: a name and a text each.
+    pub facts: Vec<(String, String)>,
+    /// The same by principle.
+    pub tables: Vec<StageTable>,
     /// What an eval stage measured.
     pub measures: Vec<Measure>,
     /// How every two of its models differ.
     pub contrasts: Vec<Contrast>,
+}
+
+/// Figures side by side.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct StageTable {
+    /// What it shows.
+    pub title: String,
+    /// The columns.
+    pub heads: Vec<String>,
+    /// A text for each column.
+    pub rows: Vec<Vec<String>>,
 }
 
 /// A model on a benchmark, by its first metric.

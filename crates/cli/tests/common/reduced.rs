@@ -30,6 +30,7 @@ const CAPS: &[(&str, i64)] = &[
     ("n", 4),
     ("samples", 2),
     ("max_new_tokens", 12),
+    ("respond_max_new_tokens", 12),
     ("hidden_size", 32),
     ("intermediate_size", 64),
     ("num_hidden_layers", 2),

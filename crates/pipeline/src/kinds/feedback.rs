@@ -21,6 +21,7 @@ use super::{Around, Done, Planning, StageKind, Work};
 use crate::error::{PipelineError, Result};
 use crate::graph::{self, ROWS, shown_name};
 use crate::loaded::Loaded;
+use crate::report::{StageReport, StageTable};
 use crate::source::{planned_file, read_source};
 
 /// As `posttrain feedback revise` has it.
@@ -42,7 +43,9 @@ impl StageKind for Feedback {
 
     fn plan(&self, section: &StageSection, around: &Around<'_>) -> Result<Planning> {
         let feedback = &section.feedback;
-        check(feedback)?;
+        if feedback.task != FeedbackTask::Revise {
+            judge_options(feedback, around.recipe.seed).check()?;
+        }
         let constitution = constitution(feedback)?;
         let mut planning = Planning { files: around.source_files(sources(feedback))?, ..Planning::default() };
         for written in feedback.model.iter().chain(feedback.respond.iter().flatten()) {
@@ -78,38 +81,13 @@ impl StageKind for Feedback {
         match found {
             Err(PipelineError::Feedback(error)) if matches!(*error, FeedbackError::Stopped) => Ok(None),
             Err(error) => Err(work.problem(error)),
-            Ok(lines) => Ok(Some(Done::new(work.folder.root().join(ROWS), lines))),
+            Ok(report) => Ok(Some(Done { output: work.folder.root().join(ROWS), report })),
         }
     }
 }
 
 fn sources(feedback: &FeedbackSection) -> &[Source] {
     feedback.sources.as_deref().unwrap_or_default()
-}
-
-/// What cannot be right whatever the data.
-fn check(feedback: &FeedbackSection) -> Result<()> {
-    let refuse = |what: &str, advice: &str| {
-        Err(PipelineError::Unsupported { what: what.to_owned(), advice: advice.to_owned() })
-    };
-    if feedback.model.is_some() && feedback.server.is_some() {
-        return refuse("feedback.model and feedback.server both say who answers", "remove one of the two");
-    }
-    if feedback.server.is_none() && (feedback.server_model.is_some() || feedback.api_key_file.is_some()) {
-        return refuse(
-            "feedback.server_model and feedback.api_key_file have no effect without feedback.server",
-            "remove them, or name the server",
-        );
-    }
-    match (&feedback.respond, feedback.task) {
-        (Some(_), FeedbackTask::Revise | FeedbackTask::Both) => {
-            refuse("feedback.respond is for task = \"judge\"", "remove it, or change the task")
-        }
-        (Some(models), FeedbackTask::Judge) if models.len() > 2 => {
-            refuse("feedback.respond names more than two models", "name one or two: a pair has two replies")
-        }
-        _ => Ok(()),
-    }
 }
 
 fn constitution(feedback: &FeedbackSection) -> Result<Constitution> {
@@ -229,7 +207,7 @@ fn revise(
     constitution: &Constitution,
     chat: &dyn Chat,
     work: &mut Work<'_>,
-) -> Result<Vec<String>> {
+) -> Result<StageReport> {
     let revised = chains(feedback, records, constitution, chat, work)?;
     let of = |row: fn(&Chain) -> Option<Columns>| -> Vec<Columns> {
         revised.chains.iter().filter_map(row).collect()
@@ -289,30 +267,29 @@ fn candidates(feedback: &FeedbackSection, records: &[Record], work: &mut Work<'_
     Ok(pt_feedback::sample_pairs(records, both, &options, seed, &mut see)?.0)
 }
 
+/// How pairs are judged; the limit and the temperature of `both` are those of its revisions.
+fn judge_options(feedback: &FeedbackSection, seed: u64) -> JudgeOptions {
+    let own = feedback.task == FeedbackTask::Judge;
+    JudgeOptions {
+        votes: feedback.votes as usize,
+        swap: feedback.swap,
+        principles_per_pair: feedback.principles as usize,
+        tie_margin: feedback.tie_margin,
+        seed,
+        max_tokens: feedback.max_new_tokens.filter(|_| own).unwrap_or(CHOICE_TOKENS) as u32,
+        temperature: feedback.temperature.filter(|_| own).unwrap_or(0.0),
+        top_logprobs: TOP_LOGPROBS,
+    }
+}
+
 fn judge(
     feedback: &FeedbackSection,
     candidates: Vec<Candidate>,
     constitution: &Constitution,
     chat: &dyn Chat,
     work: &mut Work<'_>,
-) -> Result<Vec<String>> {
-    let options = JudgeOptions {
-        votes: feedback.votes as usize,
-        swap: feedback.swap,
-        principles_per_pair: feedback.principles as usize,
-        tie_margin: feedback.tie_margin,
-        seed: work.recipe.seed,
-        max_tokens: match feedback.task {
-            // The limit of `both` is that of its revisions.
-            FeedbackTask::Judge => feedback.max_new_tokens.unwrap_or(CHOICE_TOKENS) as u32,
-            FeedbackTask::Revise | FeedbackTask::Both => CHOICE_TOKENS as u32,
-        },
-        temperature: match feedback.task {
-            FeedbackTask::Judge => feedback.temperature.unwrap_or(0.0),
-            FeedbackTask::Revise | FeedbackTask::Both => 0.0,
-        },
-        top_logprobs: TOP_LOGPROBS,
-    };
+) -> Result<StageReport> {
+    let options = judge_options(feedback, work.recipe.seed);
     let n_principles = if options.principles_per_pair == 0 {
         constitution.principles.len()
     } else {
@@ -328,7 +305,7 @@ fn judge(
     write(work.folder.root(), &columns(&kept), &columns(&excluded), &judged.report, &judged.report.page())
 }
 
-/// Writes everything, the rows last, and says what was kept.
+/// Writes everything, the rows last, and says what was kept and what came of it.
 ///
 /// # Errors
 /// Where nothing was kept, once it is written why.
@@ -338,7 +315,7 @@ fn write(
     excluded: &[Columns],
     report: &impl serde::Serialize,
     page: &Page,
-) -> Result<Vec<String>> {
+) -> Result<StageReport> {
     let excluded_path = folder.join("excluded.jsonl");
     write_rows(&excluded_path, excluded)?;
     let json = serde_json::to_string_pretty(report).expect("a report is JSON");
@@ -353,7 +330,13 @@ fn write(
         });
     }
     write_rows(&folder.join(ROWS), kept)?;
-    Ok(vec![format!("{} rows made, {} left out", kept.len(), excluded.len())])
+    let lines = vec![format!("{} rows made, {} left out", kept.len(), excluded.len())];
+    let tables = page.tables().map(|(title, heads, rows)| StageTable {
+        title: title.to_owned(),
+        heads: heads.iter().map(ToString::to_string).collect(),
+        rows: rows.to_vec(),
+    });
+    Ok(StageReport { lines, facts: page.facts(), tables: tables.collect(), ..StageReport::default() })
 }
 
 fn write_rows(path: &Path, rows: &[Columns]) -> Result<()> {

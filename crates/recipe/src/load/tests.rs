@@ -451,6 +451,8 @@ fn keys_of_feedback_that_its_task_does_not_read_are_refused() {
         ("revise", "votes = 2", "task = \"revise\""),
         ("revise", "swap = false", "task = \"revise\""),
         ("judge", "rounds = 2", "task = \"judge\""),
+        ("both", "votes = 2", "task = \"both\""),
+        ("judge", "respond = [\"model\", \"a\", \"b\"]", "one or two models"),
         ("judge", "keep_truncated = true", "task = \"judge\""),
         ("both", "respond = [\"model\"]", "task = \"both\""),
         ("judge", "respond_temperature = 0.5", "no `respond`"),
@@ -460,7 +462,7 @@ fn keys_of_feedback_that_its_task_does_not_read_are_refused() {
     ] {
         check_errors(&stage(&format!("task = {task:?}\n{key}")), &[], &[because]);
     }
-    for (task, key) in [("both", "votes = 2\nrounds = 2"), ("judge", "respond = [\"model\"]\nvotes = 2")] {
+    for (task, key) in [("both", "swap = false\nrounds = 2"), ("judge", "respond = [\"model\"]\nvotes = 2")] {
         parse(&stage(&format!("task = {task:?}\n{key}")), &[]).unwrap();
     }
 }

@@ -4,7 +4,7 @@ use super::{Checks, stage_names};
 use crate::keys::RecipeFile;
 use crate::recipe::{Reference, references_in};
 use crate::stage_types::{Product, StageType, WorkType, product_of};
-use crate::tree::Node;
+use crate::tree::{Node, NodeValue};
 use crate::work_keys::{FeedbackTask, MergeMethod, SECTIONS_OF_WORKS, is_of_eval_stages};
 
 /// For each section, keys of which at least one must be written, and what to write.
@@ -19,8 +19,9 @@ const NEEDED: &[(&str, &[&str], &str)] = &[
 /// Keys of `[stage.feedback]` that only some tasks read, and those tasks.
 const OF_TASKS: &[(&[&str], &[FeedbackTask])] = &[
     (&["rounds", "keep_truncated"], &[FeedbackTask::Revise, FeedbackTask::Both]),
-    (&["votes", "swap", "principles", "tie_margin"], &[FeedbackTask::Judge, FeedbackTask::Both]),
-    (&["respond"], &[FeedbackTask::Judge]),
+    (&["swap", "principles", "tie_margin"], &[FeedbackTask::Judge, FeedbackTask::Both]),
+    // The temperature of `both` is that of its revisions; its judge has 0, where a second vote is the first again.
+    (&["respond", "votes"], &[FeedbackTask::Judge]),
 ];
 /// Keys of `[stage.feedback]` that belong to another one.
 const OF_OTHERS: &[(&[&str], &str)] = &[
@@ -93,6 +94,11 @@ impl Checks<'_, '_> {
             .collect();
         for (keys, other) in OF_OTHERS.iter().filter(|(_, other)| !self.has(&format!("{section}.{other}"))) {
             useless.extend(keys.iter().map(|key| (*key, format!("no `{other}`"))));
+        }
+        let respond = format!("{section}.respond");
+        let named = self.root.find(&respond).map(|node| &node.value);
+        if matches!(named, Some(NodeValue::List(models)) if models.len() > 2) {
+            self.at(&respond, &respond, "names one or two models: a pair has two replies");
         }
         if self.has(&format!("{section}.model")) {
             useless.push(("server", "`model`, which answers in its place".to_owned()));

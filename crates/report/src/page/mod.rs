@@ -8,6 +8,7 @@ mod curves;
 mod data;
 mod evaluation;
 mod events;
+mod feedback;
 mod front;
 mod header;
 mod recipe;
@@ -56,6 +57,7 @@ fn one(run: &RunData, paired: Paired) -> String {
     let sections = [
         ("results", "Results", results::section(run, paired)),
         ("evaluation", "Evaluation", evaluation::section(run)),
+        ("feedback", "Feedback", feedback::section(run)),
         ("curves", "Learning curves", curves::section(run)),
         ("samples", "Samples", samples::section(run)),
         ("data", "Data", data::section(run)),
