@@ -185,6 +185,20 @@ fn a_page_has_all_its_parts() {
 }
 
 #[test]
+fn stages_that_evaluate_are_not_asked_what_they_changed() {
+    let rows = |kind: &str| {
+        let (dir, _) = a_run(4);
+        let path = dir.path().join("plan.json");
+        let mut plan: serde_json::Value = serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
+        plan["others"] = serde_json::json!([{"number": 4, "name": "last", "type": kind, "settings": {}}]);
+        fs::write(&path, plan.to_string()).unwrap();
+        let (html, _) = check(&[RunData::read(dir.path()).unwrap()]);
+        html.matches("not measured").count()
+    };
+    assert_eq!((rows("eval"), rows("curate")), (0, 1));
+}
+
+#[test]
 fn rounds_are_shown_by_the_steps_that_trained_on_them() {
     let (dir, mut run) = a_run(12);
     let folder = dir.path().join("stages/03-grpo/rollouts");

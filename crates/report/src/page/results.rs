@@ -75,7 +75,12 @@ fn tracks(run: &RunData) -> Vec<Track> {
 
 fn stages_table(run: &RunData, paired: Paired) -> String {
     let mut rows = Vec::new();
-    for stage in &run.stages {
+    // What stages that evaluate found has a part of its own: they change nothing.
+    let changing: Vec<&StageData> = run.stages.iter().filter(|stage| stage.plan["type"] != "eval").collect();
+    if changing.is_empty() && !run.stages.is_empty() {
+        return String::new();
+    }
+    for stage in changing {
         let head = stage_name(stage);
         let loss = held_out_loss(stage);
         let gains = gains(stage, paired);
