@@ -1,4 +1,5 @@
 //! What a benchmark says of its own process. Examples take this file in by its path.
+#![allow(dead_code, reason = "each benchmark uses its own part of this file")]
 
 /// The middle of some readings, the upper of two.
 pub fn median(values: &[f64]) -> f64 {
@@ -17,7 +18,16 @@ pub fn cpu_s() -> f64 {
 
 /// The most memory the process has held, where Linux tells; otherwise 0.
 pub fn peak_rss_bytes() -> u64 {
+    of_status("VmHWM:")
+}
+
+/// The memory the process holds now, where Linux tells; otherwise 0.
+pub fn rss_bytes() -> u64 {
+    of_status("VmRSS:")
+}
+
+fn of_status(name: &str) -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find(|line| line.starts_with("VmHWM:"));
+    let line = status.lines().find(|line| line.starts_with(name));
     line.and_then(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok()).map_or(0, |kib| kib * 1024)
 }

@@ -14,18 +14,18 @@ use std::time::Instant;
 use pt_core::rng::Stream;
 use pt_curate::{Curation, Given, run};
 
+use process::{peak_rss_bytes, rss_bytes};
+
 fn words(key: u64, n: usize) -> Vec<String> {
     let mut draws = Stream::new(5, "words").at(key);
     // The square makes some words common.
     (0..n).map(|_| format!("w{}", (draws.uniform().powi(2) * 50_000.0) as u32)).collect()
 }
 
-/// A number of `/proc/self/status`, in MiB.
-fn memory(name: &str) -> u64 {
-    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix(name));
-    line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok()).unwrap_or(0) / 1024
-}
+#[path = "../../../bench/process.rs"]
+mod process;
+
+const MIB: u64 = 1 << 20;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut args = std::env::args().skip(1);
@@ -53,12 +53,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "out = \"{path}/out.jsonl.zst\"\n[[input]]\nsource = \"{path}/rows.jsonl\"\n{}",
         steps.concat()
     );
-    let before = memory("VmRSS:");
+    let before = rss_bytes() / MIB;
     let start = Instant::now();
     let report = run(&Curation::parse(&text, "measure")?, &Given::default(), &mut |_| {})?;
     let seconds = start.elapsed().as_secs_f64();
     println!("{n} rows, {} kept: {seconds:.1} s, {:.0} rows/s", report.n_kept, n as f64 / seconds);
-    println!("memory: {before} MiB before, {} MiB at most", memory("VmHWM:"));
+    println!("memory: {before} MiB before, {} MiB at most", peak_rss_bytes() / MIB);
     fs::remove_dir_all(&dir)?;
     Ok(())
 }

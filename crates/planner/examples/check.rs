@@ -20,6 +20,9 @@ use pt_planner::time::{step_seconds, work};
 use pt_planner::{Device, Measured, Method, Shape, Storage, Training};
 use pt_train::{Example, MicroBatch, Trainer, TrainerOptions};
 
+#[path = "../../../bench/process.rs"]
+mod process;
+
 fn main() {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let arg = |i: usize, default: &str| args.get(i).cloned().unwrap_or_else(|| default.to_owned());
@@ -145,13 +148,9 @@ fn machine() -> Measured {
     }
 }
 
-/// Processor seconds of this process so far, as if all threads ran at once: user and system ticks of a hundredth.
+/// Processor seconds of this process so far, as if all threads ran at once.
 fn cpu_s() -> f64 {
-    let stat = std::fs::read_to_string("/proc/self/stat").expect("a Linux process");
-    let after_name = stat.rsplit(')').next().unwrap_or_default();
-    let ticks = after_name.split_whitespace().skip(11).take(2);
-    let ticks: f64 = ticks.map(|t| t.parse::<f64>().expect("a number of ticks")).sum();
-    ticks / 100.0 / rayon::current_num_threads() as f64
+    process::cpu_s() / rayon::current_num_threads() as f64
 }
 
 /// The mean processor time of what is done for half a second.
