@@ -159,6 +159,14 @@ impl ModelConfig {
         }
     }
 
+    /// Says that no token fills up batches, if the file names one of `ids`: transformers then scores texts one by one, and refuses
+    /// a batch, where it would otherwise take their ends for filling and read the scores before them.
+    pub fn refuse_pad_tokens(&mut self, ids: &[u32]) {
+        if token_ids(self.raw.get("pad_token_id")).iter().any(|id| ids.contains(id)) {
+            self.raw.insert("pad_token_id".to_owned(), Value::Null);
+        }
+    }
+
     /// The tokens that end a sequence, by `eos_token_id` (a number or a list).
     pub fn eos_token_ids(&self) -> Vec<u32> {
         token_ids(self.raw.get("eos_token_id"))

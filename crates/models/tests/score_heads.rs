@@ -79,6 +79,55 @@ fn files_and_scores_are_those_of_transformers_for_every_architecture() {
     }
 }
 
+/// Texts of several lengths: transformers pads them, on the left or on the right, and reads the last token that is no padding;
+/// here nothing is padded, and the last token of each is read, whatever else is in the batch.
+#[test]
+fn scores_are_those_of_transformers_padded_batches() {
+    let golden: Value =
+        serde_json::from_slice(&std::fs::read(golden("preference_train/padded.json")).unwrap()).unwrap();
+    let texts: Vec<Vec<u32>> = numbers(&golden["texts"]);
+    let n_outputs = golden["n_outputs"].as_u64().unwrap() as usize;
+    let cases = golden["cases"].as_array().unwrap();
+    assert_eq!(cases.len(), 8);
+    let kind = ScoreHeadKind::Sequence;
+    for case in cases {
+        let name = case["model"].as_str().unwrap();
+        let model = with_head(name, kind, n_outputs);
+        let dir = tempfile::tempdir().unwrap();
+        save(&model, &dir.path().join("saved"), &SaveOptions::default(), |_| Ok(())).unwrap();
+        let again = read_scorer(&dir.path().join("saved"));
+        let batch = packed(&texts);
+        let mut tape = Tape::inference(&again.params, &batch, Dtype::F32);
+        let hidden = again.arch.hidden(&mut tape, false);
+        let mut end = 0;
+        let last = texts.iter().map(|text| {
+            end += text.len() as u32;
+            end - 1
+        });
+        let rows: Vec<u32> = last.collect();
+        let together =
+            tape.score_head(&hidden, again.score_head().expect("a score head"), &rows).value().to_f32();
+        for (i, text) in texts.iter().enumerate() {
+            let expected = numbers::<f64>(&case["scores"][i]);
+            assert_close(name, &scores(&model, text, kind), &expected);
+            assert_close(name, &together[i * n_outputs..(i + 1) * n_outputs], &expected);
+        }
+    }
+}
+
+/// transformers would take the end of a text for padding, and read the score before it.
+#[test]
+fn a_pad_token_that_ends_texts_is_not_written() {
+    for (ends, expected) in [([2], Value::Null), ([7], 2.into())] {
+        let mut model = with_head("phi3", ScoreHeadKind::Sequence, 1);
+        assert_eq!(model.config.raw()["pad_token_id"], 2);
+        model.config.refuse_pad_tokens(&ends);
+        let dir = tempfile::tempdir().unwrap();
+        save(&model, dir.path(), &SaveOptions::default(), |_| Ok(())).unwrap();
+        assert_eq!(json_file(&dir.path().join("config.json"))["pad_token_id"], expected);
+    }
+}
+
 #[test]
 fn adapters_of_reward_models_are_those_of_peft() {
     let heads = heads();
