@@ -169,9 +169,7 @@ impl KeyDoc {
                 "feedback.task=judge",
                 "feedback.temperature=0.7",
             ],
-            "stage.feedback.swap"
-            | "stage.feedback.principles"
-            | "stage.feedback.tie_margin" => &[
+            "stage.feedback.swap" | "stage.feedback.principles" | "stage.feedback.tie_margin" => &[
                 "type=feedback",
                 "feedback.sources=generated:letters?level=1&n=9",
                 "feedback.server=http://127.0.0.1:8000/v1",
