@@ -73,11 +73,14 @@ fn generation_config(model: &Model, tokenizer: &Tokenizer, template: Option<&Cha
 
 /// Names the token that fills up batches in a classifier's configuration, as transformers needs it to score several texts at a time:
 /// the tokenizer's, unless that ends turns as well; the end of a reply would then be taken for filling, and its score read before it.
+/// A configuration that names such a token loses it.
 pub(crate) fn name_pad_token(model: &mut Model, tokenizer: &Tokenizer, template: Option<&ChatTemplate>) {
+    if model.classifier().is_none() {
+        return;
+    }
     let ends = stop_token_ids(tokenizer, template);
-    if let (Some(id), true) =
-        (tokenizer.pad_id().filter(|id| !ends.contains(id)), model.classifier().is_some())
-    {
+    model.config.refuse_pad_tokens(&ends);
+    if let Some(id) = tokenizer.pad_id().filter(|id| !ends.contains(id)) {
         model.config.default_pad_token(id);
     }
 }
