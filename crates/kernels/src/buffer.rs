@@ -53,34 +53,57 @@ struct Idle(NonNull<u8>);
 // SAFETY: idle memory belongs to the pool alone.
 unsafe impl Send for Idle {}
 
+/// Idle memory of one size.
+#[derive(Default)]
+struct Shelf {
+    idle: Vec<Idle>,
+    /// When memory was last taken from or put on this shelf.
+    used: u64,
+}
+
 #[derive(Default)]
 struct Pool {
-    idle: HashMap<usize, Vec<Idle>>,
+    shelves: HashMap<usize, Shelf>,
     idle_bytes: usize,
+    clock: u64,
 }
 
 impl Pool {
     fn take(&mut self, class_bytes: usize) -> Option<Idle> {
-        let found = self.idle.get_mut(&class_bytes).and_then(Vec::pop);
-        if found.is_some() {
-            self.idle_bytes -= class_bytes;
-        }
-        found
+        self.clock += 1;
+        let shelf = self.shelves.get_mut(&class_bytes)?;
+        shelf.used = self.clock;
+        let found = shelf.idle.pop()?;
+        self.idle_bytes -= class_bytes;
+        Some(found)
     }
 
-    /// Gives `memory` back where it would be more than `limit` bytes.
+    /// Keeps `memory` within `limit` bytes: what was not asked for the longest goes first. Gives it back where it is too
+    /// large for that.
     fn put(&mut self, class_bytes: usize, memory: Idle, limit: usize) -> Result<(), Idle> {
-        if self.idle_bytes + class_bytes > limit {
-            return Err(memory);
+        while self.idle_bytes + class_bytes > limit {
+            let others =
+                self.shelves.iter().filter(|(class, shelf)| **class != class_bytes && !shelf.idle.is_empty());
+            let Some(oldest) = others.min_by_key(|(_, shelf)| shelf.used).map(|(class, _)| *class) else {
+                return Err(memory);
+            };
+            if let Some(Idle(idle)) = self.shelves.get_mut(&oldest).and_then(|shelf| shelf.idle.pop()) {
+                self.idle_bytes -= oldest;
+                // SAFETY: allocated by `fresh` with this layout; only the pool held it.
+                unsafe { dealloc(idle.as_ptr(), layout_of(oldest)) };
+            }
         }
+        self.clock += 1;
         self.idle_bytes += class_bytes;
-        self.idle.entry(class_bytes).or_default().push(memory);
+        let shelf = self.shelves.entry(class_bytes).or_default();
+        shelf.used = self.clock;
+        shelf.idle.push(memory);
         Ok(())
     }
 
     fn release(&mut self) {
-        for (class_bytes, list) in self.idle.drain() {
-            for idle in list {
+        for (class_bytes, shelf) in self.shelves.drain() {
+            for idle in shelf.idle {
                 // SAFETY: allocated by `fresh` with this layout; only the pool held it.
                 unsafe { dealloc(idle.0.as_ptr(), layout_of(class_bytes)) };
             }
@@ -265,5 +288,38 @@ mod tests {
             assert!(class >= bytes && class.is_multiple_of(ALIGN));
             assert!(class <= bytes + (bytes / 8).max(ALIGN), "{bytes} -> {class}");
         }
+    }
+
+    fn put(pool: &mut Pool, class_bytes: usize, limit: usize) -> bool {
+        pool.put(class_bytes, Idle(fresh(class_bytes)), limit)
+            // SAFETY: allocated by `fresh` with this layout, and the pool gave it back.
+            .map_err(|idle| unsafe { dealloc(idle.0.as_ptr(), layout_of(class_bytes)) })
+            .is_ok()
+    }
+
+    #[test]
+    fn a_full_pool_forgets_what_was_not_asked_for_the_longest() {
+        let mut pool = Pool::default();
+        let limit = 1024;
+        assert!(put(&mut pool, 512, limit) && put(&mut pool, 256, limit) && put(&mut pool, 256, limit));
+        assert!(!put(&mut pool, 2048, limit), "more than the pool may hold");
+        let mut pool = Pool::default();
+        assert!(put(&mut pool, 512, limit) && put(&mut pool, 256, limit));
+        let taken = pool.take(512).expect("it was put there");
+        assert!(pool.put(512, taken, limit).is_ok(), "there is room");
+        assert!(put(&mut pool, 320, limit), "in the place of the 256 bytes, which came before");
+        assert_eq!(pool.idle_bytes, 832);
+        assert!(pool.take(256).is_none());
+        let taken = pool.take(512).expect("it was used last");
+        assert!(pool.put(512, taken, limit).is_ok());
+    }
+
+    #[test]
+    fn a_thread_takes_its_own_memory_again() {
+        let buffer = Buffer::<f32>::dirty(1000);
+        let memory = buffer.as_ptr() as usize;
+        drop(buffer);
+        std::thread::spawn(|| drop(Buffer::<f32>::dirty(1000))).join().expect("no panic");
+        assert_eq!(Buffer::<f32>::dirty(1000).as_ptr() as usize, memory);
     }
 }
