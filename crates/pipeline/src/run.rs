@@ -109,7 +109,7 @@ pub fn run(
             }
         };
         match end {
-            StageEnd::Complete(report) => reports.push(report),
+            StageEnd::Complete(report) => reports.push(*report),
             StageEnd::Interrupted { step } => {
                 let all = runner.plan.all_stages();
                 let stage = all.iter().find(|stage| stage.number() == number).expect("a stage of the plan");
@@ -142,7 +142,7 @@ enum Before {
 }
 
 enum StageEnd {
-    Complete(StageReport),
+    Complete(Box<StageReport>),
     Interrupted { step: u64 },
 }
 
@@ -167,10 +167,10 @@ impl<'a> Runner<'a> {
         let folder = self.folder.stage(planned.number, &planned.name)?;
         let key = graph::stage_key(&self.plan, planned.number, self.tokenizer);
         match self.done_before(&planned.name, &folder, &key, watch)? {
-            Before::Here(report) => return Ok(StageEnd::Complete(report)),
+            Before::Here(report) => return Ok(StageEnd::Complete(Box::new(report))),
             Before::TakenOver(report) => {
                 watch.stage_ended(&planned, &report);
-                return Ok(StageEnd::Complete(report));
+                return Ok(StageEnd::Complete(Box::new(report)));
             }
             Before::No => {}
         }
@@ -200,7 +200,7 @@ impl<'a> Runner<'a> {
         folder.finish(&report)?;
         self.folder.event(&Event::StageEnded { stage: folder.label().to_owned(), steps })?;
         watch.stage_ended(&planned, &report);
-        Ok(StageEnd::Complete(report))
+        Ok(StageEnd::Complete(Box::new(report)))
     }
 
     /// Whether the stage is complete, here or in another run, from which it is then taken over.
@@ -228,10 +228,10 @@ impl<'a> Runner<'a> {
         let folder = self.folder.stage(planned.number, &planned.name)?;
         let key = graph::stage_key(&self.plan, planned.number, self.tokenizer);
         match self.done_before(&planned.name, &folder, &key, watch)? {
-            Before::Here(report) => return Ok(StageEnd::Complete(report)),
+            Before::Here(report) => return Ok(StageEnd::Complete(Box::new(report))),
             Before::TakenOver(report) => {
                 watch.work_ended(planned, &report);
-                return Ok(StageEnd::Complete(report));
+                return Ok(StageEnd::Complete(Box::new(report)));
             }
             Before::No => {}
         }
@@ -262,7 +262,7 @@ impl<'a> Runner<'a> {
                 folder.finish(&report)?;
                 self.folder.event(&Event::StageEnded { stage: folder.label().to_owned(), steps: 0 })?;
                 watch.work_ended(planned, &report);
-                return Ok(StageEnd::Complete(report));
+                return Ok(StageEnd::Complete(Box::new(report)));
             }
         }
         let (stage, reason) = (folder.label().to_owned(), "asked to stop".to_owned());

@@ -128,7 +128,8 @@ fn a_reload_that_hangs_ends_the_run_with_every_step_saved() {
     assert_eq!(n_told("told-whole"), 3);
     let (out, hanging) = (dir.path().join("run"), text("told", "2"));
     let mut seen = Seen::default();
-    let error = go(&hanging, &[F32], &out, &mut seen).err().expect("the second reload hangs").to_string();
+    let Err(error) = go(&hanging, &[F32], &out, &mut seen) else { panic!("the second reload hangs") };
+    let error = error.to_string();
     for part in ["0.5 s", "no answer", "server.reload_timeout_s", "resume"] {
         assert!(error.contains(part), "{error}");
     }

@@ -326,17 +326,7 @@ mod tests {
         let line = |gains: Vec<TaskGain>, eval_loss: Option<f64>| Line {
             run: PathBuf::new(),
             sets: Vec::new(),
-            stages: vec![StageReport {
-                key: String::new(),
-                steps: 1,
-                eval_loss,
-                best_step: None,
-                gains,
-                output: PathBuf::new(),
-                lines: Vec::new(),
-                measures: Vec::new(),
-                contrasts: Vec::new(),
-            }],
+            stages: vec![StageReport { steps: 1, eval_loss, gains, ..StageReport::default() }],
         };
         let lines = [
             line(vec![gain(0.5)], Some(9.0)),

@@ -192,7 +192,9 @@ fn an_episode_ends_for_a_reason_that_is_kept() {
     let thought = ("<think>hm</think>9", END);
     type Change = fn(&mut PlannedEnvironment);
     let plain: Change = |_| {};
-    let cases: [(&str, &str, &str, Change, Vec<Said>, End, usize); 7] = [
+    /// Name, environment, template, what is planned otherwise, turns, and the end and turns expected.
+    type Case = (&'static str, &'static str, &'static str, Change, Vec<Said>, End, usize);
+    let cases: [Case; 7] = [
         ("answers", "tools", CHATML, plain, vec![("It is 144.", END)], End::Stop, 1),
         ("cut", "tools", CHATML, plain, vec![(CALL, None)], End::Length, 1),
         ("turns", "tools", CHATML, |e| e.max_turns = 2, vec![(CALL, END), (CALL, END)], End::MaxTurns, 2),
