@@ -22,6 +22,8 @@ const IDLE_SHARE: f64 = 0.25;
 const IDLE_FLOOR_BYTES: usize = 64 << 20;
 /// What a thread keeps to itself: what is likely still in its second-level cache.
 const OWN_BYTES: usize = 1 << 20;
+/// Larger buffers are everybody's: one of them would be all that a thread keeps.
+const OWN_LARGEST_BYTES: usize = OWN_BYTES / 4;
 
 /// A type whose every bit pattern is a value, so that recycled memory may be read as it.
 ///
@@ -78,9 +80,12 @@ impl Pool {
         Some(found)
     }
 
-    /// Keeps `memory` within `limit` bytes: what was not asked for the longest goes first. Gives it back where it is too
-    /// large for that.
+    /// Keeps `memory` within `limit` bytes: of other sizes, what was not asked for the longest goes first. Gives it back
+    /// where that is not enough.
     fn put(&mut self, class_bytes: usize, memory: Idle, limit: usize) -> Result<(), Idle> {
+        if class_bytes > limit {
+            return Err(memory);
+        }
         while self.idle_bytes + class_bytes > limit {
             let others =
                 self.shelves.iter().filter(|(class, shelf)| **class != class_bytes && !shelf.idle.is_empty());
@@ -127,6 +132,14 @@ static POISON: AtomicBool = AtomicBool::new(false);
 static LIVE_BYTES: AtomicUsize = AtomicUsize::new(0);
 static PEAK_BYTES: AtomicUsize = AtomicUsize::new(0);
 
+/// This thread's own pool, for memory small enough; a thread that ends has none any more.
+fn own<R>(class_bytes: usize, use_it: impl FnOnce(&mut Pool) -> R) -> Option<R> {
+    if class_bytes > OWN_LARGEST_BYTES {
+        return None;
+    }
+    OWN.try_with(|own| use_it(&mut own.borrow_mut())).ok()
+}
+
 fn shared() -> MutexGuard<'static, Pool> {
     static POOL: OnceLock<Mutex<Pool>> = OnceLock::new();
     let pool = POOL.get_or_init(|| Mutex::new(Pool::default()));
@@ -151,8 +164,7 @@ impl<T: Plain> Buffer<T> {
         let bytes = len.checked_mul(size_of::<T>()).filter(|&bytes| bytes <= isize::MAX as usize / 2);
         let class_bytes =
             class_of(bytes.unwrap_or_else(|| panic!("a buffer of {len} elements has no address space")));
-        // A thread that ends has no pool of its own any more.
-        let own = OWN.try_with(|own| own.borrow_mut().take(class_bytes)).ok().flatten();
+        let own = own(class_bytes, |pool| pool.take(class_bytes)).flatten();
         let memory =
             own.or_else(|| shared().take(class_bytes)).map_or_else(|| fresh(class_bytes), |idle| idle.0);
         let live = LIVE_BYTES.fetch_add(class_bytes, Ordering::Relaxed) + class_bytes;
@@ -190,17 +202,15 @@ fn fresh(class_bytes: usize) -> NonNull<u8> {
 impl<T: Plain> Drop for Buffer<T> {
     fn drop(&mut self) {
         LIVE_BYTES.fetch_sub(self.class_bytes, Ordering::Relaxed);
-        let idle = Idle(self.memory.cast());
-        let keep = |idle| OWN.with(|own| own.borrow_mut().put(self.class_bytes, idle, OWN_BYTES));
-        let limit = IDLE_FLOOR_BYTES.max((PEAK_BYTES.load(Ordering::Relaxed) as f64 * IDLE_SHARE) as usize);
-        // A thread that ends has no pool of its own any more.
-        let is_own = OWN.try_with(|_| ()).is_ok();
-        let left = if is_own { keep(idle) } else { Err(idle) };
-        let Err(Idle(memory)) = left.or_else(|idle| shared().put(self.class_bytes, idle, limit)) else {
+        let (memory, class_bytes) = (self.memory.cast(), self.class_bytes);
+        let kept = own(class_bytes, |pool| pool.put(class_bytes, Idle(memory), OWN_BYTES).is_ok());
+        if kept == Some(true) {
             return;
-        };
-        // SAFETY: allocated by `fresh` with this very layout, and not in the pool.
-        unsafe { dealloc(memory.as_ptr(), layout_of(self.class_bytes)) };
+        }
+        let limit = IDLE_FLOOR_BYTES.max((PEAK_BYTES.load(Ordering::Relaxed) as f64 * IDLE_SHARE) as usize);
+        let Err(Idle(memory)) = shared().put(class_bytes, Idle(memory), limit) else { return };
+        // SAFETY: allocated by `fresh` with this very layout, and in no pool.
+        unsafe { dealloc(memory.as_ptr(), layout_of(class_bytes)) };
     }
 }
 
@@ -303,6 +313,8 @@ mod tests {
         let limit = 1024;
         assert!(put(&mut pool, 512, limit) && put(&mut pool, 256, limit) && put(&mut pool, 256, limit));
         assert!(!put(&mut pool, 2048, limit), "more than the pool may hold");
+        assert_eq!(pool.idle_bytes, 1024, "and nothing goes for it");
+        assert!(!put(&mut pool, 256, 512), "other sizes go, but this one fills the pool itself");
         let mut pool = Pool::default();
         assert!(put(&mut pool, 512, limit) && put(&mut pool, 256, limit));
         let taken = pool.take(512).expect("it was put there");

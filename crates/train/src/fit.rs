@@ -301,7 +301,7 @@ impl Loop<'_, '_> {
         let data = match source.step(step_idx, &self.trainer.model) {
             Ok(data) => data,
             Err(error) => {
-                self.keep(source)?;
+                self.keep(source);
                 return Err(error.into());
             }
         };
@@ -367,18 +367,23 @@ impl Loop<'_, '_> {
         Ok(loss.map(|loss| (EVAL_LOSS.to_owned(), loss)).into_iter().collect())
     }
 
-    /// Saves what was trained until a step failed, where it was not saved yet. That it cannot be saved is noted; it is not what went
-    /// wrong first.
-    fn keep(&mut self, source: &dyn StepSource) -> Result<()> {
+    /// Saves what was trained until a step failed, where it was not saved yet. That it cannot be saved is noted where it can be; it
+    /// is not what went wrong first.
+    fn keep(&mut self, source: &dyn StepSource) {
         let done = self.trainer.steps_done();
-        if done == 0 || !source.is_unchanged() || self.recorder.store.steps()?.contains(&done) {
-            return Ok(());
+        if done == 0 || !source.is_unchanged() {
+            return;
         }
-        if let Err(problem) = self.save(BTreeMap::new(), source) {
+        let saved = match self.recorder.store.steps() {
+            Ok(steps) if steps.contains(&done) => Ok(()),
+            Ok(_) => self.save(BTreeMap::new(), source),
+            Err(problem) => Err(problem.into()),
+        };
+        if let Err(problem) = saved {
             let message = format!("the steps until {done} could not be saved: {problem}");
-            self.recorder.run.event(&Event::Warning { message })?;
+            // On a full disk there may be no place for this either.
+            let _ = self.recorder.run.event(&Event::Warning { message });
         }
-        Ok(())
     }
 
     fn save(&mut self, metrics: BTreeMap<String, f64>, source: &dyn StepSource) -> Result<()> {

@@ -4,6 +4,7 @@ mod answer;
 mod audit;
 mod judge;
 mod revise;
+mod sampling;
 mod target;
 mod who;
 

@@ -107,12 +107,24 @@ impl<'a> SharedRows<'a> {
 /// Query positions of one block: they share key tiles, and their rows fit the nearest caches.
 const BLOCK_ROWS: usize = 256;
 
-/// Cuts the positions of a span at multiples of a power of two of at most [`TILE`].
-pub(super) fn blocks(shape: &AttentionShape, span: &Span<'_>) -> Vec<Range<usize>> {
+/// Positions that a block has at most: a power of two of at most [`TILE`].
+fn block_len(shape: &AttentionShape) -> usize {
     let mut len = TILE;
     while len > 1 && len * shape.group() > BLOCK_ROWS {
         len /= 2;
     }
+    len
+}
+
+/// Whether [`blocks`] of the span are one.
+pub(super) fn is_one_block(shape: &AttentionShape, span: &Span<'_>) -> bool {
+    let (len, Range { start, end }) = (block_len(shape), span.positions());
+    start < end && start / len == (end - 1) / len
+}
+
+/// Cuts the positions of a span at multiples of [`block_len`].
+pub(super) fn blocks(shape: &AttentionShape, span: &Span<'_>) -> Vec<Range<usize>> {
+    let len = block_len(shape);
     let Range { start, end } = span.positions();
     let mut blocks = Vec::with_capacity((end - start) / len + 2);
     let mut from = start;

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::check::{self, Reach, SharedRows, blocks, tiles};
+use super::check::{self, Reach, SharedRows, blocks, is_one_block, tiles};
 use super::softmax::{self, Extent, ROWS_MAX, Running, ScoreMap};
 use super::tile::{Layout, SLACK};
 use super::{AttentionShape, Rows, RowsMut, Span, TILE, precision_of};
@@ -88,8 +88,10 @@ impl Pass<'_> {
     /// rows, as those of samples that share a prompt. Others come alone.
     fn runs<'s>(&self, spans: &'s [Span<'s>], most: usize) -> Vec<&'s [Span<'s>]> {
         let first_tile = |span: &Span<'s>| {
-            let tiles = tiles(&self.shape, &span.positions());
-            (blocks(&self.shape, span).len() == 1).then(|| (tiles.start, rows_of(span, tiles.start)))
+            is_one_block(&self.shape, span).then(|| {
+                let first = tiles(&self.shape, &span.positions()).start;
+                (first, rows_of(span, first))
+            })
         };
         let mut runs = Vec::with_capacity(spans.len());
         let mut rest = spans;
@@ -106,11 +108,11 @@ impl Pass<'_> {
 
     /// All queries of a run of spans that use one key head.
     fn unit(&self, run: &[Span<'_>], kv_head: usize, parallel: bool) {
-        let [span] = run else { return self.together(run, kv_head) };
+        let span = match run {
+            [span] if !is_one_block(&self.shape, span) => span,
+            run => return self.together(run, kv_head),
+        };
         let blocks = blocks(&self.shape, span);
-        if blocks.len() == 1 {
-            return self.together(run, kv_head);
-        }
         if blocks.is_empty() {
             return;
         }

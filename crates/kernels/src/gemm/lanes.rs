@@ -81,6 +81,12 @@ const LINE_WORDS: usize = 16;
 /// the lanes.
 #[cfg(target_arch = "x86_64")]
 macro_rules! kernel {
+    ($name:ident, $features:literal, $zero:ident, $load:ident, $step:ident, $widen:expr, $narrow:expr) => {
+        kernel!(
+            $name, $features, $zero, $load, $step, $widen, $narrow;
+            0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15
+        );
+    };
     ($name:ident, $features:literal, $zero:ident, $load:ident, $step:ident, $widen:expr, $narrow:expr; $($c:literal)*) => {
         #[target_feature(enable = $features)]
         unsafe fn $name(
@@ -94,7 +100,7 @@ macro_rules! kernel {
         ) {
             use std::arch::x86_64::*;
             let words = left.len() / stride;
-            // SAFETY: masked accesses touch lanes of existing rows only; columns have `words` words; tile rows were checked.
+            // SAFETY: a step of `left` has `stride` words, at least a vector's; columns have `words` words; the tile has these rows.
             unsafe {
                 let mut acc = [$zero(); COLUMNS];
                 if !fresh {
@@ -169,8 +175,7 @@ kernel!(
     _mm256_loadu_si256,
     pairs_step_8,
     |acc| _mm512_castsi256_si512(_mm256_castps_si256(acc)),
-    |sum| _mm256_castsi256_ps(_mm512_castsi512_si256(sum));
-    0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15
+    |sum| _mm256_castsi256_ps(_mm512_castsi512_si256(sum))
 );
 
 #[cfg(target_arch = "x86_64")]
@@ -181,8 +186,7 @@ kernel!(
     _mm512_loadu_si512,
     pairs_step_16,
     |acc| _mm512_castps_si512(acc),
-    |sum| _mm512_castsi512_ps(sum);
-    0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15
+    |sum| _mm512_castsi512_ps(sum)
 );
 
 #[cfg(target_arch = "x86_64")]
@@ -193,8 +197,7 @@ kernel!(
     _mm256_loadu_ps,
     singles_step_8,
     |acc| _mm512_castsi256_si512(_mm256_castps_si256(acc)),
-    |sum| _mm256_castsi256_ps(_mm512_castsi512_si256(sum));
-    0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15
+    |sum| _mm256_castsi256_ps(_mm512_castsi512_si256(sum))
 );
 
 #[cfg(target_arch = "x86_64")]
@@ -205,6 +208,5 @@ kernel!(
     _mm512_loadu_ps,
     singles_step_16,
     |acc| _mm512_castps_si512(acc),
-    |sum| _mm512_castsi512_ps(sum);
-    0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15
+    |sum| _mm512_castsi512_ps(sum)
 );

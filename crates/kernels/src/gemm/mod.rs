@@ -189,15 +189,14 @@ fn run_direct(
         let mut fresh = !sink.start(0, m, col0, cols, micro.nr, tile);
         for part in parts {
             match part.b {
-                Right::Operand(b) if direct::applies(micro, &b, m, part.a.k()) => {
+                Right::Operand(b) if is_direct(part, m, micro) => {
                     direct::run(micro, m, part.a, &b, col0..col0 + cols, tile, fresh);
                 }
                 b => {
-                    let packed = packed_panel(&b, panel, cols, part.a.k(), micro);
-                    let words = packed.as_deref().unwrap_or_else(|words| words);
+                    let (k, words) = (part.a.k(), Panel::of(&b, panel, cols, part.a.k(), micro));
                     for (index, tile) in tile.chunks_mut(micro.mr * micro.nr).enumerate() {
-                        let (k, a) = (part.a.k(), part.a.panel(index));
-                        micro.run_part(tile.len() / micro.nr, cols, k, a, words, tile, fresh);
+                        let n_rows = tile.len() / micro.nr;
+                        micro.run_part(n_rows, cols, k, part.a.panel(index), words.get(), tile, fresh);
                     }
                 }
             }
@@ -207,21 +206,30 @@ fn run_direct(
     }
 }
 
-/// One panel of a right operand: packed now, or before.
-fn packed_panel<'a>(
-    b: &Right<'a>,
-    panel: usize,
-    cols: usize,
-    k: usize,
-    micro: Micro,
-) -> Result<Buffer<u32>, &'a [u32]> {
-    match b {
-        Right::Operand(operand) => {
-            let mut words = Buffer::dirty(operand::panel_words(micro.nr, k, micro.precision));
-            operand::pack_panel(operand, panel * micro.nr, cols, k, micro.nr, micro.precision, &mut words);
-            Ok(words)
+/// One panel of a right operand.
+enum Panel<'a> {
+    Now(Buffer<u32>),
+    Before(&'a [u32]),
+}
+
+impl<'a> Panel<'a> {
+    fn of(b: &Right<'a>, panel: usize, cols: usize, k: usize, micro: Micro) -> Panel<'a> {
+        match b {
+            Right::Operand(operand) => {
+                let mut words = Buffer::dirty(operand::panel_words(micro.nr, k, micro.precision));
+                let first = panel * micro.nr;
+                operand::pack_panel(operand, first, cols, k, micro.nr, micro.precision, &mut words);
+                Panel::Now(words)
+            }
+            Right::Packed(packed) => Panel::Before(packed.panel(panel)),
         }
-        Right::Packed(packed) => Err(packed.panel(panel)),
+    }
+
+    fn get(&self) -> &[u32] {
+        match self {
+            Panel::Now(words) => words,
+            Panel::Before(words) => words,
+        }
     }
 }
 
@@ -236,15 +244,12 @@ fn run_panels(
     sink: &impl TileSink,
 ) {
     let cols = |panel: usize| micro.nr.min(n - panel * micro.nr);
-    let scratch: Vec<Result<Buffer<u32>, &[u32]>> = panels
+    let scratch: Vec<Panel<'_>> = panels
         .clone()
         .flat_map(|panel| parts.iter().map(move |part| (panel, part)))
-        .map(|(panel, part)| packed_panel(&part.b, panel, cols(panel), part.a.k(), micro))
+        .map(|(panel, part)| Panel::of(&part.b, panel, cols(panel), part.a.k(), micro))
         .collect();
-    let words = |panel: usize, index: usize| {
-        let packed = &scratch[(panel - panels.start) * parts.len() + index];
-        packed.as_deref().unwrap_or_else(|words| words)
-    };
+    let words = |panel: usize, index: usize| scratch[(panel - panels.start) * parts.len() + index].get();
     let mut tile = [0.0f32; TILE_MAX];
     for row_panel in rows {
         let row0 = row_panel * micro.mr;

@@ -4,6 +4,7 @@ use anyhow::bail;
 use pt_feedback::AnswerOptions;
 
 use super::Calls;
+use super::sampling::Sampling;
 use super::target::Target;
 use super::who::Who;
 use crate::Context;
@@ -32,18 +33,8 @@ pub(super) struct AnswerArgs {
     /// Answers to each prompt; above 1, use a --temperature above 0
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = parse_positive)]
     n: usize,
-    /// Keys the model's draws
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    seed: u64,
-    /// Divides the logits; 0 takes the most probable token
-    #[arg(long, value_name = "T", default_value_t = 0.7)]
-    temperature: f64,
-    /// Most tokens of an answer
-    #[arg(long, value_name = "N", default_value_t = 512)]
-    max_new_tokens: u32,
-    /// Keep answers that were cut at the token limit
-    #[arg(long)]
-    keep_truncated: bool,
+    #[command(flatten)]
+    sampling: Sampling,
     #[command(flatten)]
     target: Target,
     #[command(flatten)]
@@ -59,10 +50,10 @@ impl AnswerArgs {
         let chat = self.who.chat(&self.target.out, context)?;
         let options = AnswerOptions {
             n: self.n,
-            seed: self.seed,
-            max_tokens: self.max_new_tokens,
-            temperature: self.temperature,
-            keep_truncated: self.keep_truncated,
+            seed: self.sampling.seed,
+            max_tokens: self.sampling.max_new_tokens,
+            temperature: self.sampling.temperature,
+            keep_truncated: self.sampling.keep_truncated,
         };
         let mut calls = Calls::new(rows.records.len() * self.n);
         let answered = pt_feedback::answer(&rows.records, &*chat, &options, &mut |tally| calls.see(tally));

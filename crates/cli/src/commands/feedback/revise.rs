@@ -6,6 +6,7 @@ use anyhow::bail;
 use pt_data::Columns;
 use pt_feedback::ReviseOptions;
 
+use super::sampling::Sampling;
 use super::target::Target;
 use super::who::Who;
 use super::{Calls, constitution};
@@ -40,18 +41,8 @@ pub(super) struct Revise {
     /// Critiques and revisions of each reply
     #[arg(long, value_name = "K", default_value_t = 1, value_parser = parse_positive)]
     rounds: usize,
-    /// Draws principles, and keys the model's draws
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    seed: u64,
-    /// Divides the logits; 0 takes the most probable token
-    #[arg(long, value_name = "T", default_value_t = 0.7)]
-    temperature: f64,
-    /// Most tokens of a reply, critique or revision
-    #[arg(long, value_name = "N", default_value_t = 512)]
-    max_new_tokens: u32,
-    /// Use revisions that were cut at the token limit
-    #[arg(long)]
-    keep_truncated: bool,
+    #[command(flatten)]
+    sampling: Sampling,
     /// Also write preferences for the revision over the first reply
     #[arg(long, value_name = "FILE")]
     pairs: Option<String>,
@@ -72,10 +63,10 @@ impl Revise {
         let chat = self.who.chat(&self.target.out, context)?;
         let options = ReviseOptions {
             rounds: self.rounds,
-            seed: self.seed,
-            max_tokens: self.max_new_tokens,
-            temperature: self.temperature,
-            keep_truncated: self.keep_truncated,
+            seed: self.sampling.seed,
+            max_tokens: self.sampling.max_new_tokens,
+            temperature: self.sampling.temperature,
+            keep_truncated: self.sampling.keep_truncated,
         };
         let mut calls = Calls::new(rows.records.len() * (2 * self.rounds + 1));
         let revised = pt_feedback::revise(&rows.records, &constitution, &*chat, &options, &mut |tally| {
